@@ -1,0 +1,121 @@
+"""What every contender shares: its arguments, the clock, the report. No purerl, no third party.
+
+Each contender runs in a fresh process, so the compilation measured here is a cold one.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# The setting of the comparison: PPO on CartPole-v1 with two separate 64-64 tanh networks.
+ENVIRONMENT = "CartPole-v1"
+NUM_ENVS = 4
+ROLLOUT_LENGTH = 128
+NUM_EPOCHS = 4
+NUM_MINIBATCHES = 4
+HIDDEN = (64, 64)
+DISCOUNT = 0.99
+GAE_LAMBDA = 0.95
+CLIP = 0.2
+ENTROPY_COEFFICIENT = 0.01
+VALUE_COEFFICIENT = 0.5
+MAX_GRAD_NORM = 0.5
+LEARNING_RATE = 2.5e-4
+ADAM_EPSILON = 1e-5
+STEPS_PER_ITERATION = NUM_ENVS * ROLLOUT_LENGTH
+MINIBATCH_SIZE = STEPS_PER_ITERATION // NUM_MINIBATCHES
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The arguments of all contenders. (The isolated environments have no tyro.)"""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("--seeds", type=int, default=1, help="runs at the same time")
+    arguments.add_argument("--steps", type=int, default=500_000, help="environment steps a seed")
+    arguments.add_argument("--repeats", type=int, default=1, help="measured executions")
+    return arguments
+
+
+def iterations(steps: int) -> int:
+    """Iterations of rollout and update that make up at least ``steps`` environment steps."""
+    return -(-steps // STEPS_PER_ITERATION)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def use_all_cores() -> None:
+    """Makes one CPU device a core, which must happen before JAX is first used."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", cores())
+
+
+def over_seeds(function: Callable, seeds: int) -> Callable:
+    """``vmap`` over the seeds, sharded over as many devices as divide their number."""
+    import jax
+    from jax.sharding import PartitionSpec
+
+    mapped = jax.vmap(function)
+    devices = max(n for n in range(1, len(jax.devices()) + 1) if seeds % n == 0)
+    if devices == 1:
+        return mapped
+    mesh = jax.sharding.Mesh(jax.devices()[:devices], ("seed",))
+    spec = PartitionSpec("seed")
+    # check_vma: initial carries that are constants do not vary over the mesh, their updates do.
+    return jax.shard_map(mapped, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+
+
+def time_jax(function: Callable, argument: Any, repeats: int) -> tuple[float, list[float]]:
+    """Seconds to trace and compile, and seconds of each execution after a discarded first one."""
+    import jax
+
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(argument).compile()
+    compile_s = time.perf_counter() - start
+    jax.block_until_ready(compiled(argument))
+    run_s = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(argument))
+        run_s.append(time.perf_counter() - start)
+    return compile_s, run_s
+
+
+def report(
+    contender: str,
+    *,
+    seeds: int,
+    steps_per_seed: int,
+    compile_s: float | None,
+    run_s: Sequence[float],
+    packages: Sequence[str],
+    **details: Any,
+) -> None:
+    """Prints the one line that ``speed.py`` reads."""
+    line = {
+        "contender": contender,
+        "seeds": seeds,
+        "steps_per_seed": steps_per_seed,
+        "compile_s": compile_s,
+        "run_s": list(run_s),
+        "steps_per_s": [seeds * steps_per_seed / seconds for seconds in run_s],
+        "versions": {name: _version(name) for name in packages},
+        **details,
+    }
+    print(json.dumps(line), flush=True)
+
+
+def _version(package: str) -> str | None:
+    """The installed version, or None for a checkout that was not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

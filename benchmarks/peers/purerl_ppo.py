@@ -1,0 +1,54 @@
+"""PPO of the purerl checkout this file lies in."""
+
+import measure
+
+import purerl
+
+
+def build(steps: int) -> purerl.Train:
+    """The training run of the comparison."""
+    env = purerl.make_env(measure.ENVIRONMENT)
+    config = purerl.PPOClipConfig(
+        learning_rate=measure.LEARNING_RATE,
+        discount=measure.DISCOUNT,
+        gae_lambda=measure.GAE_LAMBDA,
+        clip=measure.CLIP,
+        entropy_coefficient=measure.ENTROPY_COEFFICIENT,
+        value_coefficient=measure.VALUE_COEFFICIENT,
+        max_grad_norm=measure.MAX_GRAD_NORM,
+        num_epochs=measure.NUM_EPOCHS,
+        num_minibatches=measure.NUM_MINIBATCHES,
+    )
+    return purerl.make_train(
+        purerl.ppo_clip(config, env.action_space),
+        env,
+        total_steps=steps,
+        num_envs=measure.NUM_ENVS,
+        rollout_length=measure.ROLLOUT_LENGTH,
+        evaluations=0,
+    )
+
+
+def main() -> None:
+    """Measures and reports."""
+    options = measure.parser(__doc__).parse_args()
+    purerl.use_all_cores()
+    import jax
+
+    train = build(options.steps)
+    keys = jax.random.split(jax.random.key(0), options.seeds)
+    compile_s, run_s = measure.time_jax(purerl.vectorize(train.train), keys, options.repeats)
+    measure.report(
+        "purerl",
+        seeds=options.seeds,
+        steps_per_seed=train.total_steps,
+        compile_s=compile_s,
+        run_s=run_s,
+        packages=("purerl", "jax", "jaxlib", "flax", "optax", "gymnax"),
+        devices=len(jax.devices()),
+        platform=jax.default_backend(),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,481 @@
+r"""Proximal policy optimization, with a clipped or with a KL-penalized surrogate.
+
+Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (the paper); algorithms 5.23 and 5.24
+of document 001. Both algorithms are the same loop around another loss:
+
+1. advantages and targets of the rollout, under the old parameters (paper, eqs. 11-12);
+2. some epochs of minibatch gradient steps on the surrogate (eq. 7 or 8), the value loss and the
+   entropy (eq. 9), all together; or, as algorithm 5.24 has it, on the surrogate first and on the
+   value loss afterwards (``value_epochs``);
+3. PPO-Penalty: the penalty coefficient follows the KL divergence that came of it (section 4).
+
+Differs from:
+    Algorithm 5.23 of document 001 has lost a branch of the rule for the coefficient, and document
+    002 prints the same threshold twice; here are both, d < d_targ / 1.5 and d > 1.5 d_targ. Both
+    leave the immediate reward out of the advantage (t' > t) or rescale it; here t' >= t.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purerl.losses import (
+    clipped_surrogate_loss,
+    clipped_value_loss,
+    entropy_loss,
+    kl_penalized_surrogate_loss,
+    value_loss,
+)
+from purerl.minibatch import minibatches
+from purerl.networks import NetworkConfig, actor_critic, apply_network, check_policy
+from purerl.optimize import anneal, gradient_step, keep_if_finite, make_optimizer
+from purerl.returns import gae
+from purerl.types import (
+    ActionSpace,
+    Info,
+    OnPolicyAlgorithm,
+    OnPolicyBatch,
+    PyTree,
+    Rollout,
+)
+from purerl.validation import check_choice, check_range, check_rollout
+
+Loss = Callable[..., tuple[jax.Array, Info]]  # (params, batch) -> (loss, info)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """What PPO-Clip and PPO-Penalty share. "Swept" fields may be tracers; the others are static."""
+
+    learning_rate: float | jax.Array = 3e-4
+    """Adam's step size (swept)."""
+    anneal_learning_rate: bool = True
+    """Linearly to 0 at the end of the run."""
+    adam_eps: float | jax.Array = 1e-5
+    """Adam's epsilon (swept)."""
+    max_grad_norm: float | jax.Array | None = 0.5
+    """Global gradient norm is clipped to this (swept); None: not clipped."""
+    gamma: float | jax.Array = 0.99
+    """Discount factor (swept)."""
+    gae_lambda: float | jax.Array = 0.95
+    """GAE's lambda (swept)."""
+    normalize_advantage: Literal["minibatch", "batch", "none"] = "minibatch"
+    """Over which samples advantages are brought to mean 0 and standard deviation 1."""
+    num_epochs: int = 4
+    """Passes over a rollout's samples."""
+    num_minibatches: int = 4
+    """Minibatches a pass; must divide the samples of a rollout."""
+    shuffle: bool = True
+    """New minibatches at random in each pass."""
+    value_epochs: int = 0
+    """0: one loss for policy and value. Above: so many passes over the value loss alone, after the
+    policy's, with an Adam of its own (algorithm 5.24)."""
+    value_coef: float | jax.Array = 0.5
+    """c1 of eq. 9 (swept)."""
+    clip_value: float | jax.Array | None = None
+    """Clips the change of the value too (swept); None: plain squared error."""
+    entropy_coef: float | jax.Array = 0.0
+    """c2 of eq. 9 (swept)."""
+    target_kl: float | jax.Array | None = None
+    """After an epoch with more approximate KL than this (nats) the rollout's other epochs do
+    nothing (swept); None: never."""
+    network: NetworkConfig = NetworkConfig()
+    """Shape of the default network."""
+
+    def __post_init__(self):
+        check = lambda *args, **kw: check_range(type(self).__name__, *args, **kw)  # noqa: E731
+        for name in ("learning_rate", "adam_eps"):
+            check(name, getattr(self, name), 0, low_open=True)
+        for name in ("max_grad_norm", "clip_value", "target_kl"):
+            check(name, getattr(self, name), 0, low_open=True)
+        for name in ("gamma", "gae_lambda"):
+            check(name, getattr(self, name), 0, 1)
+        for name in ("value_coef", "entropy_coef", "value_epochs"):
+            check(name, getattr(self, name), 0)
+        for name in ("num_epochs", "num_minibatches"):
+            check(name, getattr(self, name), 1)
+        choices = ("minibatch", "batch", "none")
+        check_choice(type(self).__name__, "normalize_advantage", self.normalize_advantage, choices)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOClipConfig(PPOConfig):
+    """Configuration of :func:`ppo_clip`."""
+
+    clip: float | jax.Array = 0.2
+    """Epsilon of eq. 7 (swept)."""
+    anneal_clip: bool = False
+    """Linearly to 0 at the end of the run."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("PPOClipConfig", "clip", self.clip, 0, low_open=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOPenaltyConfig(PPOConfig):
+    """Configuration of :func:`ppo_penalty`."""
+
+    target: float | jax.Array = 0.01
+    """d_targ of section 4: the wished KL(old || new) of one update, in nats (swept)."""
+    initial_beta: float | jax.Array = 1.0
+    """The penalty coefficient's first value (swept); it adapts quickly."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("target", "initial_beta"):
+            check_range("PPOPenaltyConfig", name, getattr(self, name), 0, low_open=True)
+
+
+class PPOState(NamedTuple):
+    """What PPO-Clip learns."""
+
+    params: PyTree
+    opt_state: Any
+    value_opt_state: Any  # of the separate value epochs; () without them
+
+
+class PPOPenaltyState(NamedTuple):
+    """What PPO-Penalty learns."""
+
+    params: PyTree
+    opt_state: Any
+    value_opt_state: Any  # of the separate value epochs; () without them
+    beta: jax.Array  # [] penalty coefficient
+
+
+def ppo_clip(
+    config: PPOClipConfig, action_space: ActionSpace, network: Any = None
+) -> OnPolicyAlgorithm:
+    """PPO with the clipped surrogate (eq. 7; algorithm 5.24).
+
+    Args:
+        config: Hyper-parameters.
+        action_space: Of the environment.
+        network: Flax module ``obs [B, *O] -> (distribution, value [B])``; by default
+            :class:`purerl.networks.ActorCritic`.
+
+    Returns:
+        The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``,
+        ``kl`` (the estimate (l - 1) - log l), ``clip_fraction``, ``explained_variance``,
+        ``finite``.
+
+    Example:
+        >>> import jax, purerl
+        >>> env = purerl.make_env("CartPole-v1")
+        >>> algorithm = ppo_clip(PPOClipConfig(clip=0.1), env.action_space)
+        >>> obs = jax.numpy.zeros((8, 4))
+        >>> state = algorithm.init(obs, jax.random.key(0))
+        >>> action, extras = algorithm.act(state, obs, jax.random.key(1))
+        >>> action.shape, extras["log_prob"].shape
+        ((8,), (8,))
+    """
+    network = actor_critic(action_space, config.network, network)
+
+    def init(obs: jax.Array, key: jax.Array) -> PPOState:
+        params = _init_params(network, action_space, obs, key)
+        return PPOState(params, *_init_optimizers(config, params))
+
+    def update(
+        state: PPOState, rollout: Rollout, key: jax.Array, *, progress: float | jax.Array = 0.0
+    ) -> tuple[PPOState, Info]:
+        batch = make_batch(network, config, state.params, rollout, action_space)
+        loss = make_clip_loss(network, config, progress=progress)
+        learned, info = _fit(network, config, loss, state[:3], batch, key, progress)
+        state, finite = keep_if_finite(PPOState(*learned), state)
+        return state, info | {"finite": finite}
+
+    return OnPolicyAlgorithm(init, _make_act(network), update)
+
+
+def ppo_penalty(
+    config: PPOPenaltyConfig, action_space: ActionSpace, network: Any = None
+) -> OnPolicyAlgorithm:
+    """PPO with an adaptive KL penalty (eq. 8; algorithm 5.23 corrected).
+
+    Args:
+        config: Hyper-parameters.
+        action_space: Of the environment.
+        network: Flax module ``obs [B, *O] -> (distribution, value [B])``; by default
+            :class:`purerl.networks.ActorCritic`.
+
+    Returns:
+        The algorithm. ``update``'s info is that of :func:`ppo_clip` without ``clip_fraction``, and
+        ``beta`` (after the update) and ``kl_after`` (exact, of the whole update).
+
+    Example:
+        >>> import jax, purerl
+        >>> env = purerl.make_env("Pendulum-v1")
+        >>> algorithm = ppo_penalty(PPOPenaltyConfig(target=0.02), env.action_space)
+        >>> state = algorithm.init(jax.numpy.zeros((8, 3)), jax.random.key(0))
+        >>> float(state.beta)
+        1.0
+    """
+    network = actor_critic(action_space, config.network, network)
+
+    def init(obs: jax.Array, key: jax.Array) -> PPOPenaltyState:
+        params = _init_params(network, action_space, obs, key)
+        beta = jnp.asarray(config.initial_beta, jnp.result_type(float))
+        return PPOPenaltyState(params, *_init_optimizers(config, params), beta)
+
+    def update(
+        state: PPOPenaltyState,
+        rollout: Rollout,
+        key: jax.Array,
+        *,
+        progress: float | jax.Array = 0.0,
+    ) -> tuple[PPOPenaltyState, Info]:
+        batch = make_batch(network, config, state.params, rollout, action_space)
+        old, _ = network.apply(state.params, batch.obs)
+        batch = batch._replace(distribution=old)
+        loss = make_penalty_loss(network, config, state.beta)
+        learned, info = _fit(network, config, loss, state[:3], batch, key, progress)
+        new, _ = network.apply(learned[0], batch.obs)
+        kl = jnp.mean(old.kl(new))
+        learned = PPOPenaltyState(*learned, adapt_beta(state.beta, kl, config.target))
+        state, finite = keep_if_finite(learned, state)
+        return state, info | {"beta": state.beta, "kl_after": kl, "finite": finite}
+
+    return OnPolicyAlgorithm(init, _make_act(network), update)
+
+
+def adapt_beta(
+    beta: jax.Array, kl: jax.Array, target: float | jax.Array
+) -> jax.Array:
+    """The penalty coefficient for the next update (paper, section 4).
+
+    Args:
+        beta: Coefficient of this update.
+        kl: Its mean KL(old || new), in nats.
+        target: d_targ.
+
+    Returns:
+        ``beta / 2`` if ``kl < target / 1.5``, ``2 * beta`` if ``kl > 1.5 * target``, else ``beta``.
+
+    Example:
+        >>> float(adapt_beta(1.0, 0.02, 0.01)), float(adapt_beta(1.0, 0.001, 0.01))
+        (2.0, 0.5)
+    """
+    return jnp.where(kl < target / 1.5, beta / 2, jnp.where(kl > 1.5 * target, beta * 2, beta))
+
+
+def make_clip_loss(
+    network: Any, config: PPOClipConfig, *, progress: float | jax.Array = 0.0
+) -> Loss:
+    """``loss(params, batch) -> (scalar, info)``: the negative of eq. 9, with eq. 7 as surrogate.
+
+    Args:
+        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
+        config: Hyper-parameters.
+        progress: Finished fraction of the run, for the annealed clip.
+    """
+    clip = anneal(config.clip, progress, config.anneal_clip)
+
+    def surrogate(distribution, log_prob, batch, advantage):
+        loss = clipped_surrogate_loss(log_prob, batch.log_prob, advantage, clip)
+        outside = jnp.abs(jnp.exp(log_prob - batch.log_prob) - 1) > clip
+        return loss, {"clip_fraction": jnp.mean(outside)}
+
+    return _make_loss(network, config, surrogate)
+
+
+def make_penalty_loss(
+    network: Any, config: PPOPenaltyConfig, beta: float | jax.Array
+) -> Loss:
+    """``loss(params, batch) -> (scalar, info)``: the negative of eq. 9, with eq. 8 as surrogate.
+
+    Args:
+        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
+        config: Hyper-parameters.
+        beta: Penalty coefficient. The batch must hold the old ``distribution``.
+    """
+
+    def surrogate(distribution, log_prob, batch, advantage):
+        kl = batch.distribution.kl(distribution)
+        return kl_penalized_surrogate_loss(log_prob, batch.log_prob, advantage, kl, beta), {}
+
+    return _make_loss(network, config, surrogate)
+
+
+def _make_loss(network: Any, config: PPOConfig, surrogate: Callable[..., Any]) -> Loss:
+    """Eq. 9 around a surrogate; with separate value epochs, without its value term."""
+
+    def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
+        distribution, value = network.apply(params, batch.obs)
+        log_prob = distribution.log_prob(batch.action)
+        advantage = batch.advantage
+        if config.normalize_advantage == "minibatch":
+            advantage = standardize(advantage)
+        policy, info = surrogate(distribution, log_prob, batch, advantage)
+        policy, entropy = jnp.mean(policy), jnp.mean(distribution.entropy())
+        total = policy + config.entropy_coef * entropy_loss(entropy)
+        info |= {"policy_loss": policy, "entropy": entropy}
+        info["kl"] = jnp.mean(approximate_kl(log_prob, batch.log_prob))
+        if not config.value_epochs:
+            info["value_loss"] = _value_loss(config, value, batch)
+            total += config.value_coef * info["value_loss"]
+        return total, info | {"loss": total}
+
+    return loss
+
+
+def make_value_loss(network: Any, config: PPOConfig) -> Loss:
+    """``loss(params, batch) -> (scalar, info)``: the value loss alone, for separate value epochs.
+
+    Args:
+        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
+        config: Hyper-parameters.
+    """
+
+    def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
+        value = _value_loss(config, network.apply(params, batch.obs)[1], batch)
+        return value, {"value_loss": value}
+
+    return loss
+
+
+def _value_loss(config: PPOConfig, value: jax.Array, batch: OnPolicyBatch) -> jax.Array:
+    if config.clip_value is None:
+        return jnp.mean(value_loss(value, batch.target))
+    return jnp.mean(clipped_value_loss(value, batch.value, batch.target, config.clip_value))
+
+
+def standardize(x: jax.Array, eps: float = 1e-8) -> jax.Array:
+    """Mean 0 and (population) standard deviation 1.
+
+    Args:
+        x: ``[B]``.
+        eps: Added to the standard deviation.
+    """
+    return (x - jnp.mean(x)) / (jnp.std(x) + eps)
+
+
+def approximate_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
+    r"""An unbiased estimate of :math:`KL(\pi_{old} \| \pi_\theta)` that is never negative.
+
+    :math:`(\ell - 1) - \log \ell` with :math:`\ell = \pi_\theta(a|s) / \pi_{old}(a|s)`.
+
+    Args:
+        log_prob: ``[B]``, of actions drawn from the old policy.
+        old_log_prob: ``[B]``.
+
+    Returns:
+        ``[B]``, in nats.
+
+    References:
+        Schulman 2020, "Approximating KL Divergence", the estimator k3.
+    """
+    log_ratio = log_prob - old_log_prob
+    return jnp.expm1(log_ratio) - log_ratio
+
+
+def make_batch(
+    network: Any,
+    config: PPOConfig,
+    params: PyTree,
+    rollout: Rollout,
+    action_space: ActionSpace,
+) -> OnPolicyBatch:
+    """A rollout as samples with advantages and targets, under the parameters that collected it.
+
+    Args:
+        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
+        config: Hyper-parameters.
+        params: Old parameters.
+        rollout: ``[T, N]``.
+        action_space: What the rollout's actions are checked against.
+
+    Returns:
+        Samples ``[T * N]``.
+    """
+    check_rollout(rollout, action_space)
+    lead = rollout.reward.shape
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
+    _, value = apply_network(network, params, flat.obs)
+    _, next_value = apply_network(network, params, flat.next_obs)
+    advantage = gae(
+        rollout.reward,
+        value.reshape(lead),
+        next_value.reshape(lead),
+        rollout.terminated,
+        rollout.truncated,
+        config.gamma,
+        config.gae_lambda,
+    ).reshape(-1)
+    target = advantage + value
+    if config.normalize_advantage == "batch":
+        advantage = standardize(advantage)
+    return OnPolicyBatch(flat.obs, flat.action, flat.log_prob, value, advantage, target)
+
+
+def _init_params(network: Any, action_space: ActionSpace, obs: jax.Array, key: jax.Array) -> PyTree:
+    (distribution, _), params = network.init_with_output(key, obs)
+    check_policy(distribution, action_space)
+    return params
+
+
+def _init_optimizers(config: PPOConfig, params: PyTree) -> tuple[Any, Any]:
+    opt_state = _optimizer(config).init(params)
+    return opt_state, (opt_state if config.value_epochs else ())
+
+
+def _optimizer(config: PPOConfig) -> Any:
+    return make_optimizer("adam", eps=config.adam_eps, max_grad_norm=config.max_grad_norm)
+
+
+def _make_act(network: Any) -> Callable[..., Any]:
+    def act(state, obs, key, *, greedy=False, progress=0.0):
+        distribution, _ = apply_network(network, state.params, obs)
+        action = distribution.mode() if greedy else distribution.sample(key)
+        return action, {"log_prob": distribution.log_prob(action)}
+
+    return act
+
+
+def _fit(network, config, loss, learned, batch, key, progress):
+    """Step 2 of the module's docstring: all epochs on one batch."""
+    params, opt_state, value_opt_state = learned
+    learning_rate = anneal(config.learning_rate, progress, config.anneal_learning_rate)
+    policy_key, value_key = jax.random.split(key)
+    fit = lambda *args: _epochs(config, learning_rate, batch, *args)  # noqa: E731
+    before = params
+    params, opt_state, info = fit(loss, config.num_epochs, params, opt_state, policy_key)
+    if config.value_epochs:
+        params, value_opt_state, value_info = fit(
+            make_value_loss(network, config), config.value_epochs, params, value_opt_state, value_key
+        )
+        info |= value_info
+    del before
+    unexplained = jnp.var(batch.target - batch.value) / jnp.var(batch.target)
+    return (params, opt_state, value_opt_state), info | {"explained_variance": 1 - unexplained}
+
+
+def _epochs(config, learning_rate, batch, loss, num_epochs, params, opt_state, key):
+    """``num_epochs`` passes over the minibatches; info is the mean over the passes made."""
+    optimizer = _optimizer(config)
+
+    def minibatch_step(carry, minibatch):
+        params, opt_state = carry
+        gradient, info = jax.grad(loss, has_aux=True)(params, minibatch)
+        return gradient_step(optimizer, gradient, opt_state, params, learning_rate), info
+
+    def epoch(carry, key):
+        learned, stopped = carry
+        samples = minibatches(key, batch, config.num_minibatches, config.shuffle)
+        updated, info = jax.lax.scan(minibatch_step, learned, samples)
+        info = jax.tree.map(jnp.mean, info)
+        if config.target_kl is None or "kl" not in info:
+            return (updated, stopped), (info, 1.0)
+        # A mask and not a branch: under vmap some seeds stop and others go on.
+        learned = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), updated, learned)
+        made = 1.0 - stopped
+        return (learned, stopped | (info["kl"] > config.target_kl)), (info, made)
+
+    start = ((params, opt_state), jnp.array(False))
+    keys = jax.random.split(key, num_epochs)
+    ((params, opt_state), _), (info, made) = jax.lax.scan(epoch, start, keys)
+    info = jax.tree.map(lambda x: jnp.sum(x * made) / jnp.sum(made), info)
+    return params, opt_state, info

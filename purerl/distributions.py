@@ -1,0 +1,117 @@
+r"""Policy distributions: pytrees with ``sample``, ``log_prob``, ``entropy``, ``kl`` and ``mode``.
+
+A distribution of your own needs these five methods and to be a pytree (a ``NamedTuple`` is one)
+whose leaves have the batch axes first.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Categorical(NamedTuple):
+    r"""Over ``0 ... K - 1`` with probabilities :math:`softmax(logits)`.
+
+    Finite in float32 for logits of any finite size; a logit of ``-inf`` is a forbidden action.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> policy = Categorical(jnp.array([[0.0, 0.0], [0.0, 1e9]]))
+        >>> policy.mode().tolist(), policy.entropy().round(3).tolist()
+        ([0, 1], [0.6930000185966492, 0.0])
+    """
+
+    logits: jax.Array  # [..., K]
+
+    def log_probs(self) -> jax.Array:
+        """Log-probabilities of all actions, ``[..., K]``."""
+        return jax.nn.log_softmax(self.logits)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One action a row, int32 ``[...]``."""
+        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+
+    def mode(self) -> jax.Array:
+        """The most probable action, int32 ``[...]``."""
+        return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """Log-probability of ``action`` (int ``[...]``), ``[...]``."""
+        # A product with a one-hot row instead of a gather: the gradient is then no scatter, which
+        # XLA runs one element at a time on a CPU.
+        hot = jax.nn.one_hot(action, self.logits.shape[-1], dtype=bool)
+        return jnp.sum(jnp.where(hot, self.log_probs(), 0), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        r""":math:`-\sum_k p_k \log p_k` in nats, ``[...]``."""
+        log_p = self.log_probs()
+        return -jnp.sum(_weighted(log_p, log_p), axis=-1)
+
+    def kl(self, other: "Categorical") -> jax.Array:
+        r""":math:`KL(self \| other) = \sum_k p_k (\log p_k - \log q_k)` in nats, ``[...]``."""
+        log_p, log_q = self.log_probs(), other.log_probs()
+        # Where p = 0 the term is 0, also if q is 0 there: neither may become inf - inf.
+        possible = jnp.isfinite(log_p)
+        difference = jnp.where(possible, log_p, 0) - jnp.where(possible, log_q, 0)
+        return jnp.sum(_weighted(log_p, difference), axis=-1)
+
+
+def _weighted(log_p: jax.Array, x: jax.Array) -> jax.Array:
+    """``exp(log_p) * x`` with 0 * inf = 0, in the gradient too."""
+    possible = jnp.isfinite(log_p)
+    return jnp.where(possible, jnp.exp(log_p) * jnp.where(possible, x, 0), 0)
+
+
+class DiagGaussian(NamedTuple):
+    r"""Independent normals :math:`N(\mu_i, \sigma_i^2)`, over the last axis.
+
+    Only differences of log-scales are exponentiated, so that scales of 1e-15 and of 1e15 are both
+    finite in float32.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> policy = DiagGaussian(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
+        >>> policy.log_prob(jnp.zeros((1, 2))).round(4).tolist()
+        [-1.8379000425338745]
+
+    Differs from:
+        Document 003 prints, as KL(theta || theta'), the KL in the other direction.
+    """
+
+    mean: jax.Array  # [..., D]
+    log_std: jax.Array  # [..., D]
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One action a row, ``[..., D]``; not clipped to the action space's bounds."""
+        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.mean + jnp.exp(self.log_std) * noise
+
+    def mode(self) -> jax.Array:
+        """The mean, ``[..., D]``."""
+        return self.mean
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """Log-density of ``action`` (``[..., D]``), ``[...]``."""
+        z = (action - self.mean) * jnp.exp(-self.log_std)
+        return jnp.sum(-0.5 * jnp.square(z) - self.log_std - 0.5 * math.log(2 * math.pi), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        r""":math:`\sum_i \log \sigma_i + \tfrac12 \log 2 \pi e` in nats, ``[...]``."""
+        return jnp.sum(self.log_std + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
+
+    def kl(self, other: "DiagGaussian") -> jax.Array:
+        r""":math:`KL(self \| other)` in nats, ``[...]``.
+
+        .. math::
+            \tfrac12 \sum_i \frac{\sigma_i^2}{\sigma_i'^2} + \frac{(\mu_i - \mu_i')^2}{\sigma_i'^2}
+            - 1 - \log \frac{\sigma_i^2}{\sigma_i'^2}
+        """
+        log_ratio = 2 * (self.log_std - other.log_std)
+        z = (self.mean - other.mean) * jnp.exp(-other.log_std)
+        # expm1 keeps the digits near 0 that exp(x) - 1 loses: a KL is about x^2, and x is small.
+        return 0.5 * jnp.sum(jnp.expm1(log_ratio) - log_ratio + jnp.square(z), axis=-1)
+
+
+Distribution = Categorical | DiagGaussian

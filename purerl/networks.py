@@ -1,0 +1,240 @@
+"""Default networks, in flax.linen, built from ``nn.Dense`` alone.
+
+A network of your own goes wherever one of these does: a flax module whose call takes observations
+``[B, *O]`` and returns ``(distribution, value [B])``. What a caller does not use of the two is never
+computed: under ``jit`` the compiler drops it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
+
+from purerl.distributions import Categorical, DiagGaussian, Distribution
+from purerl.types import ActionSpace, Box, Discrete, PyTree
+from purerl.validation import check_action_space, check_choice, check_range
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tanh": jnp.tanh,
+    "relu": nn.relu,
+    "elu": nn.elu,
+    "swish": nn.swish,
+    "gelu": nn.gelu,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The shape of the default actor-critic; every field is static."""
+
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers; for images, of those after the convolution."""
+    activation: Literal["tanh", "relu", "elu", "swish", "gelu"] = "tanh"
+    """Non-linearity after each hidden layer."""
+    torso: Literal["auto", "mlp", "conv"] = "auto"
+    """conv: a 3x3 convolution first; auto: conv for observations [H, W, C], else mlp."""
+    conv_features: int = 16
+    """Channels of the convolution."""
+    shared: bool = False
+    """One trunk for actor and critic instead of two."""
+    orthogonal_init: bool = True
+    """Orthogonal weights (sqrt 2, policy head 0.01, value head 1); else flax's default."""
+
+    def __post_init__(self):
+        for width in (*self.hidden_sizes, self.conv_features):
+            check_range("NetworkConfig", "a layer's width", width, 1)
+        check_choice("NetworkConfig", "activation", self.activation, ACTIVATIONS)
+        check_choice("NetworkConfig", "torso", self.torso, ("auto", "mlp", "conv"))
+
+
+def dense(features: int, scale: float, orthogonal: bool = True, name: str | None = None):
+    """``nn.Dense`` with zero bias and orthogonal weights of gain ``scale``.
+
+    Args:
+        features: Width of the output.
+        scale: Gain of the orthogonal initialization.
+        orthogonal: If False, flax's default initialization.
+        name: The layer's name in the parameters.
+    """
+    if not orthogonal:
+        return nn.Dense(features, name=name)
+    return nn.Dense(features, kernel_init=nn.initializers.orthogonal(scale), name=name)
+
+
+class MLP(nn.Module):
+    """Hidden layers ``[B, *O] -> [B, hidden_sizes[-1]]``; the observation is flattened."""
+
+    config: NetworkConfig = NetworkConfig()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        activation = ACTIVATIONS[self.config.activation]
+        x = x.reshape(x.shape[0], -1)
+        for width in self.config.hidden_sizes:
+            x = activation(dense(width, 2**0.5, self.config.orthogonal_init)(x))
+        return x
+
+
+class Conv(nn.Module):
+    """A 3x3 convolution of stride 1 without padding, ``[B, H, W, C] -> [B, H-2, W-2, features]``.
+
+    Written as patches times a matrix: on a CPU this is ten times as fast as ``lax.conv`` on
+    observations of MinAtar's size, and a Dense layer at many locations is what K-FAC knows.
+    """
+
+    features: int = 16
+    orthogonal: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        height, width = x.shape[1] - 2, x.shape[2] - 2
+        if height < 1 or width < 1:
+            raise ValueError(
+                f"observations have shape {x.shape[1:]}, wanted at least 3 x 3 pixels for a "
+                "convolution; set torso='mlp' in NetworkConfig."
+            )
+        shifted = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        patches = jnp.concatenate(shifted, axis=-1)  # [B, H-2, W-2, 9 C], in the order (h, w, c)
+        return dense(self.features, 2**0.5, self.orthogonal)(patches)
+
+
+class Torso(nn.Module):
+    """Everything before the heads: ``[B, *O] -> [B, hidden_sizes[-1]]``."""
+
+    config: NetworkConfig = NetworkConfig()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kind = self.config.torso
+        if kind == "conv" and x.ndim != 4:
+            raise ValueError(
+                f"observations have shape {x.shape[1:]}, wanted [H, W, C] for torso='conv'; "
+                "set torso='mlp' or 'auto' in NetworkConfig."
+            )
+        if kind == "conv" or (kind == "auto" and x.ndim == 4):
+            x = Conv(self.config.conv_features, self.config.orthogonal_init)(x)
+            x = ACTIVATIONS[self.config.activation](x)
+        return MLP(self.config)(x)
+
+
+class PolicyHead(nn.Module):
+    """Features ``[B, F]`` to the action space's distribution.
+
+    Discrete: Categorical. Box: DiagGaussian whose log-std is a parameter, the same in every state.
+    """
+
+    action_space: ActionSpace
+    orthogonal: bool = True
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> Distribution:
+        if isinstance(self.action_space, Discrete):
+            logits = dense(self.action_space.num_actions, 0.01, self.orthogonal)(features)
+            return Categorical(logits)
+        (size,) = self.action_space.shape
+        mean = dense(size, 0.01, self.orthogonal)(features)
+        log_std = self.param("log_std", nn.initializers.zeros, (size,), mean.dtype)
+        return DiagGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
+
+
+class ActorCritic(nn.Module):
+    """Policy and state value, with separate trunks or a shared one."""
+
+    action_space: ActionSpace
+    config: NetworkConfig = NetworkConfig()
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> tuple[Distribution, jax.Array]:
+        """Observations ``[B, *O]`` to ``(distribution [B], value [B])``."""
+        actor = Torso(self.config, name="torso" if self.config.shared else "actor")(obs)
+        critic = actor if self.config.shared else Torso(self.config, name="critic")(obs)
+        orthogonal = self.config.orthogonal_init
+        distribution = PolicyHead(self.action_space, orthogonal, name="policy_head")(actor)
+        value = dense(1, 1.0, orthogonal, name="value_head")(critic)
+        return distribution, value[:, 0]
+
+
+class ActorQCritic(nn.Module):
+    """Policy and action value Q(s, a), with separate trunks.
+
+    The call returns ``(distribution [B], q [B])``. For discrete actions Q has one output an action
+    (``action=None`` returns them all, ``[B, K]``); for Box actions Q takes the action as input.
+    """
+
+    action_space: ActionSpace
+    config: NetworkConfig = NetworkConfig()
+
+    @nn.compact
+    def __call__(
+        self, obs: jax.Array, action: jax.Array | None = None
+    ) -> tuple[Distribution, jax.Array]:
+        orthogonal = self.config.orthogonal_init
+        features = Torso(self.config, name="actor")(obs)
+        distribution = PolicyHead(self.action_space, orthogonal, name="policy_head")(features)
+        if isinstance(self.action_space, Discrete):
+            features = Torso(self.config, name="critic")(obs)
+            q = dense(self.action_space.num_actions, 1.0, orthogonal, name="q_head")(features)
+            if action is not None:
+                q = jnp.take_along_axis(q, action[:, None], axis=-1)[:, 0]
+            return distribution, q
+        if action is None:  # only the shapes matter: initialization, and acting
+            action = jnp.zeros((obs.shape[0], *self.action_space.shape), obs.dtype)
+        pair = jnp.concatenate([obs.reshape(obs.shape[0], -1), action], axis=-1)
+        q = dense(1, 1.0, orthogonal, name="q_head")(MLP(self.config, name="critic")(pair))
+        return distribution, q[:, 0]
+
+
+def actor_critic(action_space: ActionSpace, config: NetworkConfig, network: Any = None) -> Any:
+    """The network to use: the user's, if there is one, else the default one.
+
+    Args:
+        action_space: Of the environment.
+        config: Of the default network.
+        network: A flax module ``obs [B, *O] -> (distribution, value [B])``, or None.
+    """
+    check_action_space(action_space)
+    return ActorCritic(action_space, config) if network is None else network
+
+
+def apply_network(network: Any, params: PyTree, obs: jax.Array, *args: Any) -> Any:
+    """``network.apply`` with a message that names the observations if their shape is wrong.
+
+    Args:
+        network: A flax module for ``[B, *O]``.
+        params: Its parameters.
+        obs: ``[B, *O]``.
+        *args: Passed on.
+
+    Raises:
+        ValueError: If the parameters are for observations of another shape.
+    """
+    try:
+        return network.apply(params, obs, *args)
+    except ScopeParamShapeError as error:
+        raise ValueError(
+            f"obs has shape {obs.shape}, but the parameters were made for observations of another "
+            f"shape; give observations [B, *O] as given to init. ({error})"
+        ) from error
+
+
+def check_policy(distribution: Any, action_space: ActionSpace) -> None:
+    """Raises TypeError if a known distribution does not fit the action space.
+
+    Args:
+        distribution: What the network returned.
+        action_space: Of the environment.
+    """
+    if isinstance(distribution, DiagGaussian) and not isinstance(action_space, Box):
+        raise TypeError(
+            "the network returns a DiagGaussian, but the actions are Discrete; return a "
+            "Categorical, or choose an environment with Box actions."
+        )
+    if isinstance(distribution, Categorical) and not isinstance(action_space, Discrete):
+        raise TypeError(
+            "the network returns a Categorical, but the actions are a Box; return a DiagGaussian, "
+            "or choose an environment with Discrete actions."
+        )

@@ -1,0 +1,100 @@
+"""Gradient steps: optimizers with the learning rate as an argument, annealing, the finite guard."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purerl.types import PyTree
+
+OptimizerName = Literal["adam", "rmsprop", "sgd"]
+
+
+def make_optimizer(
+    name: OptimizerName,
+    *,
+    eps: float | jax.Array = 1e-5,
+    decay: float | jax.Array = 0.99,
+    max_grad_norm: float | jax.Array | None = None,
+) -> optax.GradientTransformation:
+    """An optax transformation of unit learning rate; :func:`gradient_step` multiplies by the rate.
+
+    Args:
+        name: ``adam``, ``rmsprop`` (epsilon outside the square root, as PyTorch has it) or ``sgd``.
+        eps: Added to the root of the second moment.
+        decay: RMSProp's decay of the squared gradient.
+        max_grad_norm: The gradient's global norm is clipped to this first; None: not clipped.
+
+    Returns:
+        A gradient transformation without a learning rate.
+    """
+    scale = {
+        "adam": lambda: optax.scale_by_adam(eps=eps),
+        "rmsprop": lambda: optax.scale_by_rms(decay=decay, eps=eps, eps_in_sqrt=False),
+        "sgd": optax.identity,
+    }[name]()
+    if max_grad_norm is None:
+        return scale
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), scale)
+
+
+def gradient_step(
+    optimizer: optax.GradientTransformation,
+    gradient: PyTree,
+    opt_state: Any,
+    params: PyTree,
+    learning_rate: float | jax.Array,
+) -> tuple[PyTree, Any]:
+    """One step of gradient descent.
+
+    Args:
+        optimizer: Of unit learning rate.
+        gradient: Of a loss, shaped like ``params``.
+        opt_state: The optimizer's state.
+        params: Parameters.
+        learning_rate: Step size; may be traced, so that it can be annealed and swept.
+
+    Returns:
+        ``(params, opt_state)``.
+    """
+    direction, opt_state = optimizer.update(gradient, opt_state, params)
+    return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction), opt_state
+
+
+def anneal(
+    value: float | jax.Array, progress: float | jax.Array, linear: bool
+) -> float | jax.Array:
+    """``value`` falling linearly to 0 at the end of the run, or ``value`` itself.
+
+    Args:
+        value: At the start of the run.
+        progress: Finished fraction of the run, in [0, 1].
+        linear: Whether to anneal.
+    """
+    return value * (1.0 - progress) if linear else value
+
+
+def keep_if_finite(new: PyTree, old: PyTree) -> tuple[PyTree, jax.Array]:
+    """``new`` if all of its floating-point leaves are finite, else ``old``, unchanged.
+
+    Args:
+        new: A learner's state after an update.
+        old: The state before it.
+
+    Returns:
+        ``(state, finite)`` with a bool scalar.
+    """
+    finite = all_finite(new)
+    return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old), finite
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether every floating-point leaf of ``tree`` is finite, as a bool scalar.
+
+    Args:
+        tree: Any pytree of arrays.
+    """
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.floating)]
+    checks = [jnp.all(jnp.isfinite(x)) for x in floats]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)

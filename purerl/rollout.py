@@ -1,0 +1,112 @@
+"""Unrolling environments, and statistics of the episodes they finish."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purerl.envs import Env
+from purerl.types import PyTree, Rollout
+
+
+class Episodes(NamedTuple):
+    """The running episode of each environment."""
+
+    ret: jax.Array  # [N] sum of its rewards so far, undiscounted
+    length: jax.Array  # [N] int32, its steps so far
+
+
+class EpisodeStatistics(NamedTuple):
+    """Sums over the episodes that ended during a rollout; their size never grows."""
+
+    count: jax.Array  # [] int32
+    return_sum: jax.Array  # []
+    length_sum: jax.Array  # [] int32
+
+    def mean_return(self) -> jax.Array:
+        """Mean return of the episodes that ended; NaN if none did."""
+        return self.return_sum / self.count
+
+    def mean_length(self) -> jax.Array:
+        """Mean length of the episodes that ended; NaN if none did."""
+        return self.length_sum / self.count
+
+
+class Actors(NamedTuple):
+    """N environments in the middle of their episodes."""
+
+    env_state: PyTree  # leaves [N, ...]
+    obs: jax.Array  # [N, *O] what to act on next, not normalized
+    episodes: Episodes
+
+
+def reset(env: Env, num_envs: int, key: jax.Array) -> Actors:
+    """Starts an episode in each environment.
+
+    Args:
+        env: Environment.
+        num_envs: N.
+        key: PRNG key.
+    """
+    obs, env_state = jax.vmap(env.reset)(jax.random.split(key, num_envs))
+    return Actors(env_state, obs, Episodes(jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32)))
+
+
+def unroll(
+    act: Callable[[jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
+    env: Env,
+    actors: Actors,
+    key: jax.Array,
+    length: int,
+) -> tuple[Actors, Rollout, EpisodeStatistics]:
+    """Lets a policy act for ``length`` steps in every environment.
+
+    Args:
+        act: ``(obs [N, *O], key) -> (action [N, *A], {"log_prob": [N]})``.
+        env: Environment.
+        actors: Where the environments are.
+        key: PRNG key.
+        length: T, the number of steps.
+
+    Returns:
+        ``(actors, rollout [T, N], statistics)``.
+    """
+    num_envs = actors.obs.shape[0]
+    # All of a rollout's keys at once: one hash over a long array instead of T over short ones.
+    keys = jax.random.split(key, (length, 1 + num_envs))
+
+    def step(carry, keys):
+        actors, statistics = carry
+        action, extras = act(actors.obs, keys[0])
+        result, env_state = jax.vmap(env.step)(actors.env_state, action, keys[1:])
+        done = result.terminated | result.truncated
+        episodes, statistics = _count(actors.episodes, statistics, result.reward, done)
+        seen = Rollout(
+            obs=actors.obs,
+            action=action,
+            log_prob=extras["log_prob"],
+            reward=result.reward,
+            terminated=result.terminated,
+            truncated=result.truncated,
+            next_obs=result.next_obs,
+            episode_step=actors.episodes.length,
+        )
+        return (Actors(env_state, result.obs, episodes), statistics), seen
+
+    zero = jnp.zeros((), jnp.int32)
+    statistics = EpisodeStatistics(zero, jnp.zeros_like(actors.episodes.ret[0]), zero)
+    (actors, statistics), rollout = jax.lax.scan(step, (actors, statistics), keys)
+    return actors, rollout, statistics
+
+
+def _count(
+    episodes: Episodes, statistics: EpisodeStatistics, reward: jax.Array, done: jax.Array
+) -> tuple[Episodes, EpisodeStatistics]:
+    ret, length = episodes.ret + reward, episodes.length + 1
+    statistics = EpisodeStatistics(
+        statistics.count + jnp.sum(done, dtype=jnp.int32),
+        statistics.return_sum + jnp.sum(jnp.where(done, ret, 0)),
+        statistics.length_sum + jnp.sum(jnp.where(done, length, 0), dtype=jnp.int32),
+    )
+    return Episodes(jnp.where(done, 0, ret), jnp.where(done, 0, length)), statistics

@@ -1,0 +1,117 @@
+"""Many seeds at once: ``vmap``, sharded over the devices."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from purerl.types import Clock
+
+
+def use_all_cores() -> int:
+    """Makes as many CPU devices as there are cores, so that seeds can be sharded over them.
+
+    One XLA program does not fill the cores with small networks; one program a core does. Call it
+    before anything is computed with JAX; afterwards it has no effect. The command line calls it.
+
+    Returns:
+        The number of devices there are.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        jax.config.update("jax_num_cpu_devices", cores or 1)
+    except RuntimeError:  # JAX has been used: the number of devices is fixed
+        return jax.device_count()
+    return jax.device_count()
+
+
+def vectorize(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``jax.vmap`` over the leading axis of all arguments, but not over a Clock in them.
+
+    The mapped axis, usually seeds, is also sharded over the devices (over the largest number of them
+    that divides it). Each device runs its own loops and waits for no other. A Clock goes in and
+    comes out unbatched, so that a ``lax.cond`` on it stays one under vmap.
+
+    Args:
+        function: Of arguments that are pytrees of arrays.
+
+    Returns:
+        A function of the same arguments with a leading axis on every leaf outside a Clock. Wrap it
+        in ``jax.jit``.
+
+    Raises:
+        ValueError: If the leading axes differ, or their size is zero.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> clock = Clock(jnp.int32(3))
+        >>> scaled, clock = jax.jit(vectorize(lambda x, c: (x * c.iteration, c)))(
+        ...     jnp.arange(2.0), clock
+        ... )
+        >>> scaled.tolist(), clock.iteration.shape
+        ([0.0, 3.0], ())
+    """
+
+    def mapped(*args):
+        leaves, treedef = jax.tree.flatten(args, is_leaf=_is_clock)
+        batched, clocks = _partition(leaves)
+        size = _leading_axis(batched)
+        out_structure = []
+
+        def of_one(batched, clocks):
+            out = function(*jax.tree.unflatten(treedef, _merge(leaves, batched, clocks)))
+            out_leaves, out_treedef = jax.tree.flatten(out, is_leaf=_is_clock)
+            out_structure[:] = [(out_leaves, out_treedef)]
+            return _partition(out_leaves)
+
+        of_many = jax.vmap(of_one, in_axes=(0, None), out_axes=(0, None), axis_size=size)
+        devices = _devices(size)
+        if len(devices) > 1:
+            seeds, everyone = PartitionSpec("seeds"), PartitionSpec()
+            of_many = jax.shard_map(
+                jax.vmap(of_one, in_axes=(0, None), out_axes=(0, None)),
+                mesh=jax.sharding.Mesh(devices, ("seeds",)),
+                in_specs=(seeds, everyone),
+                out_specs=(seeds, everyone),
+                check_vma=False,
+            )
+        out_batched, out_clocks = of_many(batched, clocks)
+        out_leaves, out_treedef = out_structure[0]
+        return jax.tree.unflatten(out_treedef, _merge(out_leaves, out_batched, out_clocks))
+
+    return mapped
+
+
+def _is_clock(x: Any) -> bool:
+    return isinstance(x, Clock)
+
+
+def _partition(leaves: list[Any]) -> tuple[list[Any], list[Clock]]:
+    return [x for x in leaves if not _is_clock(x)], [x for x in leaves if _is_clock(x)]
+
+
+def _merge(template: list[Any], batched: list[Any], clocks: list[Clock]) -> list[Any]:
+    rest, times = iter(batched), iter(clocks)
+    return [next(times) if _is_clock(x) else next(rest) for x in template]
+
+
+def _leading_axis(leaves: list[Any]) -> int:
+    sizes = {jnp.shape(x)[:1] for x in leaves}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            f"vectorize got leading axes {sorted(sizes)}, wanted one size on every array; give "
+            "keys of shape [S], as jax.random.split(jax.random.key(0), S) makes them."
+        )
+    ((size,),) = sizes
+    if size == 0:
+        raise ValueError("vectorize got an empty leading axis (zero seeds), wanted at least one.")
+    return size
+
+
+def _devices(size: int) -> list[Any]:
+    devices = jax.devices()
+    count = next(n for n in range(min(size, len(devices)), 0, -1) if size % n == 0)
+    return devices[:count]

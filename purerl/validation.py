@@ -1,0 +1,153 @@
+"""Checks of what users pass in; every message says what was got, what was wanted and how to mend it.
+
+Configurations may hold tracers (a sweep puts them there), so values are checked only where they are
+Python numbers. Shapes and dtypes are known while tracing and are always checked.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purerl.types import ActionSpace, Box, Discrete, Rollout
+
+
+def check_range(
+    where: str,
+    name: str,
+    value: Any,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    low_open: bool = False,
+) -> None:
+    """Raises ValueError unless ``low <= value <= high`` (``low <`` where ``low_open``).
+
+    Args:
+        where: Whose field it is, for the message.
+        name: The field's name.
+        value: Anything; only Python numbers are checked.
+        low: Smallest allowed value, or None.
+        high: Largest allowed value, or None.
+        low_open: Whether ``low`` itself is excluded.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    above = low is None or (value > low if low_open else value >= low)
+    if not (above and (high is None or value <= high)):  # written so that NaN fails
+        left = "(-inf" if low is None else f"{'(' if low_open else '['}{low:g}"
+        right = "inf)" if high is None else f"{high:g}]"
+        raise ValueError(f"{where}: {name}={value} is out of range; set it within {left}, {right}.")
+
+
+def check_choice(where: str, name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raises ValueError, with close matches, unless ``value`` is one of ``choices``.
+
+    Args:
+        where: Whose field it is, for the message.
+        name: The field's name.
+        value: What was given.
+        choices: What is allowed.
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{where}: unknown {name} {value!r}. {suggest(value, choices)}")
+
+
+def suggest(name: Any, choices: Iterable[str]) -> str:
+    """One sentence that lists the choices closest to ``name``, or all of them.
+
+    Args:
+        name: What was asked for.
+        choices: What there is.
+    """
+    choices = list(choices)
+    folded = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(str(name).lower(), folded, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(folded[c] for c in close)}?"
+    return f"Choose one of {', '.join(choices)}."
+
+
+def check_rollout(rollout: Rollout, action_space: ActionSpace) -> None:
+    """Raises ValueError, naming the field, unless shapes and dtypes are those of a Rollout.
+
+    Args:
+        rollout: As given to ``update``.
+        action_space: What the algorithm was built for.
+    """
+    if jnp.ndim(rollout.reward) != 2:
+        raise ValueError(
+            f"rollout.reward has shape {jnp.shape(rollout.reward)}, wanted [T, N] (time steps, "
+            "environments); for a single environment add an axis: reward[:, None]."
+        )
+    lead = jnp.shape(rollout.reward)
+    for name in ("log_prob", "terminated", "truncated", "episode_step"):
+        _check_shape(f"rollout.{name}", getattr(rollout, name), lead, "as rollout.reward")
+    for name in ("terminated", "truncated"):
+        _check_kind(f"rollout.{name}", getattr(rollout, name), jnp.bool_, "bool")
+    for name in ("reward", "log_prob"):
+        _check_kind(f"rollout.{name}", getattr(rollout, name), jnp.floating, "floating point")
+    obs_shape = jnp.shape(rollout.obs)
+    if obs_shape[:2] != lead:
+        raise ValueError(
+            f"rollout.obs has shape {obs_shape}, wanted {lead} + observation shape, since "
+            f"rollout.reward has shape {lead}."
+        )
+    _check_shape("rollout.next_obs", rollout.next_obs, obs_shape, "as rollout.obs")
+    if isinstance(action_space, Discrete):
+        _check_shape("rollout.action", rollout.action, lead, "for discrete actions")
+        _check_kind("rollout.action", rollout.action, jnp.integer, "integer (discrete actions)")
+    else:
+        wanted = lead + tuple(action_space.shape)
+        _check_shape("rollout.action", rollout.action, wanted, f"for {action_space.shape} actions")
+        _check_kind("rollout.action", rollout.action, jnp.floating, "floating point (Box actions)")
+
+
+def _check_shape(name: str, array: Any, wanted: tuple[int, ...], why: str) -> None:
+    if jnp.shape(array) != wanted:
+        raise ValueError(f"{name} has shape {jnp.shape(array)}, wanted {wanted} ({why}).")
+
+
+def _check_kind(name: str, array: Any, kind: Any, wanted: str) -> None:
+    dtype = jnp.result_type(array)
+    if not jnp.issubdtype(dtype, kind):
+        raise ValueError(f"{name} has dtype {dtype}, wanted {wanted}; convert it with astype.")
+
+
+def check_action_space(action_space: ActionSpace) -> None:
+    """Raises TypeError unless it is a ``Discrete`` or a vector-valued ``Box``.
+
+    Args:
+        action_space: As given to an algorithm's builder.
+    """
+    if isinstance(action_space, Discrete):
+        return
+    if not isinstance(action_space, Box):
+        raise TypeError(
+            f"action_space is a {type(action_space).__name__}, wanted purerl.Discrete or "
+            "purerl.Box; make_env(name).action_space is one."
+        )
+    if len(action_space.shape) != 1:
+        raise TypeError(
+            f"action_space has actions of shape {action_space.shape}, wanted vectors (D,); "
+            "reshape the action inside the environment."
+        )
+
+
+def check_key(key: Any) -> None:
+    """Raises TypeError unless ``key`` is one typed PRNG key.
+
+    Args:
+        key: What a user passed as a key.
+    """
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        kind = getattr(key, "dtype", type(key).__name__)
+        raise TypeError(f"key is a {kind}, wanted a typed PRNG key: jax.random.key(seed).")
+    if key.shape != ():
+        raise ValueError(
+            f"key has shape {key.shape}, wanted one key; for many seeds map over them: "
+            "jax.jit(purerl.vectorize(train))(keys)."
+        )
