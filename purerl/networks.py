@@ -7,16 +7,15 @@ computed: under ``jit`` the compiler drops it.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.errors import ScopeParamShapeError
 
 from purerl.distributions import Categorical, DiagGaussian, Distribution
-from purerl.types import ActionSpace, Box, Discrete, PyTree
-from purerl.validation import check_action_space, check_choice, check_range
+from purerl.types import ActionSpace, Discrete
+from purerl.validation import check_choice, check_range
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
@@ -186,55 +185,3 @@ class ActorQCritic(nn.Module):
         pair = jnp.concatenate([obs.reshape(obs.shape[0], -1), action], axis=-1)
         q = dense(1, 1.0, orthogonal, name="q_head")(MLP(self.config, name="critic")(pair))
         return distribution, q[:, 0]
-
-
-def actor_critic(action_space: ActionSpace, config: NetworkConfig, network: Any = None) -> Any:
-    """The network to use: the user's, if there is one, else the default one.
-
-    Args:
-        action_space: Of the environment.
-        config: Of the default network.
-        network: A flax module ``obs [B, *O] -> (distribution, value [B])``, or None.
-    """
-    check_action_space(action_space)
-    return ActorCritic(action_space, config) if network is None else network
-
-
-def apply_network(network: Any, params: PyTree, obs: jax.Array, *args: Any) -> Any:
-    """``network.apply`` with a message that names the observations if their shape is wrong.
-
-    Args:
-        network: A flax module for ``[B, *O]``.
-        params: Its parameters.
-        obs: ``[B, *O]``.
-        *args: Passed on.
-
-    Raises:
-        ValueError: If the parameters are for observations of another shape.
-    """
-    try:
-        return network.apply(params, obs, *args)
-    except ScopeParamShapeError as error:
-        raise ValueError(
-            f"obs has shape {obs.shape}, but the parameters were made for observations of another "
-            f"shape; give observations [B, *O] as given to init. ({error})"
-        ) from error
-
-
-def check_policy(distribution: Any, action_space: ActionSpace) -> None:
-    """Raises TypeError if a known distribution does not fit the action space.
-
-    Args:
-        distribution: What the network returned.
-        action_space: Of the environment.
-    """
-    if isinstance(distribution, DiagGaussian) and not isinstance(action_space, Box):
-        raise TypeError(
-            "the network returns a DiagGaussian, but the actions are Discrete; return a "
-            "Categorical, or choose an environment with Box actions."
-        )
-    if isinstance(distribution, Categorical) and not isinstance(action_space, Discrete):
-        raise TypeError(
-            "the network returns a Categorical, but the actions are a Box; return a DiagGaussian, "
-            "or choose an environment with Discrete actions."
-        )

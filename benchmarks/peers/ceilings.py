@@ -80,9 +80,7 @@ def ppo_loss(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
     value_loss = 0.5 * jnp.square(value - batch["target"]).mean()
     entropy = -(jnp.exp(log_probs) * log_probs).sum(axis=0).mean()
     return (
-        policy_loss
-        + measure.VALUE_COEFFICIENT * value_loss
-        - measure.ENTROPY_COEFFICIENT * entropy
+        policy_loss + measure.VALUE_COEFFICIENT * value_loss - measure.ENTROPY_COEFFICIENT * entropy
     )
 
 

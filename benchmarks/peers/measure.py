@@ -61,8 +61,11 @@ def use_all_cores() -> None:
 def over_seeds(function: Callable, seeds: int) -> Callable:
     """``vmap`` over the seeds, sharded over as many devices as divide their number."""
     import jax
+    import jax.numpy as jnp
     from jax.sharding import PartitionSpec
 
+    if seeds == 1:  # a batch axis of length 1 still turns each product into a batched one
+        return lambda keys: jax.tree.map(lambda x: jnp.expand_dims(x, 0), function(keys[0]))
     mapped = jax.vmap(function)
     devices = max(n for n in range(1, len(jax.devices()) + 1) if seeds % n == 0)
     if devices == 1:
@@ -107,13 +110,13 @@ def report(
         "compile_s": compile_s,
         "run_s": list(run_s),
         "steps_per_s": [seeds * steps_per_seed / seconds for seconds in run_s],
-        "versions": {name: _version(name) for name in packages},
+        "versions": {name: version(name) for name in packages},
         **details,
     }
     print(json.dumps(line), flush=True)
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
     """The installed version, or None for a checkout that was not installed."""
     try:
         return importlib.metadata.version(package)

@@ -3,21 +3,24 @@
 import measure
 
 import purerl
+from purerl.train.on_policy import Train
 
 
-def build(steps: int) -> purerl.Train:
+def build(steps: int) -> Train:
     """The training run of the comparison."""
     env = purerl.make_env(measure.ENVIRONMENT)
     config = purerl.PPOClipConfig(
         learning_rate=measure.LEARNING_RATE,
-        discount=measure.DISCOUNT,
+        adam_eps=measure.ADAM_EPSILON,
+        max_grad_norm=measure.MAX_GRAD_NORM,
+        gamma=measure.DISCOUNT,
         gae_lambda=measure.GAE_LAMBDA,
         clip=measure.CLIP,
-        entropy_coefficient=measure.ENTROPY_COEFFICIENT,
-        value_coefficient=measure.VALUE_COEFFICIENT,
-        max_grad_norm=measure.MAX_GRAD_NORM,
+        value_coef=measure.VALUE_COEFFICIENT,
+        entropy_coef=measure.ENTROPY_COEFFICIENT,
         num_epochs=measure.NUM_EPOCHS,
         num_minibatches=measure.NUM_MINIBATCHES,
+        network=purerl.NetworkConfig(hidden_sizes=measure.HIDDEN, activation="tanh"),
     )
     return purerl.make_train(
         purerl.ppo_clip(config, env.action_space),

@@ -22,6 +22,15 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from purerl.actor_critic import (
+    advantage_batch,
+    approximate_kl,
+    default_network,
+    explained_variance,
+    init_params,
+    make_act,
+    standardize,
+)
 from purerl.losses import (
     clipped_surrogate_loss,
     clipped_value_loss,
@@ -30,9 +39,8 @@ from purerl.losses import (
     value_loss,
 )
 from purerl.minibatch import minibatches
-from purerl.networks import NetworkConfig, actor_critic, apply_network, check_policy
+from purerl.networks import NetworkConfig
 from purerl.optimize import anneal, gradient_step, keep_if_finite, make_optimizer
-from purerl.returns import gae
 from purerl.types import (
     ActionSpace,
     Info,
@@ -173,10 +181,10 @@ def ppo_clip(
         >>> action.shape, extras["log_prob"].shape
         ((8,), (8,))
     """
-    network = actor_critic(action_space, config.network, network)
+    network = default_network(action_space, config.network, network)
 
     def init(obs: jax.Array, key: jax.Array) -> PPOState:
-        params = _init_params(network, action_space, obs, key)
+        params = init_params(network, action_space, obs, key)
         return PPOState(params, *_init_optimizers(config, params))
 
     def update(
@@ -188,7 +196,7 @@ def ppo_clip(
         state, finite = keep_if_finite(PPOState(*learned), state)
         return state, info | {"finite": finite}
 
-    return OnPolicyAlgorithm(init, _make_act(network), update)
+    return OnPolicyAlgorithm(init, make_act(network), update)
 
 
 def ppo_penalty(
@@ -214,10 +222,10 @@ def ppo_penalty(
         >>> float(state.beta)
         1.0
     """
-    network = actor_critic(action_space, config.network, network)
+    network = default_network(action_space, config.network, network)
 
     def init(obs: jax.Array, key: jax.Array) -> PPOPenaltyState:
-        params = _init_params(network, action_space, obs, key)
+        params = init_params(network, action_space, obs, key)
         beta = jnp.asarray(config.initial_beta, jnp.result_type(float))
         return PPOPenaltyState(params, *_init_optimizers(config, params), beta)
 
@@ -239,7 +247,7 @@ def ppo_penalty(
         state, finite = keep_if_finite(learned, state)
         return state, info | {"beta": state.beta, "kl_after": kl, "finite": finite}
 
-    return OnPolicyAlgorithm(init, _make_act(network), update)
+    return OnPolicyAlgorithm(init, make_act(network), update)
 
 
 def adapt_beta(
@@ -343,35 +351,6 @@ def _value_loss(config: PPOConfig, value: jax.Array, batch: OnPolicyBatch) -> ja
     return jnp.mean(clipped_value_loss(value, batch.value, batch.target, config.clip_value))
 
 
-def standardize(x: jax.Array, eps: float = 1e-8) -> jax.Array:
-    """Mean 0 and (population) standard deviation 1.
-
-    Args:
-        x: ``[B]``.
-        eps: Added to the standard deviation.
-    """
-    return (x - jnp.mean(x)) / (jnp.std(x) + eps)
-
-
-def approximate_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
-    r"""An unbiased estimate of :math:`KL(\pi_{old} \| \pi_\theta)` that is never negative.
-
-    :math:`(\ell - 1) - \log \ell` with :math:`\ell = \pi_\theta(a|s) / \pi_{old}(a|s)`.
-
-    Args:
-        log_prob: ``[B]``, of actions drawn from the old policy.
-        old_log_prob: ``[B]``.
-
-    Returns:
-        ``[B]``, in nats.
-
-    References:
-        Schulman 2020, "Approximating KL Divergence", the estimator k3.
-    """
-    log_ratio = log_prob - old_log_prob
-    return jnp.expm1(log_ratio) - log_ratio
-
-
 def make_batch(
     network: Any,
     config: PPOConfig,
@@ -392,29 +371,10 @@ def make_batch(
         Samples ``[T * N]``.
     """
     check_rollout(rollout, action_space)
-    lead = rollout.reward.shape
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
-    _, value = apply_network(network, params, flat.obs)
-    _, next_value = apply_network(network, params, flat.next_obs)
-    advantage = gae(
-        rollout.reward,
-        value.reshape(lead),
-        next_value.reshape(lead),
-        rollout.terminated,
-        rollout.truncated,
-        config.gamma,
-        config.gae_lambda,
-    ).reshape(-1)
-    target = advantage + value
+    batch = advantage_batch(network, params, rollout, config.gamma, config.gae_lambda)
     if config.normalize_advantage == "batch":
-        advantage = standardize(advantage)
-    return OnPolicyBatch(flat.obs, flat.action, flat.log_prob, value, advantage, target)
-
-
-def _init_params(network: Any, action_space: ActionSpace, obs: jax.Array, key: jax.Array) -> PyTree:
-    (distribution, _), params = network.init_with_output(key, obs)
-    check_policy(distribution, action_space)
-    return params
+        batch = batch._replace(advantage=standardize(batch.advantage))
+    return batch
 
 
 def _init_optimizers(config: PPOConfig, params: PyTree) -> tuple[Any, Any]:
@@ -426,31 +386,20 @@ def _optimizer(config: PPOConfig) -> Any:
     return make_optimizer("adam", eps=config.adam_eps, max_grad_norm=config.max_grad_norm)
 
 
-def _make_act(network: Any) -> Callable[..., Any]:
-    def act(state, obs, key, *, greedy=False, progress=0.0):
-        distribution, _ = apply_network(network, state.params, obs)
-        action = distribution.mode() if greedy else distribution.sample(key)
-        return action, {"log_prob": distribution.log_prob(action)}
-
-    return act
-
-
 def _fit(network, config, loss, learned, batch, key, progress):
     """Step 2 of the module's docstring: all epochs on one batch."""
     params, opt_state, value_opt_state = learned
     learning_rate = anneal(config.learning_rate, progress, config.anneal_learning_rate)
     policy_key, value_key = jax.random.split(key)
     fit = lambda *args: _epochs(config, learning_rate, batch, *args)  # noqa: E731
-    before = params
     params, opt_state, info = fit(loss, config.num_epochs, params, opt_state, policy_key)
     if config.value_epochs:
         params, value_opt_state, value_info = fit(
             make_value_loss(network, config), config.value_epochs, params, value_opt_state, value_key
         )
         info |= value_info
-    del before
-    unexplained = jnp.var(batch.target - batch.value) / jnp.var(batch.target)
-    return (params, opt_state, value_opt_state), info | {"explained_variance": 1 - unexplained}
+    info["explained_variance"] = explained_variance(batch.value, batch.target)
+    return (params, opt_state, value_opt_state), info
 
 
 def _epochs(config, learning_rate, batch, loss, num_epochs, params, opt_state, key):

@@ -1,0 +1,223 @@
+"""Speed of purerl side by side with Rejax and stable-baselines3, and beside its ceilings.
+
+    python benchmarks/speed.py            # all of it, about half an hour on two cores
+    python benchmarks/speed.py --quick    # a look, about five minutes; proves nothing
+
+PPO on CartPole-v1, 4 environments x 128 steps, 4 epochs x 4 minibatches, two separate 64-64 tanh
+networks, no evaluation; ``peers/measure.py`` holds the setting. Each contender runs in a fresh
+process, the contenders take turns, and compilation is measured apart. Rejax and
+stable-baselines3 are installed into environments of their own, Rejax with the JAX of this process
+and with gymnax 0.0.9, the newest it works with. stable-baselines3 trains one agent, so it appears
+at one seed only. pip's settings decide where packages come from and which build of PyTorch.
+
+"Rejax, seeds sharded by us" is Rejax's run under the ``shard_map`` that purerl uses: it tells how
+much of the difference is the use of all cores, which Rejax's users do not get by themselves.
+"""
+
+import dataclasses
+import datetime
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import isolated
+import jax
+import speed_report
+import tyro
+from peers import measure
+
+HERE = Path(__file__).resolve().parent
+GYMNAX_OF_REJAX = "gymnax==0.0.9"
+SB3 = (("torch==2.13.0",), ("stable-baselines3==2.9.2", "gymnasium"))
+
+Name = Literal["purerl", "rejax", "rejax-sharded", "sb3", "ceiling-gradient", "ceiling-environment"]
+ALL: tuple[Name, ...] = (
+    "purerl", "rejax", "rejax-sharded", "sb3", "ceiling-gradient", "ceiling-environment"
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the benchmark."""
+
+    contenders: tuple[Name, ...] = ALL
+    """Who takes part."""
+    seeds: tuple[int, ...] = (1, 4, 16, 64)
+    """Numbers of seeds trained at the same time."""
+    steps: int = 500_000
+    """Environment steps of each seed."""
+    max_total_steps: int = 8_000_000
+    """Environment steps of all seeds together; above it each seed gets fewer."""
+    sb3_steps: int = 30_000
+    """Environment steps of stable-baselines3, after a warm-up."""
+    rounds: int = 5
+    """Fresh processes a contender, in turns."""
+    repeats: int = 1
+    """Measured executions in each process, after one that is discarded."""
+    quick: bool = False
+    """One round of a tenth of the steps."""
+    timeout: float = 1800.0
+    """Seconds after which a contender's process is given up."""
+    cache: Path = dataclasses.field(default_factory=isolated.default_cache)
+    """Folder of the isolated environments."""
+    output: Path = HERE / "results" / "speed.json"
+    """Result file; the tables go beside it, as .md."""
+    force: bool = False
+    """Whether to overwrite the result files."""
+
+
+def shortened(options: Options) -> Options:
+    """What ``--quick`` means."""
+    if not options.quick:
+        return options
+    return dataclasses.replace(
+        options,
+        steps=options.steps // 10,
+        max_total_steps=options.max_total_steps // 10,
+        sb3_steps=options.sb3_steps // 3,
+        rounds=1,
+    )
+
+
+def rejax_requirements() -> tuple[tuple[str, ...], ...]:
+    """Rejax with the JAX, flax and optax of this process."""
+    shared = (f"{name}=={measure.version(name)}" for name in ("jax", "jaxlib", "flax", "optax"))
+    return (("rejax==0.1.3", GYMNAX_OF_REJAX, *shared),)
+
+
+def command(name: Name, cache: Path) -> list[str]:
+    """How a contender's program is called, its own interpreter included."""
+    peers = HERE / "peers"
+    if name == "sb3":
+        return [str(isolated.python_with("sb3", SB3, cache)), str(peers / "sb3_ppo.py")]
+    if name.startswith("rejax"):
+        python = isolated.python_with("rejax", rejax_requirements(), cache)
+        return [str(python), str(peers / "rejax_ppo.py"), *(["--shard"] if "-" in name else [])]
+    if name.startswith("ceiling"):
+        kind = name.removeprefix("ceiling-")
+        return [sys.executable, str(peers / "ceilings.py"), "--kind", kind]
+    return [sys.executable, str(peers / "purerl_ppo.py")]
+
+
+def measure_once(call: list[str], name: Name, seeds: int, options: Options) -> dict[str, Any]:
+    """One fresh process of one contender; returns the line it printed."""
+    steps = min(options.steps, options.max_total_steps // seeds)
+    arguments = {
+        "--seeds": seeds,
+        "--steps": options.sb3_steps if name == "sb3" else steps,
+        "--repeats": options.repeats,
+    }
+    call = call + [str(part) for pair in arguments.items() for part in pair]
+    # The checkout is measured, installed or not.
+    environment = isolated.clean_environment(PYTHONPATH=str(HERE.parent))
+    done = subprocess.run(
+        call,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=options.timeout,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name} at {seeds} seed(s) failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_all(options: Options) -> list[dict[str, Any]]:
+    """All rounds: at each number of seeds the contenders take turns."""
+    calls = {name: command(name, options.cache) for name in options.contenders}
+    lines = []
+    for seeds, turn in itertools.product(options.seeds, range(options.rounds)):
+        for name, call in calls.items():
+            if not takes_part(name, seeds):
+                continue
+            line = {**measure_once(call, name, seeds, options), "round": turn}
+            lines.append(line)
+            rates = ", ".join(f"{rate:,.0f}" for rate in line["steps_per_s"])
+            print(f"{seeds:3d} seeds  {name:20s} {rates} steps/s", file=sys.stderr)
+    return lines
+
+
+def takes_part(name: Name, seeds: int) -> bool:
+    """PyTorch trains one agent; one seed cannot be sharded."""
+    return {"sb3": seeds == 1, "rejax-sharded": seeds > 1}.get(name, True)
+
+
+def git(*arguments: str) -> str | None:
+    """What git answers in this checkout, or None."""
+    call = ["git", "-C", str(HERE.parent), *arguments]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def cpu_model() -> str:
+    """The processor's name, as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for row in cpuinfo.read_text().splitlines():
+            if row.startswith("model name"):
+                return row.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def circumstances(options: Options) -> dict[str, Any]:
+    """Where, when and of what the measurements were taken; nothing that names a folder."""
+    changes = git("status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results")
+    settings = dataclasses.asdict(options)
+    for private in ("cache", "output", "force"):
+        del settings[private]
+    return {
+        "benchmark": "speed",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "cpu": cpu_model(),
+        "cores": measure.cores(),
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "options": settings,
+    }
+
+
+def refuse_to_overwrite(files: Sequence[Path], force: bool) -> None:
+    """Ends the program before anything is measured if results would be lost."""
+    present = [file.name for file in files if file.exists()]
+    if present and not force:
+        raise SystemExit(f"{', '.join(present)} exist(s) already: give --force or another --output")
+
+
+def main(options: Options) -> None:
+    """Measures, prints and writes."""
+    options = shortened(options)
+    table_file = options.output.with_suffix(".md")
+    refuse_to_overwrite([options.output, table_file], options.force)
+    record = circumstances(options)
+    lines = measure_all(options)
+    cells = speed_report.summarize(lines)
+    table = speed_report.markdown(cells)
+    targets = speed_report.targets(cells)
+    record["medians"] = [
+        {"contender": name, "seeds": seeds, **cell._asdict()}
+        for (name, seeds), cell in cells.items()
+    ]
+    record["targets"] = [target._asdict() for target in targets]
+    record["measurements"] = lines
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(record, indent=1) + "\n")
+    table_file.write_text(table)
+    print(table)
+    for target in targets:
+        verdict = "met   " if target.met else "MISSED"
+        print(f"{verdict} {target.measured:5.2f}  {target.demand}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,190 @@
+r"""Advantage actor-critic (A2C), with the one-step actor-critic of document 002 as a special case.
+
+Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning", algorithm S3, in its
+synchronous form: one gradient step a rollout on
+
+.. math::
+    -\log \pi_\theta(a_t|s_t) \hat A_t + c_1 \tfrac12 (V(s_t) - \hat G_t)^2
+    - c_2 H(\pi_\theta(\cdot|s_t)).
+
+The paper's estimate :math:`\hat A_t` is the n-step return to the rollout's end minus V, which is GAE
+with lambda = 1 (the default); ``n_step=1`` is document 002's one-step actor-critic, whose
+:math:`\hat A_t` is the TD error.
+
+Differs from:
+    Document 002 prints the critic's semi-gradient as the gradient of the squared TD error; it is
+    that only with V(s_{t+1}) held constant, as it is here.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purerl.actor_critic import (
+    advantage_batch,
+    default_network,
+    explained_variance,
+    init_params,
+    make_act,
+    standardize,
+    values,
+)
+from purerl.losses import entropy_loss, policy_gradient_loss, value_loss
+from purerl.networks import NetworkConfig
+from purerl.optimize import OptimizerName, anneal, gradient_step, keep_if_finite, make_optimizer
+from purerl.returns import n_step_return
+from purerl.types import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
+from purerl.validation import check_choice, check_range, check_rollout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class A2CConfig:
+    """Configuration of :func:`a2c`. "Swept" fields may be tracers; the others are static."""
+
+    learning_rate: float | jax.Array = 7e-4
+    """Step size (swept)."""
+    anneal_learning_rate: bool = True
+    """Linearly to 0 at the end of the run."""
+    optimizer: OptimizerName = "rmsprop"
+    """rmsprop (the paper's), adam or sgd."""
+    optimizer_eps: float | jax.Array = 1e-5
+    """Added to the root of the mean squared gradient (swept)."""
+    rmsprop_decay: float | jax.Array = 0.99
+    """RMSProp's decay (swept)."""
+    max_grad_norm: float | jax.Array | None = 0.5
+    """Global gradient norm is clipped to this (swept); None: not clipped."""
+    gamma: float | jax.Array = 0.99
+    """Discount factor (swept)."""
+    gae_lambda: float | jax.Array = 1.0
+    """GAE's lambda (swept); 1: n-step returns to the rollout's end, as in the paper."""
+    n_step: int | None = None
+    """Instead of GAE: returns of so many rewards; 1 is the one-step actor-critic."""
+    normalize_advantage: bool = False
+    """Bring a rollout's advantages to mean 0 and standard deviation 1."""
+    value_coef: float | jax.Array = 0.5
+    """c1 (swept)."""
+    entropy_coef: float | jax.Array = 0.0
+    """c2 (swept)."""
+    anneal_entropy: bool = False
+    """Linearly to 0 at the end of the run."""
+    network: NetworkConfig = NetworkConfig()
+    """Shape of the default network."""
+
+    def __post_init__(self):
+        check = lambda *args, **kw: check_range("A2CConfig", *args, **kw)  # noqa: E731
+        for name in ("learning_rate", "optimizer_eps", "max_grad_norm"):
+            check(name, getattr(self, name), 0, low_open=True)
+        for name in ("gamma", "gae_lambda", "rmsprop_decay"):
+            check(name, getattr(self, name), 0, 1)
+        for name in ("value_coef", "entropy_coef"):
+            check(name, getattr(self, name), 0)
+        check("n_step", self.n_step, 1)
+        check_choice("A2CConfig", "optimizer", self.optimizer, ("adam", "rmsprop", "sgd"))
+
+
+class A2CState(NamedTuple):
+    """What A2C learns."""
+
+    params: PyTree
+    opt_state: Any
+
+
+def a2c(config: A2CConfig, action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
+    """Advantage actor-critic.
+
+    Args:
+        config: Hyper-parameters.
+        action_space: Of the environment.
+        network: Flax module ``obs [B, *O] -> (distribution, value [B])``; by default
+            :class:`purerl.networks.ActorCritic`.
+
+    Returns:
+        The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``,
+        ``explained_variance``, ``finite``.
+
+    Example:
+        >>> import jax, purerl
+        >>> env = purerl.make_env("CartPole-v1")
+        >>> algorithm = a2c(A2CConfig(n_step=1), env.action_space)
+        >>> state = algorithm.init(jax.numpy.zeros((8, 4)), jax.random.key(0))
+        >>> sorted(state.params["params"])
+        ['actor', 'critic', 'policy_head', 'value_head']
+    """
+    network = default_network(action_space, config.network, network)
+    optimizer = make_optimizer(
+        config.optimizer,
+        eps=config.optimizer_eps,
+        decay=config.rmsprop_decay,
+        max_grad_norm=config.max_grad_norm,
+    )
+
+    def init(obs: jax.Array, key: jax.Array) -> A2CState:
+        params = init_params(network, action_space, obs, key)
+        return A2CState(params, optimizer.init(params))
+
+    def update(
+        state: A2CState, rollout: Rollout, key: jax.Array, *, progress: float | jax.Array = 0.0
+    ) -> tuple[A2CState, Info]:
+        check_rollout(rollout, action_space)
+        batch = make_batch(network, config, state.params, rollout)
+        loss = make_loss(network, config, progress=progress)
+        gradient, info = jax.grad(loss, has_aux=True)(state.params, batch)
+        learning_rate = anneal(config.learning_rate, progress, config.anneal_learning_rate)
+        learned = gradient_step(optimizer, gradient, state.opt_state, state.params, learning_rate)
+        state, finite = keep_if_finite(A2CState(*learned), state)
+        info["explained_variance"] = explained_variance(batch.value, batch.target)
+        return state, info | {"finite": finite}
+
+    return OnPolicyAlgorithm(init, make_act(network), update)
+
+
+def make_batch(network: Any, config: A2CConfig, params: PyTree, rollout: Rollout) -> OnPolicyBatch:
+    """A rollout as samples with advantages and targets, under the current parameters.
+
+    Args:
+        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
+        config: Hyper-parameters.
+        params: Parameters that collected the rollout.
+        rollout: ``[T, N]``.
+
+    Returns:
+        Samples ``[T * N]``.
+    """
+    batch = advantage_batch(network, params, rollout, config.gamma, config.gae_lambda)
+    if config.n_step is not None:
+        flags = rollout.terminated, rollout.truncated
+        _, next_value = values(network, params, rollout)
+        target = n_step_return(rollout.reward, next_value, *flags, config.gamma, config.n_step)
+        target = target.reshape(-1)
+        batch = batch._replace(target=target, advantage=target - batch.value)
+    if config.normalize_advantage:
+        batch = batch._replace(advantage=standardize(batch.advantage))
+    return batch
+
+
+def make_loss(
+    network: Any, config: A2CConfig, *, progress: float | jax.Array = 0.0
+) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
+    """``loss(params, batch) -> (scalar, info)``: the equation in the module's docstring.
+
+    Args:
+        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
+        config: Hyper-parameters.
+        progress: Finished fraction of the run, for the annealed entropy coefficient.
+    """
+    entropy_coef = anneal(config.entropy_coef, progress, config.anneal_entropy)
+
+    def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
+        distribution, value = network.apply(params, batch.obs)
+        log_prob = distribution.log_prob(batch.action)
+        policy = jnp.mean(policy_gradient_loss(log_prob, batch.advantage))
+        critic = jnp.mean(value_loss(value, batch.target))
+        entropy = jnp.mean(distribution.entropy())
+        total = policy + config.value_coef * critic + entropy_coef * entropy_loss(entropy)
+        info = {"loss": total, "policy_loss": policy, "value_loss": critic, "entropy": entropy}
+        return total, info
+
+    return loss
