@@ -1,0 +1,37 @@
+"""Strict JAX for every test, and the marks."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+import purerl
+
+CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
+
+# Two CPU devices, so that sharding over devices is tested wherever the tests run.
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE)))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def x64():
+    """Float64 within one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def key():
+    """A fixed key."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def _doctest_names(request):
+    """Doctests see purerl without importing it."""
+    if isinstance(request.node, pytest.DoctestItem):
+        request.node.dtest.globs.setdefault("purerl", purerl)
