@@ -57,7 +57,7 @@ def _pip_install(python: Path, requirements: Sequence[str]) -> None:
 
 def clean_environment(**changes: str) -> dict[str, str]:
     """This process's environment without what would make the contenders unequal."""
-    unwanted = ("XLA_FLAGS", "JAX_", "PYTHON", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    unwanted = ("XLA_FLAGS", "JAX_", "PYTHONPATH", "PYTHONHOME", "OMP_NUM_", "MKL_NUM_")
     kept = {
         key: value
         for key, value in os.environ.items()

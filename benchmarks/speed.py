@@ -18,7 +18,6 @@ import dataclasses
 import datetime
 import itertools
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import contention
 import isolated
 import jax
 import speed_report
@@ -35,6 +35,7 @@ from peers import measure
 HERE = Path(__file__).resolve().parent
 GYMNAX_OF_REJAX = "gymnax==0.0.9"
 SB3 = (("torch==2.13.0",), ("stable-baselines3==2.9.2", "gymnasium"))
+DISTURBED = 0.15  # cores used by others; the system itself takes a few hundredths
 
 Name = Literal["purerl", "rejax", "rejax-sharded", "sb3", "ceiling-gradient", "ceiling-environment"]
 ALL: tuple[Name, ...] = (
@@ -137,7 +138,9 @@ def measure_all(options: Options) -> list[dict[str, Any]]:
         for name, call in calls.items():
             if not takes_part(name, seeds):
                 continue
+            watch = contention.Watch()
             line = {**measure_once(call, name, seeds, options), "round": turn}
+            line["others_cores"] = watch.others()
             lines.append(line)
             rates = ", ".join(f"{rate:,.0f}" for rate in line["steps_per_s"])
             print(f"{seeds:3d} seeds  {name:20s} {rates} steps/s", file=sys.stderr)
@@ -179,7 +182,6 @@ def circumstances(options: Options) -> dict[str, Any]:
         "dirty": None if changes is None else bool(changes),
         "cpu": cpu_model(),
         "cores": measure.cores(),
-        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -217,6 +219,9 @@ def main(options: Options) -> None:
     for target in targets:
         verdict = "met   " if target.met else "MISSED"
         print(f"{verdict} {target.measured:5.2f}  {target.demand}")
+    disturbed = sum((line["others_cores"] or 0) > DISTURBED for line in lines)
+    if disturbed:
+        print(f"in {disturbed} of {len(lines)} measurements others used over {DISTURBED} cores")
 
 
 if __name__ == "__main__":

@@ -190,7 +190,6 @@ def approximate_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
     return jnp.expm1(log_ratio) - log_ratio
 
 
-
 def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
     """1 - var(target - value) / var(target): 1 for a perfect critic, 0 for a constant one.
 

@@ -39,9 +39,7 @@ def permutation(key: jax.Array, n: int) -> jax.Array:
 
     x = mix(jnp.arange(n, dtype=jnp.uint32))
     if n < 1 << bits:
-        x = jax.lax.while_loop(
-            lambda x: jnp.any(x >= n), lambda x: jnp.where(x >= n, mix(x), x), x
-        )
+        x = jax.lax.while_loop(lambda x: jnp.any(x >= n), lambda x: jnp.where(x >= n, mix(x), x), x)
     return x.astype(jnp.int32)
 
 

@@ -13,7 +13,9 @@ CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 # Two CPU devices, so that sharding over devices is tested wherever the tests run.
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE)))
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

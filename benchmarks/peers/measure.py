@@ -31,7 +31,7 @@ MINIBATCH_SIZE = STEPS_PER_ITERATION // NUM_MINIBATCHES
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """The arguments of all contenders. (The isolated environments have no tyro.)"""
+    """The arguments of all contenders, by argparse: the isolated environments have no tyro."""
     arguments = argparse.ArgumentParser(description=description)
     arguments.add_argument("--seeds", type=int, default=1, help="runs at the same time")
     arguments.add_argument("--steps", type=int, default=500_000, help="environment steps a seed")

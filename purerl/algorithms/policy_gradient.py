@@ -56,9 +56,7 @@ from purerl.returns import discounted_return, gae, reward_to_go
 from purerl.types import ActionSpace, Discrete, Info, OnPolicyAlgorithm, PyTree, Rollout
 from purerl.validation import check_action_space, check_choice, check_range, check_rollout
 
-Estimator = Literal[
-    "total_return", "return_to_go", "baseline", "q_critic", "advantage", "td_error"
-]
+Estimator = Literal["total_return", "return_to_go", "baseline", "q_critic", "advantage", "td_error"]
 ESTIMATORS = ("total_return", "return_to_go", "baseline", "q_critic", "advantage", "td_error")
 
 
@@ -312,9 +310,7 @@ def make_batch(
         weight = weight * config.gamma ** rollout.episode_step.astype(weight.dtype)
     if config.critic == "none":
         share = share * share.shape[0]
-    return PolicyGradientBatch(
-        *flatten_time((rollout.obs, rollout.action, weight, target, share))
-    )
+    return PolicyGradientBatch(*flatten_time((rollout.obs, rollout.action, weight, target, share)))
 
 
 def first_episode(done: jax.Array) -> jax.Array:

@@ -250,9 +250,7 @@ def ppo_penalty(
     return OnPolicyAlgorithm(init, make_act(network), update)
 
 
-def adapt_beta(
-    beta: jax.Array, kl: jax.Array, target: float | jax.Array
-) -> jax.Array:
+def adapt_beta(beta: jax.Array, kl: jax.Array, target: float | jax.Array) -> jax.Array:
     """The penalty coefficient for the next update (paper, section 4).
 
     Args:
@@ -290,9 +288,7 @@ def make_clip_loss(
     return _make_loss(network, config, surrogate)
 
 
-def make_penalty_loss(
-    network: Any, config: PPOPenaltyConfig, beta: float | jax.Array
-) -> Loss:
+def make_penalty_loss(network: Any, config: PPOPenaltyConfig, beta: float | jax.Array) -> Loss:
     """``loss(params, batch) -> (scalar, info)``: the negative of eq. 9, with eq. 8 as surrogate.
 
     Args:
@@ -395,7 +391,11 @@ def _fit(network, config, loss, learned, batch, key, progress):
     params, opt_state, info = fit(loss, config.num_epochs, params, opt_state, policy_key)
     if config.value_epochs:
         params, value_opt_state, value_info = fit(
-            make_value_loss(network, config), config.value_epochs, params, value_opt_state, value_key
+            make_value_loss(network, config),
+            config.value_epochs,
+            params,
+            value_opt_state,
+            value_key,
         )
         info |= value_info
     info["explained_variance"] = explained_variance(batch.value, batch.target)

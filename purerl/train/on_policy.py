@@ -223,14 +223,10 @@ def make_train(
             state, metrics = iterate(state)
             iteration = state.clock.iteration  # unbatched under vectorize: a real branch
             due = (iteration % evaluate_every == 0) | (iteration == iterations)
-            evaluation = jax.lax.cond(
-                due, evaluate_state, lambda _: _empty_evaluation(real), state
-            )
+            evaluation = jax.lax.cond(due, evaluate_state, lambda _: _empty_evaluation(real), state)
             return state, (metrics, evaluation)
 
-        state, (metrics, evaluation) = jax.lax.scan(
-            iterate_and_evaluate, state, length=iterations
-        )
+        state, (metrics, evaluation) = jax.lax.scan(iterate_and_evaluate, state, length=iterations)
         done = evaluation_iterations(iterations, evaluate_every)
         evaluation = jax.tree.map(lambda x: x[jnp.array(done) - 1], evaluation)
         curve = LearningCurve(jnp.array(done, jnp.int32) * steps_per_iteration, evaluation)

@@ -1,0 +1,136 @@
+"""A run as data: which algorithm, where, with which numbers; to JSON and back."""
+
+import dataclasses
+import json
+import typing
+from typing import Any
+
+from purerl.algorithms import ALGORITHMS
+from purerl.envs import make_env
+from purerl.presets import preset
+from purerl.train.on_policy import Train, make_train
+from purerl.validation import check_choice, suggest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Sizes of a run; all static."""
+
+    steps: int = 100_000
+    """Environment steps of each seed; rounded up to whole iterations."""
+    num_envs: int = 8
+    """Environments side by side."""
+    rollout_length: int = 128
+    """Steps of each environment between two updates."""
+    evaluations: int = 20
+    """Evaluations during the run, evenly spread."""
+    evaluation_episodes: int = 128
+    """Episodes of one evaluation."""
+    greedy_evaluation: bool = True
+    """Evaluate the policy's most probable action instead of samples."""
+    normalize_obs: bool = False
+    """Observations to running mean 0 and standard deviation 1."""
+    normalize_reward: bool = False
+    """Rewards divided by the running standard deviation of the discounted return."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One algorithm on one environment, with all its numbers."""
+
+    algorithm: str
+    env: str
+    config: Any
+    loop: LoopConfig
+    env_params: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def build(self) -> Train:
+        """The training run, as pure functions."""
+        env = make_env(self.env, **self.env_params)
+        algorithm = ALGORITHMS[self.algorithm].build(self.config, env.action_space)
+        loop = {k: v for k, v in vars(self.loop).items() if k != "steps"}
+        return make_train(algorithm, env, self.loop.steps, reward_gamma=self.config.gamma, **loop)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready values; :meth:`from_json` is the inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Experiment":
+        """An experiment from :meth:`to_json`'s values.
+
+        Args:
+            data: As read from a run's ``config.json``.
+
+        Raises:
+            ValueError: If the algorithm or a field is unknown to this version of purerl.
+        """
+        check_choice("config.json", "algorithm", data["algorithm"], ALGORITHMS)
+        config = ALGORITHMS[data["algorithm"]].config
+        return cls(
+            algorithm=data["algorithm"],
+            env=data["env"],
+            config=_from_dict(config, data["config"]),
+            loop=_from_dict(LoopConfig, data["loop"]),
+            env_params=data["env_params"],
+        )
+
+
+def make_experiment(algorithm: str, env: str, **changes: Any) -> Experiment:
+    """An experiment with this environment's default numbers, and some of them changed.
+
+    Args:
+        algorithm: A name out of ``purerl.ALGORITHMS``.
+        env: A name out of ``purerl.list_envs()``.
+        **changes: Fields of the loop or of the algorithm's configuration.
+
+    Raises:
+        ValueError: If a name or a field is unknown.
+
+    Example:
+        >>> experiment = make_experiment("ppo_clip", "CartPole-v1", steps=50_000, clip=0.1)
+        >>> experiment.loop.steps, experiment.config.clip
+        (50000, 0.1)
+    """
+    check_choice("make_experiment", "algorithm", algorithm, ALGORITHMS)
+    config_type = ALGORITHMS[algorithm].config
+    loop_fields = [field.name for field in dataclasses.fields(LoopConfig)]
+    config_fields = [field.name for field in dataclasses.fields(config_type)]
+    for name in changes:
+        if name not in loop_fields + config_fields:
+            near = suggest(name, loop_fields + config_fields)
+            raise ValueError(f"{algorithm} has no option {name!r}. {near}")
+    numbers = {**preset(algorithm, env), **changes}
+    pick = lambda fields: {k: v for k, v in numbers.items() if k in fields}  # noqa: E731
+    return Experiment(
+        algorithm=algorithm,
+        env=env,
+        config=config_type(**pick(config_fields)),
+        loop=LoopConfig(**pick(loop_fields)),
+    )
+
+
+def _from_dict(cls: type, data: dict[str, Any]) -> Any:
+    """A (nested) dataclass from JSON's dictionaries and lists."""
+    types = typing.get_type_hints(cls)
+    for name in data:
+        if name not in types:
+            raise ValueError(
+                f"config.json has the field {cls.__name__}.{name}, which this version of purerl "
+                f"does not know. {suggest(name, types)}"
+            )
+    values = {}
+    for name, value in data.items():
+        if dataclasses.is_dataclass(types[name]):
+            value = _from_dict(types[name], value)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
+
+
+def dumps(data: Any) -> str:
+    """JSON with an indent, and a newline at the end.
+
+    Args:
+        data: JSON-ready values.
+    """
+    return json.dumps(data, indent=2) + "\n"

@@ -1,0 +1,64 @@
+"""Where a number comes from: versions, commit, hardware."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit and hardware, as JSON-ready values."""
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "commit": commit(),
+        "hardware": {
+            "devices": [device.device_kind for device in jax.devices()],
+            "platform": jax.default_backend(),
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+        },
+    }
+
+
+def commit() -> str | None:
+    """The commit purerl runs from, with "-dirty" after changes; None outside a git checkout."""
+    here = pathlib.Path(__file__).parent
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        tracked = subprocess.run(
+            ["git", "-C", str(here), "ls-files", "--error-unmatch", "provenance.py"],
+            capture_output=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip() if tracked.returncode == 0 else None
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _cpu_model() -> str:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,52 @@
+"""Statistics over seeds, on the host, in NumPy."""
+
+import numpy as np
+import scipy.stats
+
+
+def iqm(x: np.ndarray) -> np.ndarray:
+    """Interquartile mean over the first axis: the mean of the middle half.
+
+    Args:
+        x: One row a seed, ``[S, ...]``.
+
+    Returns:
+        ``[...]``; NaN where a seed is NaN.
+
+    Example:
+        >>> float(iqm(np.array([-1000.0, 1.0, 3.0, 5.0])))
+        2.0
+
+    References:
+        Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
+    """
+    x = np.asarray(x, float)
+    trimmed = scipy.stats.trim_mean(np.where(np.isnan(x), 0, x), 0.25, axis=0)
+    return np.where(np.isnan(x).any(axis=0), np.nan, trimmed)
+
+
+def iqm_interval(
+    x: np.ndarray, confidence: float = 0.95, resamples: int = 2000
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile-bootstrap interval of the interquartile mean, resampling seeds.
+
+    Always with the same resamples, so that the same data give the same interval.
+
+    Args:
+        x: One row a seed, ``[S, ...]``.
+        confidence: Of the interval.
+        resamples: Bootstrap samples.
+
+    Returns:
+        ``(low [...], high [...])``; with one seed both are that seed.
+
+    Example:
+        >>> low, high = iqm_interval(np.array([1.0, 2.0, 3.0, 4.0]))
+        >>> bool(low < iqm(np.array([1.0, 2.0, 3.0, 4.0])) < high)
+        True
+    """
+    x = np.asarray(x, float)
+    rows = np.random.default_rng(0).integers(len(x), size=(len(x), resamples))
+    estimates = iqm(x[rows])  # [S, resamples, ...] -> [resamples, ...]
+    tail = (1 - confidence) / 2
+    return np.quantile(estimates, tail, axis=0), np.quantile(estimates, 1 - tail, axis=0)
