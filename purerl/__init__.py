@@ -19,3 +19,6 @@ from purerl.types import (
     OnPolicyBatch,
     Rollout,
 )
+from purerl.algorithms import ALGORITHMS
+from purerl.experiment import Experiment, LoopConfig, make_experiment
+from purerl.run import RunResult, evaluate_run, run

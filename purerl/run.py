@@ -1,9 +1,14 @@
 """Driving a training run from the host: chunks, progress, a folder of results."""
 
 import concurrent.futures
+import contextlib
+import dataclasses
 import functools
 import pathlib
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +19,7 @@ from purerl.experiment import Experiment
 from purerl.logging import PLOT, RunFolder
 from purerl.plotting import plot_curves, save_plot
 from purerl.statistics import iqm, iqm_interval
+from purerl.train.evaluate import Evaluation
 from purerl.train.on_policy import Metrics, Train, TrainState, evaluation_iterations
 from purerl.train.vectorize import use_all_cores, vectorize
 
@@ -39,53 +45,84 @@ class RunResult(NamedTuple):
                 f"return {iqm(last):.1f} (IQM of {len(last)} seeds at {self.steps[-1]:,} steps, "
                 f"95 % interval {low:.1f} to {high:.1f})"
             )
-        parts += [
-            f"{self.seconds['compiling']:.1f} s compiling",
-            f"{self.seconds['training']:.1f} s training",
-            f"{self.seconds['evaluating']:.1f} s evaluating",
-            f"{self.steps_per_second:,.0f} steps/s",
-        ]
+        parts += [f"{value:.1f} s {what}" for what, value in self.seconds.items()]
+        parts.append(f"{self.steps_per_second:,.0f} steps/s")
         if self.failed.any():
             parts.append(f"failed seeds: {', '.join(map(str, np.flatnonzero(self.failed)))}")
         return " | ".join(parts)
 
 
-class _Programs:
-    """The compiled programs of a run, made when first needed, and the time it took."""
+class _Driver:
+    """Holds a run's state and its compiled programs, and keeps the time of each."""
 
-    def __init__(self, train: Train):
-        self.train = train
-        self.seconds = 0.0
-        self._advance: dict[int, Any] = {}
-        self._evaluate: Any = None
+    def __init__(self, train: Train, keys: jax.Array):
+        self.train, self.seeds = train, len(keys)
+        self.done = 0  # iterations
+        self.seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
+        with self._clock("compiling"):
+            self.state = jax.block_until_ready(jax.jit(vectorize(train.init))(keys))
+            self.chunk = _chunk(train.evaluate_every)
+            # XLA compiles outside the interpreter's lock: two programs, two cores.
+            with concurrent.futures.ThreadPoolExecutor(2) as pool:
+                evaluate = jax.jit(vectorize(train.evaluate)).lower(self.state)
+                advance = self._lower(self.chunk)
+                jobs = pool.submit(evaluate.compile), pool.submit(advance.compile)
+                self._evaluate, compiled = (job.result() for job in jobs)
+        self._advance = {self.chunk: compiled}
 
-    def start(self, keys: jax.Array, length: int) -> TrainState:
-        """Compiles everything and starts the environments."""
-        begin = time.perf_counter()
-        state = jax.block_until_ready(jax.jit(vectorize(self.train.init))(keys))
-        # XLA compiles outside the interpreter's lock: two programs, two cores.
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            jobs = (
-                pool.submit(self._compile_advance, state, length),
-                pool.submit(jax.jit(vectorize(self.train.evaluate)).lower(state).compile),
-            )
-            self._advance[length], self._evaluate = (job.result() for job in jobs)
-        self.seconds += time.perf_counter() - begin
-        return state
+    def advance(self, stop: int) -> Metrics:
+        """Trains one chunk, or less if iteration ``stop`` comes first."""
+        length = min(self.chunk, stop - self.done)
+        if length not in self._advance:  # the rest after the last full interval
+            with self._clock("compiling"):
+                self._advance[length] = self._lower(length).compile()
+        with self._clock("training"):
+            self.state, metrics = self._advance[length](self.state)
+            metrics = jax.device_get(metrics)
+        self.done += length
+        return metrics
 
-    def _compile_advance(self, state: TrainState, length: int) -> Any:
+    def evaluate(self) -> Evaluation:
+        with self._clock("evaluating"):
+            return jax.device_get(self._evaluate(self.state))
+
+    @property
+    def step(self) -> int:
+        """Environment steps of each seed so far."""
+        return self.done * self.train.steps_per_iteration
+
+    def _lower(self, length: int) -> Any:
         advance = vectorize(functools.partial(self.train.advance, iterations=length))
-        return jax.jit(advance, donate_argnums=0).lower(state).compile()
+        return jax.jit(advance, donate_argnums=0).lower(self.state)
 
-    def advance(self, state: TrainState, length: int) -> tuple[TrainState, Metrics]:
-        if length not in self._advance:
-            begin = time.perf_counter()
-            self._advance[length] = self._compile_advance(state, length)
-            self.seconds += time.perf_counter() - begin
-        return self._advance[length](state)
+    @contextlib.contextmanager
+    def _clock(self, what: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - begin
 
-    def evaluate(self, state: TrainState) -> Any:
-        return self._evaluate(state)
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list that Ctrl-C puts something into; a second Ctrl-C interrupts at once.
+
+    An exception in the middle of a chunk would lose the state that was given to it.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number, frame):
+        received.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run(
@@ -121,68 +158,80 @@ def run(
     folder = None if out is None else RunFolder(out)
     if folder is not None:
         folder.create(experiment, seeds, seed, overwrite)
-    keys = jax.random.split(jax.random.key(seed), seeds)
-    programs = _Programs(train)
-    chunk = _chunk(train.evaluate_every)
-    state = programs.start(keys, chunk)
-
-    evaluations = experiment.loop.evaluations > 0
-    stops = evaluation_iterations(train.iterations, train.evaluate_every)
-    seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
     steps: list[int] = []
     returns: list[np.ndarray] = []
-    interrupted = False
-    done = 0
-    bar = tqdm.tqdm(
-        total=seeds * train.total_steps, unit="step", unit_scale=True, disable=not progress
-    )
-    with bar:
-        try:
-            for stop in stops:
+    with _interrupts() as interrupted:
+        driver = _Driver(train, jax.random.split(jax.random.key(seed), seeds))
+        total = seeds * train.total_steps
+        with tqdm.tqdm(total=total, unit="step", unit_scale=True, disable=not progress) as bar:
+            for stop in evaluation_iterations(train.iterations, train.evaluate_every):
                 collected = []
-                while done < stop:
-                    length = min(chunk, stop - done)
-                    compiled = programs.seconds
-                    begin = time.perf_counter()
-                    state, metrics = programs.advance(state, length)
-                    collected.append(jax.device_get(metrics))
-                    compiled = programs.seconds - compiled
-                    seconds["training"] += time.perf_counter() - begin - compiled
-                    done += length
-                    bar.update(length * seeds * train.steps_per_iteration)
-                if not evaluations:
-                    continue
-                begin = time.perf_counter()
-                evaluation = jax.device_get(programs.evaluate(state))
-                seconds["evaluating"] += time.perf_counter() - begin
-                steps.append(done * train.steps_per_iteration)
-                returns.append(evaluation.mean_return)
-                bar.set_postfix_str(f"return {iqm(evaluation.mean_return):.1f}")
+                while driver.done < stop and not interrupted:
+                    before = driver.step
+                    collected.append(driver.advance(stop))
+                    bar.update(seeds * (driver.step - before))
+                if interrupted:
+                    break
+                if experiment.loop.evaluations:
+                    evaluation = driver.evaluate()
+                    steps.append(driver.step)
+                    returns.append(evaluation.mean_return)
+                    bar.set_postfix_str(_postfix(evaluation, np.asarray(driver.state.refused)))
+                    if folder is not None:
+                        folder.write_rows(_rows(driver, evaluation, collected))
                 if folder is not None:
-                    _write(folder, train, state, steps[-1], evaluation, collected, seconds)
-        except KeyboardInterrupt:
-            interrupted = True
-    seconds["compiling"] = programs.seconds
-    trained = done * train.steps_per_iteration * seeds
+                    folder.write_learner(_saved_part(jax.device_get(driver.state)))
     result = RunResult(
-        state,
-        np.array(steps),
+        driver.state,
+        np.array(steps, int),
         np.stack(returns, axis=1) if returns else np.zeros((seeds, 0)),
-        np.asarray(jax.jit(vectorize(train.failed))(state)),
-        seconds,
-        trained / max(seconds["training"], 1e-9),
-        interrupted,
+        np.asarray(jax.jit(vectorize(train.failed))(driver.state)),
+        driver.seconds,
+        driver.step * seeds / max(driver.seconds["training"], 1e-9),
+        bool(interrupted),
     )
     if folder is not None and returns:
-        label, title = experiment.algorithm, experiment.env
-        figure = plot_curves({label: (result.steps, result.returns)}, title)
-        save_plot(figure, folder.path / PLOT)
+        curve = {experiment.algorithm: (result.steps, result.returns)}
+        save_plot(plot_curves(curve, experiment.env), folder.path / PLOT)
     return result
+
+
+def evaluate_run(
+    path: str | pathlib.Path, *, episodes: int = 128, seed: int = 0, greedy: bool = True
+) -> Evaluation:
+    """Plays episodes with the policies that a run saved.
+
+    Args:
+        path: The run's folder.
+        episodes: Of each seed.
+        seed: Random seed of the episodes.
+        greedy: Act by the policy's mode; else by samples.
+
+    Returns:
+        An evaluation with leaves ``[S]``.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run, or one without saved learners.
+        ValueError: If the run is of a version whose fields this one does not know.
+    """
+    folder = RunFolder(path)
+    data = folder.read_config()
+    experiment = Experiment.from_json(data)
+    loop = dataclasses.replace(
+        experiment.loop, evaluation_episodes=episodes, greedy_evaluation=greedy
+    )
+    use_all_cores()
+    train = dataclasses.replace(experiment, loop=loop).build()
+    keys = jax.random.split(jax.random.key(seed), data["seeds"])
+    state = jax.jit(vectorize(train.init))(keys)
+    state = state._replace(**folder.read_learner(_saved_part(jax.device_get(state))))
+    return jax.device_get(jax.jit(vectorize(train.evaluate))(state))
 
 
 def _chunk(evaluate_every: int) -> int:
     """Iterations between two looks at the clock: about a fifth of an evaluation interval, and a
-    divisor of it, so that one compiled program serves."""
+    divisor of it, so that one compiled program serves.
+    """
     return next(
         n
         for n in range(1, evaluate_every + 1)
@@ -190,34 +239,33 @@ def _chunk(evaluate_every: int) -> int:
     )
 
 
-def _write(folder, train, state, step, evaluation, collected, seconds):
-    """One row a seed, and the learners."""
+def _postfix(evaluation: Evaluation, refused: np.ndarray) -> str:
+    failed = f", {np.sum(refused > 0)} failed" if np.any(refused) else ""
+    return f"return {iqm(evaluation.mean_return):.1f}{failed}"
+
+
+def _rows(
+    driver: _Driver, evaluation: Evaluation, collected: list[Metrics]
+) -> dict[str, np.ndarray]:
+    """The CSV's columns: one evaluation, and the training since the one before."""
     metrics = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *collected)  # [S, iterations]
-    seeds = len(evaluation.mean_return)
     count = metrics.episodes.count.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         train_return = metrics.episodes.return_sum.sum(axis=1) / count
-    folder.write_rows(
-        {
-            "seed": np.arange(seeds),
-            "step": np.full(seeds, step),
-            "return": evaluation.mean_return,
-            "length": evaluation.mean_length,
-            "unfinished": evaluation.unfinished,
-            "train_return": train_return,
-            "train_episodes": count,
-            "refused": np.asarray(state.refused),
-            "seconds": np.full(seeds, round(seconds["training"], 3)),
-            **{k: v.mean(axis=1) for k, v in sorted(metrics.info.items()) if k != "finite"},
-        }
-    )
-    folder.write_learner(saved_part(jax.device_get(state)))
+    return {
+        "seed": np.arange(driver.seeds),
+        "step": np.full(driver.seeds, driver.step),
+        "return": evaluation.mean_return,
+        "length": evaluation.mean_length,
+        "unfinished": evaluation.unfinished,
+        "train_return": train_return,
+        "train_episodes": count,
+        "refused": np.asarray(driver.state.refused),
+        "seconds": np.full(driver.seeds, round(driver.seconds["training"], 3)),
+        **{k: v.mean(axis=1) for k, v in sorted(metrics.info.items()) if k != "finite"},
+    }
 
 
-def saved_part(state: TrainState) -> dict[str, Any]:
-    """What of a state is saved: all that acting needs.
-
-    Args:
-        state: Of one or many seeds.
-    """
+def _saved_part(state: TrainState) -> dict[str, Any]:
+    """What of a state is saved: all that acting needs."""
     return {"learner": state.learner, "normalizer": state.normalizer}
