@@ -1,12 +1,24 @@
-"""purerl: reinforcement learning as pure functions, in JAX."""
+"""purerl: reinforcement learning as pure functions, in JAX.
+
+Whole training runs are pure functions of a key, under ``jit`` and ``vmap``; algorithms are records of
+pure functions; every piece is usable alone.
+"""
 
 from purerl.actor_critic import default_network
+from purerl.algorithms import ALGORITHMS
 from purerl.algorithms.a2c import A2CConfig, a2c
 from purerl.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
 from purerl.algorithms.ppo import PPOClipConfig, PPOPenaltyConfig, ppo_clip, ppo_penalty
 from purerl.distributions import Categorical, DiagGaussian
 from purerl.envs import Env, list_envs, make_env
+from purerl.experiment import Experiment, LoopConfig, make_experiment
+from purerl.minibatch import minibatches, permutation
 from purerl.networks import MLP, ActorCritic, ActorQCritic, NetworkConfig
+from purerl.plotting import plot_curves
+from purerl.returns import discounted_return, gae, lambda_return, n_step_return, reward_to_go
+from purerl.rollout import unroll
+from purerl.run import RunResult, evaluate_run, run
+from purerl.statistics import iqm, iqm_interval
 from purerl.train.evaluate import Evaluation, evaluate
 from purerl.train.on_policy import Train, TrainResult, TrainState, make_train
 from purerl.train.vectorize import use_all_cores, vectorize
@@ -19,6 +31,62 @@ from purerl.types import (
     OnPolicyBatch,
     Rollout,
 )
-from purerl.algorithms import ALGORITHMS
-from purerl.experiment import Experiment, LoopConfig, make_experiment
-from purerl.run import RunResult, evaluate_run, run
+
+__all__ = [
+    # Environments
+    "ActionSpace",
+    "Box",
+    "Discrete",
+    "Env",
+    "list_envs",
+    "make_env",
+    # Algorithms
+    "ALGORITHMS",
+    "A2CConfig",
+    "OnPolicyAlgorithm",
+    "PPOClipConfig",
+    "PPOPenaltyConfig",
+    "PolicyGradientConfig",
+    "a2c",
+    "policy_gradient",
+    "ppo_clip",
+    "ppo_penalty",
+    # Whole runs
+    "Clock",
+    "Evaluation",
+    "Train",
+    "TrainResult",
+    "TrainState",
+    "evaluate",
+    "make_train",
+    "use_all_cores",
+    "vectorize",
+    # From the host
+    "Experiment",
+    "LoopConfig",
+    "RunResult",
+    "evaluate_run",
+    "iqm",
+    "iqm_interval",
+    "make_experiment",
+    "plot_curves",
+    "run",
+    # Pieces
+    "ActorCritic",
+    "ActorQCritic",
+    "Categorical",
+    "DiagGaussian",
+    "MLP",
+    "NetworkConfig",
+    "OnPolicyBatch",
+    "Rollout",
+    "default_network",
+    "discounted_return",
+    "gae",
+    "lambda_return",
+    "minibatches",
+    "n_step_return",
+    "permutation",
+    "reward_to_go",
+    "unroll",
+]

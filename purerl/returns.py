@@ -41,7 +41,7 @@ def linear_recurrence(a: jax.Array, b: jax.Array, last: jax.Array) -> jax.Array:
         return x_t, x_t
 
     # Unrolled: the body is two flops, so a loop iteration on its own is nearly all overhead.
-    return jax.lax.scan(step, last, (a, b), reverse=True, unroll=16)[1]
+    return jax.lax.scan(step, last, (a, b), reverse=True, unroll=8)[1]
 
 
 def _not(flag: jax.Array, like: jax.Array) -> jax.Array:

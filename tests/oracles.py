@@ -4,18 +4,27 @@ The sums are written out from their definitions, not as the recursions that pure
 float64. Functions have the names and arguments of those in ``purerl.returns``.
 """
 
+import contextlib
 import importlib
 import warnings
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
 
+@contextlib.contextmanager
+def lenient():
+    """Our strictness is not for other people's code."""
+    with warnings.catch_warnings(), jax.numpy_rank_promotion("allow"):
+        warnings.simplefilter("ignore")
+        yield
+
+
 def optional(name):
     """An independent library, or a skip that says why."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with lenient():
         try:
             return importlib.import_module(name)
         except ImportError as error:

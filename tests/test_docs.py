@@ -1,0 +1,63 @@
+"""What the documentation shows works as printed."""
+
+import pathlib
+import re
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import purerl
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_python_blocks_of_the_readme_run():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    notebook, sweep, record = blocks[:3]
+    names = {}
+    exec(notebook.replace("50_000", "4_000").replace(", 16)", ", 4)"), names)
+    assert names["result"].curve.evaluation.mean_return.shape[0] == 4
+    exec(sweep.replace("50_000", "4_000"), names)
+    assert names["results"].failed.tolist() == [False] * 4
+    assert re.findall(r"algorithm\.(\w+)", record) == list(purerl.OnPolicyAlgorithm._fields[:3])
+
+
+def test_readme_has_two_commands_and_they_name_what_exists():
+    commands = re.findall(r"```bash\n(python3 -m venv.*?)```", README, re.DOTALL)
+    assert len(commands) == 2
+    assert "purerl train ppo_clip CartPole-v1" in commands[0]
+    assert README.index("<!-- test command -->") < README.index(commands[1])
+
+
+def test_links_of_the_readme_point_to_files():
+    for link in re.findall(r"\]\(([^)h#][^)]*)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_public_names_are_all_there_and_have_docstrings():
+    for name in purerl.__all__:
+        thing = getattr(purerl, name)
+        assert thing.__doc__ or name in ("ALGORITHMS", "ActionSpace"), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda p: p.name)
+def test_notebook_runs_and_shows_its_pictures(path):
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    pictures = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == 2
+
+
+def test_quickstart_needs_at_most_15_lines_from_import_to_learning_curves():
+    notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    lines = [line for line in first.source.splitlines() if line.strip()]
+    assert len(lines) <= 15
+    assert "plot_curves" in lines[-1]
