@@ -1,7 +1,7 @@
 """purerl: reinforcement learning as pure functions, in JAX.
 
-Whole training runs are pure functions of a key, under ``jit`` and ``vmap``; algorithms are records of
-pure functions; every piece is usable alone.
+Whole training runs are pure functions of a key, under ``jit`` and ``vmap``; algorithms are records
+of pure functions; every piece is usable alone.
 """
 
 from purerl.actor_critic import default_network

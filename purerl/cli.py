@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(arguments: list[str]) -> int:
     from purerl.algorithms import ALGORITHMS
-    from purerl.experiment import Experiment, LoopConfig, make_experiment
+    from purerl.experiment import Experiment, make_experiment
     from purerl.run import run
     from purerl.validation import check_choice
 
@@ -107,19 +107,18 @@ def _train(arguments: list[str]) -> int:
     check_choice("train", "algorithm", names[0], ALGORITHMS)
     _check_env(names[1])
     default = make_experiment(*names)
-    chosen: tuple[LoopConfig, Any, RunOptions] = _parse(
+    loop, config, chosen = _parse(
         f"purerl train {names[0]} {names[1]}", options, default.loop, default.config, RunOptions()
     )
-    loop, config, options = chosen
     experiment = Experiment(algorithm=names[0], env=names[1], config=config, loop=loop)
-    out = options.out or _new_folder(names[0], names[1])
+    out = chosen.out or _new_folder(names[0], names[1])
     result = run(
         experiment,
-        seeds=options.seeds,
-        seed=options.seed,
+        seeds=chosen.seeds,
+        seed=chosen.seed,
         out=out,
-        overwrite=options.overwrite,
-        progress=options.progress,
+        overwrite=chosen.overwrite,
+        progress=chosen.progress,
     )
     print(result.summary())
     print(f"{'interrupted; ' if result.interrupted else ''}written to {out}")
@@ -227,17 +226,16 @@ def _parse(program: str, options: list[str], *defaults: Any) -> tuple[Any, ...]:
             str_from_instance=lambda x: [str(x)],
         )
 
-    fields = [
-        (type(d).__name__, tyro.conf.OmitArgPrefixes[type(d)], dataclasses.field(default=d))
-        for d in defaults
+    fields: list[Any] = [
+        (type(default).__name__, type(default), dataclasses.field(default=default))
+        for default in defaults
     ]
-    options_type = dataclasses.make_dataclass("Options", fields, frozen=True)
-    chosen = tyro.cli(
-        options_type,
+    chosen: Any = tyro.cli(
+        dataclasses.make_dataclass("Options", fields, frozen=True),
         prog=program,
         description="",
         args=options,
         registry=registry,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    return tuple(getattr(chosen, type(d).__name__) for d in defaults)
+    return tuple(getattr(chosen, type(default).__name__) for default in defaults)

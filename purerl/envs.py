@@ -53,8 +53,8 @@ def make_env(env: Any, **params: Any) -> Env:
     """An environment by its gymnax name, or from an object with gymnax's interface.
 
     Observations come as floating-point arrays (integers and booleans are cast, a discrete
-    observation becomes one-hot) and rewards as floating-point scalars. Actions for a Box are clipped
-    to its bounds here, and only here, so that a learner sees the Gaussian's own, unclipped ones.
+    observation becomes one-hot) and rewards as floating-point scalars. Actions for a Box are
+    clipped to its bounds here, and only here: a learner sees the Gaussian's own, unclipped ones.
 
     Args:
         env: A name out of :func:`list_envs`, or an object with ``reset(key, params)``,

@@ -32,7 +32,6 @@ class RunFolder:
 
     def __init__(self, path: str | pathlib.Path):
         self.path = pathlib.Path(path)
-        self._columns: list[str] | None = None
 
     def create(self, experiment: Experiment, seeds: int, seed: int, overwrite: bool) -> None:
         """Makes the folder and writes what is about to be run.
@@ -90,16 +89,15 @@ class RunFolder:
         """Appends one row a seed to the CSV, and flushes it to the disk.
 
         Args:
-            columns: Arrays ``[S]``; the same names at every call.
+            columns: Arrays ``[S]``; the same names, in the same order, at every call.
         """
-        first = self._columns is None
-        if first:
-            self._columns = list(columns)
-        with (self.path / ROWS).open("w" if first else "a", newline="") as file:
+        path = self.path / ROWS
+        first = not path.exists()
+        with path.open("a", newline="") as file:
             writer = csv.writer(file)
             if first:
-                writer.writerow(self._columns)
-            writer.writerows(zip(*(columns[name] for name in self._columns), strict=True))
+                writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
 
     def read_curve(self) -> tuple[np.ndarray, np.ndarray]:
         """Steps ``[E]`` and returns ``[S, E]`` of the evaluations that every seed has.

@@ -1,8 +1,8 @@
 """Default networks, in flax.linen, built from ``nn.Dense`` alone.
 
 A network of your own goes wherever one of these does: a flax module whose call takes observations
-``[B, *O]`` and returns ``(distribution, value [B])``. What a caller does not use of the two is never
-computed: under ``jit`` the compiler drops it.
+``[B, *O]`` and returns ``(distribution, value [B])``. What a caller does not use of the two is
+never computed: under ``jit`` the compiler drops it.
 """
 
 import dataclasses
@@ -71,6 +71,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, *O] -> [B, hidden_sizes[-1]]``."""
         activation = ACTIVATIONS[self.config.activation]
         x = x.reshape(x.shape[0], -1)
         for width in self.config.hidden_sizes:
@@ -90,6 +91,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, H, W, C] -> [B, H-2, W-2, features]``."""
         height, width = x.shape[1] - 2, x.shape[2] - 2
         if height < 1 or width < 1:
             raise ValueError(
@@ -108,6 +110,7 @@ class Torso(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, *O] -> [B, hidden_sizes[-1]]``."""
         kind = self.config.torso
         if kind == "conv" and x.ndim != 4:
             raise ValueError(
@@ -131,6 +134,7 @@ class PolicyHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> Distribution:
+        """``[B, F]`` to a distribution over ``[B]`` actions."""
         if isinstance(self.action_space, Discrete):
             logits = dense(self.action_space.num_actions, 0.01, self.orthogonal)(features)
             return Categorical(logits)
@@ -171,6 +175,7 @@ class ActorQCritic(nn.Module):
     def __call__(
         self, obs: jax.Array, action: jax.Array | None = None
     ) -> tuple[Distribution, jax.Array]:
+        """``[B, *O]`` and perhaps actions ``[B, *A]`` to ``(distribution, q)``."""
         orthogonal = self.config.orthogonal_init
         features = Torso(self.config, name="actor")(obs)
         distribution = PolicyHead(self.action_space, orthogonal, name="policy_head")(features)

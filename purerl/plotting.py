@@ -45,7 +45,7 @@ def save_plot(figure: Figure, path: str | pathlib.Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _thousands(x: float, _position: int) -> str:
+def _thousands(x: float, _position: float) -> str:
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if abs(x) >= size:
             return f"{x / size:g}{unit}"

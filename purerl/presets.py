@@ -1,12 +1,14 @@
 """Default numbers of each algorithm on each environment.
 
-Fields of the loop and of the algorithm's configuration together, by name. What is not named here has
-its general default (``LoopConfig`` and the configuration's class). The figures start from published
+Fields of the loop and of the algorithm's configuration together, by name. What is not named here
+has its general default (``LoopConfig`` and the configuration's class). The figures start from published
 settings (the zoo of Stable-Baselines3, SLM-Lab, gymnax-blines, PureJaxRL) and were then tuned with
 ``benchmarks/learning.py``, whose table is their justification.
 """
 
 from typing import Any
+
+from purerl.networks import NetworkConfig
 
 _MINATAR = (
     "Asterix-MinAtar",
@@ -17,17 +19,48 @@ _MINATAR = (
 )
 
 _PPO_MINATAR = dict(
-    steps=1_000_000, num_envs=64, rollout_length=32, num_minibatches=8, num_epochs=4,
-    learning_rate=1e-3, entropy_coef=0.01, evaluation_episodes=32, evaluations=10,
+    steps=1_000_000, num_envs=64, rollout_length=32, num_minibatches=8, learning_rate=1e-3,
+    entropy_coef=0.01, evaluations=10, evaluation_episodes=32,
+    network=NetworkConfig(hidden_sizes=(128,), activation="relu"),
+)  # fmt: skip
+
+_PPO_CARTPOLE = dict(
+    num_envs=8, rollout_length=25, num_epochs=8, learning_rate=1e-3, gamma=0.98, gae_lambda=0.9,
+)  # fmt: skip
+
+_PPO_ACROBOT = dict(
+    steps=300_000, num_envs=16, rollout_length=125, learning_rate=1e-3, normalize_obs=True,
+)  # fmt: skip
+
+_PPO_PENDULUM = dict(
+    steps=300_000, num_envs=32, rollout_length=125, num_epochs=10, num_minibatches=32,
+    learning_rate=1e-3, gamma=0.9, normalize_obs=True,
+)  # fmt: skip
+
+_A2C_MINATAR = dict(
+    steps=1_000_000, num_envs=16, rollout_length=5, entropy_coef=0.01, evaluations=10,
+    evaluation_episodes=32, network=NetworkConfig(hidden_sizes=(128,), activation="relu"),
 )  # fmt: skip
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ppo_clip": {
-        "CartPole-v1": dict(
-            steps=100_000, num_envs=8, rollout_length=25, num_epochs=8, num_minibatches=4,
-            learning_rate=1e-3, gamma=0.98, gae_lambda=0.9, anneal_clip=True,
-        ),
+        "CartPole-v1": _PPO_CARTPOLE | dict(steps=100_000, anneal_clip=True),
+        "Acrobot-v1": _PPO_ACROBOT,
+        "Pendulum-v1": _PPO_PENDULUM,
         **dict.fromkeys(_MINATAR, _PPO_MINATAR),
+    },
+    "ppo_penalty": {
+        "CartPole-v1": _PPO_CARTPOLE | dict(steps=150_000),
+        "Acrobot-v1": _PPO_ACROBOT,
+        "Pendulum-v1": _PPO_PENDULUM,
+        **dict.fromkeys(_MINATAR, _PPO_MINATAR),
+    },
+    "a2c": {
+        "CartPole-v1": dict(steps=300_000, num_envs=8, rollout_length=5),
+        **dict.fromkeys(_MINATAR, _A2C_MINATAR),
+    },
+    "policy_gradient": {
+        "CartPole-v1": dict(steps=300_000, num_envs=8, rollout_length=125),
     },
 }  # fmt: skip
 

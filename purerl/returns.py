@@ -1,10 +1,10 @@
 r"""Returns and advantages of a rollout.
 
-Every function takes arrays with time on the leading axis, ``[T]`` or ``[T, N]`` (any trailing axes),
-and returns one array of the same shape. A rollout may hold many episodes and end inside one.
+Every function takes arrays with time on the leading axis, ``[T]`` or ``[T, N]`` (any trailing
+axes), and returns one array of the same shape. A rollout may hold many episodes and end inside one.
 
-``terminated`` and ``truncated`` have different meanings: a sum stops at either, but only a truncated
-episode would have gone on, so there the sum goes on with ``next_value``, the value
+``terminated`` and ``truncated`` have different meanings: a sum stops at either, but only a
+truncated episode would have gone on, so there the sum goes on with ``next_value``, the value
 :math:`V(s_{t+1})` of the observation *before* the reset. It is also what the rollout's last step is
 continued with. After ``terminated`` the bootstrap is zero, also if ``truncated`` is set too.
 

@@ -175,7 +175,7 @@ def run(
                 if experiment.loop.evaluations:
                     evaluation = driver.evaluate()
                     steps.append(driver.step)
-                    returns.append(evaluation.mean_return)
+                    returns.append(np.asarray(evaluation.mean_return))
                     bar.set_postfix_str(_postfix(evaluation, np.asarray(driver.state.refused)))
                     if folder is not None:
                         folder.write_rows(_rows(driver, evaluation, collected))

@@ -2,9 +2,10 @@
 
 import numpy as np
 import scipy.stats
+from numpy.typing import ArrayLike
 
 
-def iqm(x: np.ndarray) -> np.ndarray:
+def iqm(x: ArrayLike) -> np.ndarray:
     """Interquartile mean over the first axis: the mean of the middle half.
 
     Args:
@@ -26,7 +27,7 @@ def iqm(x: np.ndarray) -> np.ndarray:
 
 
 def iqm_interval(
-    x: np.ndarray, confidence: float = 0.95, resamples: int = 2000
+    x: ArrayLike, confidence: float = 0.95, resamples: int = 2000
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile-bootstrap interval of the interquartile mean, resampling seeds.
 

@@ -1,7 +1,7 @@
-"""Checks of what users pass in; every message says what was got, what was wanted and how to mend it.
+"""Checks of what users pass in: messages say what was got, what was wanted and how to mend it.
 
-Configurations may hold tracers (a sweep puts them there), so values are checked only where they are
-Python numbers. Shapes and dtypes are known while tracing and are always checked.
+Configurations may hold tracers (a sweep puts them there), so values are checked only where they
+are Python numbers. Shapes and dtypes are known while tracing and are always checked.
 """
 
 import difflib

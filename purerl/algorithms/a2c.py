@@ -7,8 +7,8 @@ synchronous form: one gradient step a rollout on
     -\log \pi_\theta(a_t|s_t) \hat A_t + c_1 \tfrac12 (V(s_t) - \hat G_t)^2
     - c_2 H(\pi_\theta(\cdot|s_t)).
 
-The paper's estimate :math:`\hat A_t` is the n-step return to the rollout's end minus V, which is GAE
-with lambda = 1 (the default); ``n_step=1`` is document 002's one-step actor-critic, whose
+The paper's estimate :math:`\hat A_t` is the n-step return to the rollout's end minus V, which is
+GAE with lambda = 1 (the default); ``n_step=1`` is document 002's one-step actor-critic, whose
 :math:`\hat A_t` is the TD error.
 
 Differs from:

@@ -1,7 +1,7 @@
 r"""Proximal policy optimization, with a clipped or with a KL-penalized surrogate.
 
-Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (the paper); algorithms 5.23 and 5.24
-of document 001. Both algorithms are the same loop around another loss:
+Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (the paper); algorithms 5.23 and
+5.24 of document 001. Both algorithms are the same loop around another loss:
 
 1. advantages and targets of the rollout, under the old parameters (paper, eqs. 11-12);
 2. some epochs of minibatch gradient steps on the surrogate (eq. 7 or 8), the value loss and the

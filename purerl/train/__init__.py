@@ -1,0 +1,1 @@
+"""Whole runs and evaluation, pure; ``purerl.run`` drives them from the host."""

@@ -128,7 +128,8 @@ def make_train(
         >>> env = purerl.make_env("CartPole-v1")
         >>> algorithm = purerl.ppo_clip(purerl.PPOClipConfig(), env.action_space)
         >>> train = make_train(algorithm, env, 4000, num_envs=4, rollout_length=128, evaluations=2)
-        >>> result = jax.jit(purerl.vectorize(train.train))(jax.random.split(jax.random.key(0), 2))
+        >>> keys = jax.random.split(jax.random.key(0), 2)
+        >>> result = jax.jit(purerl.vectorize(train.train))(keys)
         >>> result.curve.step[0].tolist(), result.curve.evaluation.mean_return.shape
         ([2048, 4096], (2, 2))
     """
@@ -262,7 +263,8 @@ def _empty_evaluation(dtype: Any) -> Evaluation:
 
 def _normalize_rollout(rollout, normalizer: Normalizer, gamma):
     """The rollout as the learner sees it, under the moments it was collected with; and the moments
-    after it."""
+    after it.
+    """
     obs_moments, scaler = normalizer
     if obs_moments is not None:
         raw = rollout.obs

@@ -31,8 +31,8 @@ def use_all_cores() -> int:
 def vectorize(function: Callable[..., Any]) -> Callable[..., Any]:
     """``jax.vmap`` over the leading axis of all arguments, but not over a Clock in them.
 
-    The mapped axis, usually seeds, is also sharded over the devices (over the largest number of them
-    that divides it). Each device runs its own loops and waits for no other. A Clock goes in and
+    The mapped axis, usually seeds, is also sharded over the devices (over the largest number of
+    them that divides it). Each device runs its own loops and waits for no other. A Clock goes in and
     comes out unbatched, so that a ``lax.cond`` on it stays one under vmap.
 
     Args:
@@ -59,7 +59,7 @@ def vectorize(function: Callable[..., Any]) -> Callable[..., Any]:
         leaves, treedef = jax.tree.flatten(args, is_leaf=_is_clock)
         batched, clocks = _partition(leaves)
         size = _leading_axis(batched)
-        out_structure = []
+        out_structure: list[Any] = []
 
         def of_one(batched, clocks):
             out = function(*jax.tree.unflatten(treedef, _merge(leaves, batched, clocks)))

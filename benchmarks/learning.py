@@ -1,0 +1,174 @@
+"""Learning results: many seeds of each algorithm on each environment, at the presets.
+
+    python benchmarks/learning.py                        # every cell (those without a result yet)
+    python benchmarks/learning.py --only ppo_clip-CartPole-v1 --force
+    python benchmarks/learning.py --report               # only writes the table again
+
+Each cell writes ``results/learning/ALGORITHM-ENV.json`` with the configuration, commit, versions,
+hardware and every seed's curve; the table in ``benchmarks/README.md`` is made from them alone.
+"""
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+import tyro
+
+import purerl
+from purerl.plotting import plot_curves, save_plot
+from purerl.provenance import provenance
+
+HERE = pathlib.Path(__file__).parent
+RESULTS = HERE / "results" / "learning"
+README = HERE / "README.md"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One row of the table."""
+
+    algorithm: str
+    env: str
+    target: float | None = None  # IQM to reach; None: only stated
+    seeds: int = 16
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    suffix: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the row and of its file."""
+        return f"{self.algorithm}{self.suffix}-{self.env}"
+
+
+CELLS = [
+    Cell(algorithm="ppo_clip", env="CartPole-v1", target=475),
+    Cell(algorithm="ppo_clip", env="Acrobot-v1", target=-90),
+    Cell(algorithm="ppo_clip", env="Pendulum-v1", target=-250),
+    Cell(algorithm="ppo_clip", env="Breakout-MinAtar", target=15, seeds=4),
+    Cell(algorithm="ppo_penalty", env="CartPole-v1", target=475),
+    Cell(algorithm="a2c", env="CartPole-v1", target=480),
+    Cell(algorithm="policy_gradient", env="CartPole-v1", target=470),
+    *(
+        Cell(
+            algorithm="policy_gradient",
+            env="CartPole-v1",
+            changes={"estimator": estimator, **changes},
+            suffix=f"[{estimator}]",
+        )
+        for estimator, changes in {
+            "total_return": {"num_envs": 4, "rollout_length": 500},
+            "return_to_go": {"num_envs": 4, "rollout_length": 500},
+            "q_critic": {},
+            "advantage": {},
+            "td_error": {},
+        }.items()
+    ),
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Learning results of all algorithms."""
+
+    only: tuple[str, ...] = ()
+    """Names of cells (ALGORITHM-ENV); all by default."""
+    seeds: int | None = None
+    """Instead of each cell's own number."""
+    seed: int = 0
+    """Random seed."""
+    force: bool = False
+    """Measure again where there is a result, and replace it."""
+    report: bool = False
+    """Measure nothing, only write the table."""
+
+
+def measure(cell: Cell, seeds: int, seed: int) -> dict[str, Any]:
+    """Trains one cell."""
+    experiment = purerl.make_experiment(cell.algorithm, cell.env, **cell.changes)
+    result = purerl.run(experiment, seeds=seeds, seed=seed)
+    print(f"{cell.name}: {result.summary()}", flush=True)
+    return {
+        "name": cell.name,
+        "target": cell.target,
+        "experiment": experiment.to_json(),
+        "seeds": seeds,
+        "seed": seed,
+        "date": datetime.date.today().isoformat(),
+        **provenance(),
+        "seconds": result.seconds,
+        "steps_per_second": result.steps_per_second,
+        "failed": result.failed.tolist(),
+        "steps": result.steps.tolist(),
+        "returns": np.round(result.returns, 3).tolist(),
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as a markdown table."""
+    rows = [
+        "| algorithm | environment | steps | seeds | IQM of the return [95 % interval] | min "
+        "| wanted | steps/s | commit |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        last = np.array(result["returns"])[:, -1]
+        low, high = purerl.iqm_interval(last)
+        target = "-" if result["target"] is None else f"{result['target']:g}"
+        algorithm = result["name"].removesuffix("-" + result["experiment"]["env"])
+        rows.append(
+            f"| {algorithm} | {result['experiment']['env']} | {result['steps'][-1]:,} "
+            f"| {result['seeds']} | {purerl.iqm(last):.1f} [{low:.1f}, {high:.1f}] "
+            f"| {last.min():.1f} | {target} | {result['steps_per_second']:,.0f} "
+            f"| {(result['commit'] or '?')[:10]} |"
+        )
+    return "\n".join(rows)
+
+
+def report() -> None:
+    """Writes the table into benchmarks/README.md, and a picture for each environment."""
+    order = {cell.name: i for i, cell in enumerate(CELLS)}
+    results = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
+    results.sort(key=lambda result: order.get(result["name"], len(order)))
+    begin, end = "<!-- learning table -->\n", "<!-- end of learning table -->"
+    text = README.read_text()
+    head, rest = text.split(begin)
+    README.write_text(f"{head}{begin}{table(results)}\n{rest[rest.index(end) :]}")
+    for env in {result["experiment"]["env"] for result in results}:
+        curves = {
+            result["name"].removesuffix("-" + env): (
+                np.array(result["steps"]),
+                np.array(result["returns"]),
+            )
+            for result in results
+            if result["experiment"]["env"] == env
+        }
+        save_plot(plot_curves(curves, env), RESULTS / f"{env}.png")
+
+
+def main() -> int:
+    options = tyro.cli(Options, description=__doc__)
+    names = [cell.name for cell in CELLS]
+    for name in options.only:
+        if name not in names:
+            print(f"unknown cell {name!r}, wanted one of {', '.join(names)}", file=sys.stderr)
+            return 2
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for cell in [] if options.report else CELLS:
+        path = RESULTS / f"{cell.name}.json"
+        if options.only and cell.name not in options.only:
+            continue
+        if path.exists() and not options.force:
+            print(f"{cell.name}: has a result; --force measures again")
+            continue
+        result = measure(cell, options.seeds or cell.seeds, options.seed)
+        path.write_text(json.dumps(result) + "\n")
+    report()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
