@@ -8,6 +8,7 @@
 
 import csv
 import json
+import os
 import pathlib
 import shutil
 from typing import Any
@@ -33,14 +34,11 @@ class RunFolder:
     def __init__(self, path: str | pathlib.Path):
         self.path = pathlib.Path(path)
 
-    def create(self, experiment: Experiment, seeds: int, seed: int, overwrite: bool) -> None:
-        """Makes the folder and writes what is about to be run.
+    def check(self, overwrite: bool) -> None:
+        """Whether a new run can go here, before any time is spent on it.
 
         Args:
-            experiment: What is run.
-            seeds: How many seeds.
-            seed: The first key's seed.
-            overwrite: Whether an existing run there may be deleted.
+            overwrite: Whether a run that is there may be deleted.
 
         Raises:
             FileExistsError: If the folder exists and is not empty, and ``overwrite`` is False, or
@@ -62,15 +60,23 @@ class RunFolder:
                     f"{self.path} is not empty and holds no run ({CONFIG} is missing), so it is "
                     "not overwritten; choose another --out."
                 )
+        there = next(path for path in (self.path, *self.path.parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise OSError(f"{self.path} cannot be written below {there}; choose another --out.")
+
+    def create(self, experiment: Experiment, seeds: int, seed: int) -> None:
+        """Makes the folder, in place of a run that was there, and writes what is being run.
+
+        Args:
+            experiment: What is run.
+            seeds: How many seeds.
+            seed: The first key's seed.
+        """
+        if self.path.exists():
             shutil.rmtree(self.path)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            description = {**experiment.to_json(), "seeds": seeds, "seed": seed, **provenance()}
-            (self.path / CONFIG).write_text(dumps(description))
-        except OSError as error:
-            raise OSError(
-                f"{self.path} cannot be written ({error.strerror}); choose another --out."
-            ) from error
+        self.path.mkdir(parents=True)
+        description = {**experiment.to_json(), "seeds": seeds, "seed": seed, **provenance()}
+        (self.path / CONFIG).write_text(dumps(description))
 
     def read_config(self) -> dict[str, Any]:
         """What ``config.json`` holds.

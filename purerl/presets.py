@@ -1,9 +1,9 @@
 """Default numbers of each algorithm on each environment.
 
 Fields of the loop and of the algorithm's configuration together, by name. What is not named here
-has its general default (``LoopConfig`` and the configuration's class). The figures start from published
-settings (the zoo of Stable-Baselines3, SLM-Lab, gymnax-blines, PureJaxRL) and were then tuned with
-``benchmarks/learning.py``, whose table is their justification.
+has its general default (``LoopConfig`` and the configuration's class). The figures start from
+published settings (the zoo of Stable-Baselines3, SLM-Lab, gymnax-blines, PureJaxRL) and were then
+tuned with ``benchmarks/learning.py``, whose table is their justification.
 """
 
 from typing import Any

@@ -157,11 +157,13 @@ def run(
     train = experiment.build()
     folder = None if out is None else RunFolder(out)
     if folder is not None:
-        folder.create(experiment, seeds, seed, overwrite)
+        folder.check(overwrite)
     steps: list[int] = []
     returns: list[np.ndarray] = []
     with _interrupts() as interrupted:
         driver = _Driver(train, jax.random.split(jax.random.key(seed), seeds))
+        if folder is not None:  # only now: what does not compile leaves no folder
+            folder.create(experiment, seeds, seed)
         total = seeds * train.total_steps
         with tqdm.tqdm(total=total, unit="step", unit_scale=True, disable=not progress) as bar:
             for stop in evaluation_iterations(train.iterations, train.evaluate_every):

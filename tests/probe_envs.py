@@ -1,7 +1,7 @@
 """Small environments whose values and best actions are known, to gymnax's interface.
 
-A :class:`Table` is a deterministic environment whose states follow one another. Several tables in one
-(:func:`union`) are learned in one run. Everything is made in JAX's current default float type.
+A :class:`Table` is a deterministic environment whose states follow one another. Several tables in
+one (:func:`union`) are learned in one run. Everything is made in JAX's current default float type.
 """
 
 import dataclasses

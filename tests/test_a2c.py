@@ -83,11 +83,10 @@ def test_update_by_hand(optimizer, x64):
         rollout = random_rollout(seed=i)
         state, info = algorithm.update(state, rollout, jax.random.key(0), progress=progress)
 
-        advantage, target = (
-            x.reshape(-1) for x in by_hand(config, {"params": learned}, rollout)
-        )
+        advantage, target = (x.reshape(-1) for x in by_hand(config, {"params": learned}, rollout))
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        obs, action = np.asarray(rollout.obs).reshape(-1, OBS), np.asarray(rollout.action).reshape(-1)
+        obs = np.asarray(rollout.obs).reshape(-1, OBS)
+        action = np.asarray(rollout.action).reshape(-1)
         features = obs.reshape(len(obs), -1, logits.shape[0]).sum(1)
         z = features @ learned["logits"]
         policy = np.exp(z) / np.exp(z).sum(1, keepdims=True)

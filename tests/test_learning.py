@@ -80,9 +80,7 @@ def test_policy_learns_the_good_action(name):
     assert learned(name)[1][where["action"]][0, 1] > 0.9
 
 
-@pytest.mark.parametrize(
-    "name", ["a2c", "ppo_clip", "ppo_penalty", "baseline", "return_to_go"]
-)
+@pytest.mark.parametrize("name", ["a2c", "ppo_clip", "ppo_penalty", "baseline", "return_to_go"])
 def test_policy_learns_the_best_real_action(name):
     env = purerl.make_env(probe_envs.BoxEnv())
     network = NetworkConfig(hidden_sizes=(8,))
@@ -103,7 +101,9 @@ CARTPOLE = {
         {"rollout_length": 32},
     ),
     "ppo_clip": (
-        lambda space: purerl.ppo_clip(purerl.PPOClipConfig(learning_rate=3e-3, network=SMALL), space),
+        lambda space: purerl.ppo_clip(
+            purerl.PPOClipConfig(learning_rate=3e-3, network=SMALL), space
+        ),
         {"rollout_length": 64},
     ),
     "ppo_penalty": (

@@ -126,6 +126,12 @@ def test_weights_are_orthogonal_with_the_gains_of_ppo():
             np.testing.assert_allclose(g, gain**2 * np.eye(len(g)), atol=1e-5 * gain**2)
 
 
+def test_the_mean_of_a_gaussian_policy_starts_near_zero():
+    network = ActorCritic(ARM, NetworkConfig(hidden_sizes=(9,)))
+    kernel = init(network, jnp.zeros((1, 4)))["policy_head"]["Dense_0"]["kernel"]
+    np.testing.assert_allclose(gram(kernel), 1e-4 * np.eye(3), atol=1e-9)
+
+
 def test_without_orthogonal_init_weights_are_those_of_flax():
     config = NetworkConfig(hidden_sizes=(16,), orthogonal_init=False)
     kernel = init(MLP(config), jnp.zeros((1, 16)))["Dense_0"]["kernel"]

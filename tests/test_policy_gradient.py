@@ -98,11 +98,11 @@ class Mdp:
                         pa = p * policy[s, a] * self.move[s, a, n]
                         last = t + 1 == HORIZON
                         row = (t, s, a, self.reward[s, a], False, False, t + 1, n)
-                        alive = row[:5] + (last,) + row[6:]
+                        alive = (*row[:5], last, *row[6:])
                         follow = (0, 0) if last else (n, t + 1)
                         grown.append((pa * (1 - self.end[s, a]), *follow, [*rows, alive]))
                         if self.end[s, a]:
-                            dead = row[:4] + (True,) + row[5:]
+                            dead = (*row[:4], True, *row[5:])
                             grown.append((pa * self.end[s, a], 0, 0, [*rows, dead]))
             courses = grown
         weight = np.array([c[0] for c in courses])
@@ -185,11 +185,12 @@ def test_true_critics_are_the_fixed_points_of_their_targets(x64):
     for variant in ("baseline", "gae_0.5", "td_error", "q_critic", "q_minus_v"):
         config = PolicyGradientConfig(**EXACT, **VARIANTS[variant])
         is_q = config.critic == "q"
-        target = estimate(
-            Table(is_q), config, mdp.params(is_q), rollout, jax.random.key(0), SPACE
-        )[1].reshape(-1)
+        target = estimate(Table(is_q), config, mdp.params(is_q), rollout, jax.random.key(0), SPACE)[
+            1
+        ].reshape(-1)
         if is_q:
-            at_action = at[:, :, None] * jax.nn.one_hot(rollout.action.reshape(-1), ACTIONS)[:, None]
+            hot = jax.nn.one_hot(rollout.action.reshape(-1), ACTIONS)
+            at_action = at[:, :, None] * hot[:, None]
             mean = jnp.einsum("b,b,bsa->sa", chance, target, at_action)
             total, wanted = jnp.einsum("b,bsa->sa", chance, at_action), q.reshape(OBS, ACTIONS)
         else:

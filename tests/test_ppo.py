@@ -1,4 +1,4 @@
-"""PPO against plain loops, and its own rules: stopping, the penalty coefficient, separate epochs."""
+"""PPO against plain loops; early stopping, the penalty coefficient, separate value epochs."""
 
 import flax.linen as nn
 import jax
@@ -104,8 +104,7 @@ def adam(loss, params, moments, rate, eps):
     s = jax.tree.map(lambda s, g: 0.999 * s + 0.001 * g * g, s, gradient)
     count += 1
     params = jax.tree.map(
-        lambda p, m, s: p
-        - rate * m / (1 - 0.9**count) / (jnp.sqrt(s / (1 - 0.999**count)) + eps),
+        lambda p, m, s: p - rate * m / (1 - 0.9**count) / (jnp.sqrt(s / (1 - 0.999**count)) + eps),
         params,
         m,
         s,
@@ -208,7 +207,7 @@ def test_value_epochs_leave_the_policy_bitwise_alone(x64):
 
 
 def test_policy_epochs_leave_the_value_alone_where_value_epochs_follow(x64):
-    algorithm, state, rollout = setup(value_epochs=1)
+    _, state, rollout = setup(value_epochs=1)
     batch = make_batch(Table(), PPOClipConfig(), state.params, rollout, SPACE)
     loss = make_clip_loss(Table(), PPOClipConfig(value_epochs=1))
     gradient = jax.grad(lambda p: loss(p, batch)[0])(state.params)["params"]
@@ -444,7 +443,7 @@ def test_info_at_the_old_policy(x64):
     """One epoch on the full batch: ratio 1, no clipping, no KL."""
     algorithm, state, rollout = setup(num_epochs=1)
     info = algorithm.update(state, rollout, jax.random.key(0))[1]
-    advantage, value, target = advantages(state.params, rollout, 0.99, 0.95)
+    advantage, _, target = advantages(state.params, rollout, 0.99, 0.95)
     assert info["kl"] == pytest.approx(0, abs=1e-15)
     assert info["clip_fraction"] == 0
     assert info["policy_loss"] == pytest.approx(-advantage.mean(), abs=1e-12)

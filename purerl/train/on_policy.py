@@ -150,8 +150,8 @@ def make_train(
     if total_steps < steps_per_iteration:
         raise ValueError(
             f"make_train: total_steps={total_steps} is less than one iteration, num_envs * "
-            f"rollout_length = {num_envs} * {rollout_length} = {steps_per_iteration} steps; ask for "
-            "more steps, or make num_envs or rollout_length smaller."
+            f"rollout_length = {num_envs} * {rollout_length} = {steps_per_iteration} steps; ask "
+            "for more steps, or make num_envs or rollout_length smaller."
         )
     if algorithm.whole_episodes:
         _check_whole_episodes(env, rollout_length)

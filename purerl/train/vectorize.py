@@ -32,8 +32,8 @@ def vectorize(function: Callable[..., Any]) -> Callable[..., Any]:
     """``jax.vmap`` over the leading axis of all arguments, but not over a Clock in them.
 
     The mapped axis, usually seeds, is also sharded over the devices (over the largest number of
-    them that divides it). Each device runs its own loops and waits for no other. A Clock goes in and
-    comes out unbatched, so that a ``lax.cond`` on it stays one under vmap.
+    them that divides it). Each device runs its own loops and waits for no other. A Clock goes in
+    and comes out unbatched, so that a ``lax.cond`` on it stays one under vmap.
 
     Args:
         function: Of arguments that are pytrees of arrays.

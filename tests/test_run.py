@@ -1,0 +1,241 @@
+"""The host side: runs, folders, the command line."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import purerl
+from purerl.cli import main
+from purerl.logging import RunFolder
+
+SMALL = [
+    *("--steps", "512", "--num-envs", "4", "--rollout-length", "32", "--evaluations", "2"),
+    *("--evaluation-episodes", "4", "--num-epochs", "1", "--num-minibatches", "1"),
+    *("--hidden-sizes", "8", "--no-progress"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small finished run, by the command line."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    status = main(["train", "ppo_clip", "CartPole-v1", *SMALL, "--seeds", "3", "--out", str(out)])
+    assert status == 0
+    return out
+
+
+def failure(capsys, *arguments):
+    """Exit status 2 and what was printed."""
+    try:
+        status = main([str(argument) for argument in arguments])
+    except SystemExit as error:  # tyro's own errors
+        status = error.code
+    assert status == 2
+    output = capsys.readouterr()
+    return " ".join((output.out + output.err).split())
+
+
+def test_run_folder_holds_config_rows_learner_and_plot(trained):
+    config = json.loads((trained / "config.json").read_text())
+    assert (config["algorithm"], config["env"], config["seeds"]) == ("ppo_clip", "CartPole-v1", 3)
+    assert config["config"]["num_epochs"] == 1
+    assert config["config"]["network"]["hidden_sizes"] == [8]
+    assert config["versions"]["jax"] == jax.__version__
+    assert {"commit", "hardware"} <= set(config)
+    with (trained / "evaluations.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["seed"], row["step"]) for row in rows] == [
+        (str(seed), str(step)) for step in (256, 512) for seed in range(3)
+    ]
+    assert all(float(row["return"]) == float(row["length"]) for row in rows)  # CartPole: 1 a step
+    assert {"train_return", "refused", "entropy", "kl"} <= set(rows[0])
+    assert (trained / "learning_curve.png").stat().st_size > 5000
+    assert (trained / "learner.msgpack").exists()
+    assert not list(trained.glob("*.part"))
+
+
+def test_experiment_survives_json(trained):
+    config = json.loads((trained / "config.json").read_text())
+    experiment = purerl.Experiment.from_json(config)
+    assert json.loads(json.dumps(experiment.to_json())).items() <= config.items()
+    assert experiment.config.network.hidden_sizes == (8,)
+
+
+def test_run_is_the_pure_function(trained):
+    """The host's chunks and separate evaluations change no number."""
+    experiment = purerl.Experiment.from_json(json.loads((trained / "config.json").read_text()))
+    train = experiment.build()
+    keys = jax.random.split(jax.random.key(0), 3)
+    result = jax.jit(purerl.vectorize(train.train))(keys)
+    steps, returns = RunFolder(trained).read_curve()
+    np.testing.assert_array_equal(steps, result.curve.step[0])
+    np.testing.assert_allclose(returns, result.curve.evaluation.mean_return, rtol=1e-5)
+
+
+def test_evaluate_plays_the_saved_policies(trained, capsys):
+    assert main(["evaluate", str(trained), "--episodes", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "seed 2: return" in printed
+    assert "IQM of 3 seeds, 4 episodes each" in printed
+    evaluation = purerl.evaluate_run(trained, episodes=64)
+    _, returns = RunFolder(trained).read_curve()
+    assert np.all(np.abs(evaluation.mean_return - returns[:, -1]) < 0.8 * returns[:, -1])
+
+
+def test_plot_writes_one_picture_of_several_runs(trained, tmp_path, capsys):
+    picture = tmp_path / "both.png"
+    arguments = ["plot", str(trained), str(trained), "--out", str(picture)]
+    assert main(arguments) == 0
+    assert picture.stat().st_size > 5000
+    assert "exists" in failure(capsys, *arguments)
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_list_names_algorithms_and_environments(capsys):
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for name in (*purerl.ALGORITHMS, "CartPole-v1", "Breakout-MinAtar"):
+        assert name in printed
+
+
+def test_existing_folder_is_not_overwritten_silently(trained, tmp_path, capsys):
+    before = (trained / "evaluations.csv").read_bytes()
+    message = failure(capsys, "train", "ppo_clip", "CartPole-v1", *SMALL, "--out", trained)
+    assert "exists and is not empty" in message
+    assert "--overwrite" in message
+    assert (trained / "evaluations.csv").read_bytes() == before
+    (tmp_path / "precious.txt").write_text("mine")
+    arguments = ("train", "ppo_clip", "CartPole-v1", *SMALL, "--out", tmp_path, "--overwrite")
+    assert "holds no run" in failure(capsys, *arguments)
+    assert (tmp_path / "precious.txt").exists()
+
+
+def test_overwrite_replaces_a_run(tmp_path):
+    out = tmp_path / "run"
+    arguments = ["train", "a2c", "CartPole-v1", "--steps", "64", "--num-envs", "2", "--seeds", "1"]
+    arguments += ["--rollout-length", "8", "--evaluations", "1", "--evaluation-episodes", "2"]
+    arguments += ["--hidden-sizes", "8", "--no-progress", "--out", str(out)]
+    assert main(arguments) == 0
+    assert main([*arguments, "--overwrite"]) == 0
+    assert len((out / "evaluations.csv").read_text().splitlines()) == 2
+
+
+def test_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    train = ("train", "ppo_clip", "CartPole-v1", *SMALL, "--out")
+    assert "is a file" in failure(capsys, *train, tmp_path / "file")
+    assert "cannot be written" in failure(capsys, *train, tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["trian"], "Did you mean train"),
+        (["train", "ppo_clp", "CartPole-v1"], "Did you mean ppo_clip"),
+        (["train", "ppo_clip", "CartPole"], "CartPole-v1"),
+        (["train", "ppo_clip"], "wanted an algorithm and an environment"),
+        (["train", "ppo_clip", "CartPole-v1", "--learing-rate", "1"], "--learning-rate"),
+        (["train", "ppo_clip", "CartPole-v1", "--seeds", "0"], "seeds=0, wanted at least 1"),
+        (["train", "ppo_clip", "CartPole-v1", "--steps", "10"], "less than one iteration"),
+        (["train", "ppo_clip", "CartPole-v1", "--gamma", "1.5"], "gamma=1.5 is out of range"),
+        (["train", "ppo_clip", "CartPole-v1", "--clip", "-1"], "clip=-1.0 is out of range"),
+        (["train", "ppo_clip", "CartPole-v1", "--num-minibatches", "7"], "7 equal minibatches"),
+        (["train", "ppo_clip", "MNISTBandit-bsuite"], "download"),
+        (["evaluate", "no-such-run"], "is no run"),
+        (["plot"], "wanted run folders"),
+        (["plot", "no-such-run"], "is no run"),
+        (["list", "all"], "wanted nothing"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else None,
+)
+def test_bad_input_says_what_was_wanted(arguments, wanted, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert wanted in failure(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_have_this_environments_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "ppo_clip", "CartPole-v1", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--clip FLOAT" in text
+    assert "(default: 100000)" in text
+
+
+def test_unknown_change_of_an_experiment_lists_close_matches():
+    with pytest.raises(ValueError, match=r"no option 'learnin_rate'. Did you mean learning_rate"):
+        purerl.make_experiment("ppo_clip", "CartPole-v1", learnin_rate=1.0)
+
+
+def test_config_of_another_version_says_which_field():
+    data = purerl.make_experiment("a2c", "CartPole-v1").to_json()
+    data["config"]["warp"] = 9
+    with pytest.raises(ValueError, match=r"A2CConfig.warp, which this version of purerl"):
+        purerl.Experiment.from_json(data)
+
+
+def test_ctrl_c_keeps_what_was_done(tmp_path):
+    out = tmp_path / "long"
+    experiment = purerl.make_experiment(
+        "a2c",
+        "CartPole-v1",
+        steps=10_000_000,
+        evaluations=10_000,
+        evaluation_episodes=2,
+        num_envs=2,
+        rollout_length=8,
+        network=purerl.NetworkConfig(hidden_sizes=(8,)),
+    )
+
+    def interrupt():
+        while not (out / "learner.msgpack").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    result = purerl.run(experiment, seeds=2, out=out, progress=False)
+    thread.join()
+    assert result.interrupted
+    steps, returns = RunFolder(out).read_curve()
+    np.testing.assert_array_equal(steps, result.steps)
+    assert returns.shape == (2, len(steps))
+    assert 0 < len(steps) < 10_000
+    assert (out / "learning_curve.png").exists()
+    assert np.isfinite(purerl.evaluate_run(out, episodes=2).mean_return).all()
+
+
+def test_failed_seeds_are_named_in_the_summary():
+    result = purerl.RunResult(
+        state=None,
+        steps=np.array([10]),
+        returns=np.ones((4, 1)),
+        failed=np.array([False, True, False, True]),
+        seconds={"compiling": 1.0, "training": 2.0, "evaluating": 3.0},
+        steps_per_second=20.0,
+        interrupted=False,
+    )
+    assert "failed seeds: 1, 3" in result.summary()
+
+
+def test_importing_purerl_starts_no_backend():
+    """Otherwise use_all_cores() would come too late for whoever imports purerl first."""
+    code = (
+        "import purerl, jax; assert purerl.use_all_cores() == jax.device_count();"
+        "import os; assert jax.device_count() == len(os.sched_getaffinity(0))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    root = pathlib.Path(purerl.__file__).parent.parent
+    environment["PYTHONPATH"] = str(root)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
