@@ -52,10 +52,7 @@ class Categorical(NamedTuple):
     def kl(self, other: "Categorical") -> jax.Array:
         r""":math:`KL(self \| other) = \sum_k p_k (\log p_k - \log q_k)` in nats, ``[...]``."""
         log_p, log_q = self.log_probs(), other.log_probs()
-        # Where p = 0 the term is 0, also if q is 0 there: neither may become inf - inf.
-        possible = jnp.isfinite(log_p)
-        difference = jnp.where(possible, log_p, 0) - jnp.where(possible, log_q, 0)
-        return jnp.sum(_weighted(log_p, difference), axis=-1)
+        return jnp.sum(_weighted(log_p, log_p - log_q), axis=-1)
 
 
 def _weighted(log_p: jax.Array, x: jax.Array) -> jax.Array:

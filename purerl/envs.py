@@ -135,6 +135,11 @@ def _construct(name: str, params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 def _replace(name: str, env_params: Any, changes: dict[str, Any]) -> Any:
     if not changes:
         return env_params
+    if not dataclasses.is_dataclass(env_params) or isinstance(env_params, type):
+        raise TypeError(
+            f"{name}'s default_params are a {type(env_params).__name__}, wanted a dataclass to "
+            "change fields of; make them a flax.struct.dataclass, as gymnax has them."
+        )
     known = [field.name for field in dataclasses.fields(env_params)]
     for key in changes:
         if key not in known:

@@ -186,4 +186,4 @@ def huber_loss(value: jax.Array, target: jax.Array, delta: float | jax.Array = 1
     References:
         Huber 1964; Mnih et al. 2015 clip the TD error to [-1, 1], which is this loss's gradient.
     """
-    return optax.losses.huber_loss(value, stop(target), delta)
+    return optax.losses.huber_loss(value, stop(target), delta=delta)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.types import PyTree
+from purerl.validation import check_range
 
 
 def permutation(key: jax.Array, n: int) -> jax.Array:
@@ -28,10 +29,12 @@ def permutation(key: jax.Array, n: int) -> jax.Array:
     """
     bits = max(1, (n - 1).bit_length())
     mask = jnp.uint32((1 << bits) - 1)
-    constants = jax.random.bits(key, (_ROUNDS, 2), jnp.uint32)
+    # A round mixes less where a word has few bits; each pair of positions is tested to be even.
+    rounds = 10 if bits < 8 else 6
+    constants = jax.random.bits(key, (rounds, 2), jnp.uint32)
 
     def mix(x):
-        for i in range(_ROUNDS):
+        for i in range(rounds):
             x = (x + constants[i, 0]) & mask
             x = (x * (constants[i, 1] | 1)) & mask
             x = x ^ (x >> (bits // 2 + bits % 2 if bits > 1 else 1))
@@ -41,9 +44,6 @@ def permutation(key: jax.Array, n: int) -> jax.Array:
     if n < 1 << bits:
         x = jax.lax.while_loop(lambda x: jnp.any(x >= n), lambda x: jnp.where(x >= n, mix(x), x), x)
     return x.astype(jnp.int32)
-
-
-_ROUNDS = 6
 
 
 def minibatches(key: jax.Array, batch: PyTree, count: int, shuffle: bool = True) -> PyTree:
@@ -61,6 +61,7 @@ def minibatches(key: jax.Array, batch: PyTree, count: int, shuffle: bool = True)
     Raises:
         ValueError: If ``count`` does not divide B.
     """
+    check_range("minibatches", "count", count, 1)
     size = jax.tree.leaves(batch)[0].shape[0]
     if size % count:
         raise ValueError(

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 
 class Moments(NamedTuple):
-    """Count, mean and variance (population) of what was seen so far."""
+    """Number, mean and variance (population) of what was seen so far."""
 
-    count: jax.Array  # []
+    seen: jax.Array  # [] how many
     mean: jax.Array  # [...]
     var: jax.Array  # [...]
 
@@ -43,10 +43,10 @@ def merge_moments(moments: Moments, batch: jax.Array) -> Moments:
     batch = batch.astype(moments.mean.dtype)
     size = batch.size // max(1, moments.mean.size)
     mean, var = jnp.mean(batch, axes), jnp.var(batch, axes)
-    count = moments.count + size
+    count = moments.seen + size
     delta = mean - moments.mean
-    between = jnp.square(delta) * (moments.count * size / count)
-    within = moments.var * moments.count + var * size
+    between = jnp.square(delta) * (moments.seen * size / count)
+    within = moments.var * moments.seen + var * size
     return Moments(count, moments.mean + delta * (size / count), (within + between) / count)
 
 
@@ -62,7 +62,8 @@ def normalize(
         eps: Added to the variance.
     """
     x = x.astype(moments.mean.dtype)
-    y = (x - moments.mean) / jnp.sqrt(moments.var + eps)
+    mean, var = (jnp.broadcast_to(m, x.shape) for m in (moments.mean, moments.var))
+    y = (x - mean) / jnp.sqrt(var + eps)
     return y if clip is None else jnp.clip(y, -clip, clip)
 
 

@@ -74,6 +74,7 @@ def reward_to_go(
         >>> reward_to_go(jnp.array([1.0, 2.0, 4.0]), no, no, 0.5).tolist()
         [3.0, 4.0, 4.0]
     """
+    reward = jnp.asarray(reward, jnp.result_type(reward, float))
     if next_value is None:
         next_value = jnp.zeros_like(reward)
     return lambda_return(reward, next_value, terminated, truncated, gamma, 1.0)
@@ -109,9 +110,9 @@ def discounted_return(
     """
     to_go = reward_to_go(reward, terminated, truncated, gamma, next_value)
     done = terminated | truncated
-    start = jnp.concatenate([jnp.ones_like(done[:1]), done[:-1]]).astype(reward.dtype)
+    start = jnp.concatenate([jnp.ones_like(done[:1]), done[:-1]]).astype(to_go.dtype)
     # x_t = G_t where an episode starts, else x_{t-1}: the same recurrence, forwards.
-    filled = linear_recurrence((start * to_go)[::-1], (1 - start)[::-1], jnp.zeros_like(reward[0]))
+    filled = linear_recurrence((start * to_go)[::-1], (1 - start)[::-1], jnp.zeros_like(to_go[0]))
     return filled[::-1]
 
 

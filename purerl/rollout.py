@@ -20,17 +20,17 @@ class Episodes(NamedTuple):
 class EpisodeStatistics(NamedTuple):
     """Sums over the episodes that ended during a rollout; their size never grows."""
 
-    count: jax.Array  # [] int32
+    ended: jax.Array  # [] int32, how many
     return_sum: jax.Array  # []
     length_sum: jax.Array  # [] int32
 
     def mean_return(self) -> jax.Array:
         """Mean return of the episodes that ended; NaN if none did."""
-        return self.return_sum / self.count
+        return self.return_sum / self.ended
 
     def mean_length(self) -> jax.Array:
         """Mean length of the episodes that ended; NaN if none did."""
-        return self.length_sum / self.count
+        return self.length_sum / self.ended
 
 
 class Actors(NamedTuple):
@@ -105,7 +105,7 @@ def _count(
 ) -> tuple[Episodes, EpisodeStatistics]:
     ret, length = episodes.ret + reward, episodes.length + 1
     statistics = EpisodeStatistics(
-        statistics.count + jnp.sum(done, dtype=jnp.int32),
+        statistics.ended + jnp.sum(done, dtype=jnp.int32),
         statistics.return_sum + jnp.sum(jnp.where(done, ret, 0)),
         statistics.length_sum + jnp.sum(jnp.where(done, length, 0), dtype=jnp.int32),
     )

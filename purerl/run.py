@@ -251,7 +251,7 @@ def _rows(
 ) -> dict[str, np.ndarray]:
     """The CSV's columns: one evaluation, and the training since the one before."""
     metrics = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *collected)  # [S, iterations]
-    count = metrics.episodes.count.sum(axis=1)
+    count = metrics.episodes.ended.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         train_return = metrics.episodes.return_sum.sum(axis=1) / count
     return {

@@ -29,7 +29,7 @@ def test_moments_equal_numpy_on_everything(x64, shape):
     parts = [5 + i + (i + 1) * rng.normal(size=(7, 4, *shape)) for i in range(3)]
     moments = merged(parts, shape)
     everything = np.concatenate(parts).reshape(-1, *shape)
-    assert moments.count == len(everything)
+    assert moments.seen == len(everything)
     np.testing.assert_allclose(moments.mean, everything.mean(0), rtol=1e-10)
     np.testing.assert_allclose(moments.var, everything.var(0), rtol=1e-10)
 

@@ -67,7 +67,7 @@ def test_rollout_equals_a_loop(played):
         assert actors.obs[i].tolist() == [place, time]
         assert actors.episodes.ret[i] == total
         assert actors.episodes.length[i] == time
-    assert statistics.count == count
+    assert statistics.ended == count
     assert statistics.return_sum == return_sum
     assert statistics.length_sum == length_sum
     np.testing.assert_allclose(statistics.mean_return(), return_sum / count, rtol=1e-6)
@@ -98,7 +98,7 @@ def test_two_rollouts_continue_one_another():
     _, second, some = run(actors, jax.random.key(2))
     assert first.episode_step[:, 0].tolist() == [0, 1]
     assert second.episode_step[:, 0].tolist() == [2, 0]
-    assert (none.count, some.count) == (0, N)
+    assert (none.ended, some.ended) == (0, N)
     assert jnp.isnan(none.mean_return())
     assert some.mean_return() == 1.5 + 2.5 + 3.5
     assert some.mean_length() == 3

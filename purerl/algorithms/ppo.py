@@ -243,8 +243,8 @@ def ppo_penalty(
         learned, info = _fit(network, config, loss, state[:3], batch, key, progress)
         new, _ = network.apply(learned[0], batch.obs)
         kl = jnp.mean(old.kl(new))
-        learned = PPOPenaltyState(*learned, adapt_beta(state.beta, kl, config.target))
-        state, finite = keep_if_finite(learned, state)
+        beta = adapt_beta(state.beta, kl, config.target)
+        state, finite = keep_if_finite(PPOPenaltyState(*learned, beta), state)
         return state, info | {"beta": state.beta, "kl_after": kl, "finite": finite}
 
     return OnPolicyAlgorithm(init, make_act(network), update)
@@ -382,7 +382,15 @@ def _optimizer(config: PPOConfig) -> Any:
     return make_optimizer("adam", eps=config.adam_eps, max_grad_norm=config.max_grad_norm)
 
 
-def _fit(network, config, loss, learned, batch, key, progress):
+def _fit(
+    network: Any,
+    config: PPOConfig,
+    loss: Loss,
+    learned: tuple[PyTree, Any, Any],
+    batch: OnPolicyBatch,
+    key: jax.Array,
+    progress: float | jax.Array,
+) -> tuple[tuple[PyTree, Any, Any], Info]:
     """Step 2 of the module's docstring: all epochs on one batch."""
     params, opt_state, value_opt_state = learned
     learning_rate = anneal(config.learning_rate, progress, config.anneal_learning_rate)
@@ -402,7 +410,16 @@ def _fit(network, config, loss, learned, batch, key, progress):
     return (params, opt_state, value_opt_state), info
 
 
-def _epochs(config, learning_rate, batch, loss, num_epochs, params, opt_state, key):
+def _epochs(
+    config: PPOConfig,
+    learning_rate: float | jax.Array,
+    batch: OnPolicyBatch,
+    loss: Loss,
+    num_epochs: int,
+    params: PyTree,
+    opt_state: Any,
+    key: jax.Array,
+) -> tuple[PyTree, Any, Info]:
     """``num_epochs`` passes over the minibatches; info is the mean over the passes made."""
     optimizer = _optimizer(config)
 

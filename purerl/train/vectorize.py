@@ -67,12 +67,14 @@ def vectorize(function: Callable[..., Any]) -> Callable[..., Any]:
             out_structure[:] = [(out_leaves, out_treedef)]
             return _partition(out_leaves)
 
-        of_many = jax.vmap(of_one, in_axes=(0, None), out_axes=(0, None), axis_size=size)
+        of_many = jax.vmap(of_one, in_axes=(0, None), out_axes=(0, None))
         devices = _devices(size)
-        if len(devices) > 1:
+        if size == 1:  # a batch of one is slower than none, and compiles for longer
+            of_many = _alone(of_one)
+        elif len(devices) > 1:
             seeds, everyone = PartitionSpec("seeds"), PartitionSpec()
             of_many = jax.shard_map(
-                jax.vmap(of_one, in_axes=(0, None), out_axes=(0, None)),
+                of_many,
                 mesh=jax.sharding.Mesh(devices, ("seeds",)),
                 in_specs=(seeds, everyone),
                 out_specs=(seeds, everyone),
@@ -83,6 +85,16 @@ def vectorize(function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.tree.unflatten(out_treedef, _merge(out_leaves, out_batched, out_clocks))
 
     return mapped
+
+
+def _alone(of_one: Callable[..., Any]) -> Callable[..., Any]:
+    """What ``vmap`` over one element gives, without a batch axis inside."""
+
+    def of_many(batched, clocks):
+        out, out_clocks = of_one([x[0] for x in batched], clocks)
+        return [jnp.asarray(x)[None] for x in out], out_clocks
+
+    return of_many
 
 
 def _is_clock(x: Any) -> bool:
