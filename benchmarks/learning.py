@@ -111,8 +111,8 @@ def table(results: list[dict[str, Any]]) -> str:
     """The results as a markdown table."""
     rows = [
         "| algorithm | environment | steps | seeds | IQM of the return [95 % interval] | min "
-        "| wanted | steps/s | commit |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| wanted | commit |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         last = np.array(result["returns"])[:, -1]
@@ -122,8 +122,7 @@ def table(results: list[dict[str, Any]]) -> str:
         rows.append(
             f"| {algorithm} | {result['experiment']['env']} | {result['steps'][-1]:,} "
             f"| {result['seeds']} | {purerl.iqm(last):.1f} [{low:.1f}, {high:.1f}] "
-            f"| {last.min():.1f} | {target} | {result['steps_per_second']:,.0f} "
-            f"| {(result['commit'] or '?')[:10]} |"
+            f"| {last.min():.1f} | {target} | {(result['commit'] or '?')[:10]} |"
         )
     return "\n".join(rows)
 

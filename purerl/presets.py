@@ -21,7 +21,7 @@ _MINATAR = (
 _PPO_MINATAR = dict(
     steps=1_000_000, num_envs=64, rollout_length=32, num_minibatches=8, learning_rate=1e-3,
     entropy_coef=0.01, evaluations=10, evaluation_episodes=32,
-    network=NetworkConfig(hidden_sizes=(128,), activation="relu"),
+    network=NetworkConfig(hidden_sizes=(128,), activation="relu", shared=True),
 )  # fmt: skip
 
 _PPO_CARTPOLE = dict(
@@ -39,7 +39,7 @@ _PPO_PENDULUM = dict(
 
 _A2C_MINATAR = dict(
     steps=1_000_000, num_envs=16, rollout_length=5, entropy_coef=0.01, evaluations=10,
-    evaluation_episodes=32, network=NetworkConfig(hidden_sizes=(128,), activation="relu"),
+    evaluation_episodes=32, network=NetworkConfig(hidden_sizes=(128,), activation="relu", shared=True),
 )  # fmt: skip
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
