@@ -5,6 +5,7 @@ devices, and then ``use_all_cores`` would come too late for everyone who imports
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -32,11 +33,16 @@ class Step(NamedTuple):
 
 
 class Env(NamedTuple):
-    """A single environment as two pure functions; loops ``vmap`` them."""
+    """A single environment as two pure functions; loops ``vmap`` them.
+
+    ``step(state, action, key, fresh)`` goes on from ``fresh``, a result of ``reset``, if the
+    episode ends; without it, from a reset of its own. A loop draws the resets of many steps at once: random
+    numbers cost far less in one long array than in many short ones.
+    """
 
     name: str
     reset: Callable[[jax.Array], tuple[jax.Array, PyTree]]  # (key) -> (obs, state)
-    step: Callable[[PyTree, jax.Array, jax.Array], tuple[Step, PyTree]]  # (state, action, key)
+    step: Callable[..., tuple[Step, PyTree]]  # (state, action, key, fresh=None) -> (step, state)
     action_space: ActionSpace
     obs_shape: tuple[int, ...]
     max_episode_steps: int | None  # the time limit, where it is known
@@ -89,31 +95,80 @@ def make_env(env: Any, **params: Any) -> Env:
     action_space = _action_space(name, env.action_space(env_params))
     convert, obs_shape = _observation(name, env.observation_space(env_params))
 
+    advance = _without_reset(env) if _resets_as_gymnax_does(env) else None
+
+    @_lenient
     def reset(key):
-        with jax.numpy_rank_promotion("allow"):  # a user's strictness is not for gymnax's code
-            obs, state = env.reset(key, env_params)
+        obs, state = env.reset(key, env_params)
         return convert(obs), _fix_weak_types(state)
 
-    def step(state, action, key):
+    @_lenient
+    def step(state, action, key, fresh=None):
         if isinstance(action_space, Box):
             action = jnp.clip(action, action_space.low, action_space.high)
-        with jax.numpy_rank_promotion("allow"):
-            obs, state, reward, terminated, truncated, info = env.step(
-                key, state, action, env_params
-            )
-        real = jnp.result_type(float)
-        result = Step(
-            convert(obs),
-            convert(info["final_observation"]),
-            jnp.asarray(reward, real).reshape(()),
-            jnp.asarray(terminated, bool).reshape(()),
-            jnp.asarray(truncated, bool).reshape(()),
+        if advance is None:  # an environment with a way of its own to begin again
+            obs, state, *rest = env.step(key, state, action, env_params)
+            result = _step(convert, obs, rest[-1]["final_observation"], *rest[:3])
+            return result, _fix_weak_types(state)
+        if fresh is None:
+            key, reset_key = jax.random.split(key)
+            fresh = reset(reset_key)
+        obs, state, *rest = advance(key, state, action, env_params)
+        result = _step(convert, obs, obs, *rest)
+        done = result.terminated | result.truncated
+        obs, state = jax.tree.map(
+            lambda new, old: jnp.where(done, new, old), fresh, (result.obs, _fix_weak_types(state))
         )
-        return result, _fix_weak_types(state)
+        return result._replace(obs=obs), state
 
     limit = getattr(env_params, "max_steps_in_episode", None)
     limit = None if limit is None else int(limit)
     return Env(name, reset, step, action_space, obs_shape, limit)
+
+
+def _lenient(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A user's strictness about rank promotion is not for the code of environments."""
+
+    @functools.wraps(function)
+    def lenient(*args, **kwargs):
+        with jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
+
+    return lenient
+
+
+def _resets_as_gymnax_does(env: Any) -> bool:
+    from gymnax.environments.environment import Environment
+
+    return getattr(type(env), "step", None) is Environment.step
+
+
+def _without_reset(env: Any) -> Callable[..., Any]:
+    """The ``step`` of gymnax up to where it would begin a new episode."""
+
+    def advance(key, state, action, env_params):
+        obs, state, reward, terminated, _ = env.step_env(key, state, action, env_params)
+        return obs, state, reward, terminated, env.is_truncated(state, env_params)
+
+    return advance
+
+
+def _step(
+    convert: Callable[[Any], jax.Array],
+    obs: Any,
+    next_obs: Any,
+    reward: Any,
+    terminated: Any,
+    truncated: Any,
+) -> Step:
+    """A step with the shapes and dtypes that it promises."""
+    return Step(
+        convert(obs),
+        convert(next_obs),
+        jnp.asarray(reward, jnp.result_type(float)).reshape(()),
+        jnp.asarray(terminated, bool).reshape(()),
+        jnp.asarray(truncated, bool).reshape(()),
+    )
 
 
 def _construct(name: str, params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -23,7 +23,7 @@ class LoopConfig:
     rollout_length: int = 128
     """Steps of each environment between two updates."""
     evaluations: int = 20
-    """Evaluations during the run, evenly spread."""
+    """About how many evaluations; the interval is a whole number of iterations."""
     evaluation_episodes: int = 128
     """Episodes of one evaluation."""
     greedy_evaluation: bool = True

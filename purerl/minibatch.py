@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.types import PyTree
-from purerl.validation import check_range
+from purerl.validation import check_integer
 
 
 def permutation(key: jax.Array, n: int) -> jax.Array:
@@ -61,7 +61,7 @@ def minibatches(key: jax.Array, batch: PyTree, count: int, shuffle: bool = True)
     Raises:
         ValueError: If ``count`` does not divide B.
     """
-    check_range("minibatches", "count", count, 1)
+    check_integer("minibatches", "count", count, 1)
     size = jax.tree.leaves(batch)[0].shape[0]
     if size % count:
         raise ValueError(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from purerl.distributions import Categorical, DiagGaussian, Distribution
 from purerl.types import ActionSpace, Discrete
-from purerl.validation import check_choice, check_range
+from purerl.validation import check_choice, check_integer
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
@@ -45,7 +45,7 @@ class NetworkConfig:
 
     def __post_init__(self):
         for width in (*self.hidden_sizes, self.conv_features):
-            check_range("NetworkConfig", "a layer's width", width, 1)
+            check_integer("NetworkConfig", "a layer's width", width, 1)
         check_choice("NetworkConfig", "activation", self.activation, ACTIVATIONS)
         check_choice("NetworkConfig", "torso", self.torso, ("auto", "mlp", "conv"))
 
@@ -59,7 +59,8 @@ def dense(features: int, scale: float, orthogonal: bool = True, name: str | None
         orthogonal: If False, flax's default initialization.
         name: The layer's name in the parameters.
     """
-    options: dict[str, Any] = {"name": name}
+    # flax's own default is float32 also where JAX works in float64.
+    options: dict[str, Any] = {"name": name, "param_dtype": jnp.result_type(float)}
     if orthogonal:
         options["kernel_init"] = nn.initializers.orthogonal(scale)
     if features <= NARROW:

@@ -39,7 +39,8 @@ _PPO_PENDULUM = dict(
 
 _A2C_MINATAR = dict(
     steps=1_000_000, num_envs=16, rollout_length=5, entropy_coef=0.01, evaluations=10,
-    evaluation_episodes=32, network=NetworkConfig(hidden_sizes=(128,), activation="relu", shared=True),
+    evaluation_episodes=32,
+    network=NetworkConfig(hidden_sizes=(128,), activation="relu", shared=True),
 )  # fmt: skip
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -73,13 +73,18 @@ def unroll(
         ``(actors, rollout [T, N], statistics)``.
     """
     num_envs = actors.obs.shape[0]
-    # All of a rollout's keys at once: one hash over a long array instead of T over short ones.
-    keys = jax.random.split(key, (length, 1 + num_envs))
+    # All of a rollout's keys and resets at once: one hash over a long array instead of T over
+    # short ones. On a CPU the hashes were a third of the time of a rollout of CartPole.
+    act_key, env_key, reset_key = jax.random.split(key, 3)
+    act_keys = jax.random.split(act_key, length)
+    env_keys = jax.random.split(env_key, (length, num_envs))
+    fresh = jax.vmap(jax.vmap(env.reset))(jax.random.split(reset_key, (length, num_envs)))
 
-    def step(carry, keys):
+    def step(carry, inputs):
         actors, statistics = carry
-        action, extras = act(actors.obs, keys[0])
-        result, env_state = jax.vmap(env.step)(actors.env_state, action, keys[1:])
+        act_key, env_keys, fresh = inputs
+        action, extras = act(actors.obs, act_key)
+        result, env_state = jax.vmap(env.step)(actors.env_state, action, env_keys, fresh)
         done = result.terminated | result.truncated
         episodes, statistics = _count(actors.episodes, statistics, result.reward, done)
         seen = Rollout(
@@ -96,7 +101,9 @@ def unroll(
 
     zero = jnp.zeros((), jnp.int32)
     statistics = EpisodeStatistics(zero, jnp.zeros_like(actors.episodes.ret[0]), zero)
-    (actors, statistics), rollout = jax.lax.scan(step, (actors, statistics), keys)
+    (actors, statistics), rollout = jax.lax.scan(
+        step, (actors, statistics), (act_keys, env_keys, fresh)
+    )
     return actors, rollout, statistics
 
 

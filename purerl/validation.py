@@ -5,6 +5,7 @@ are Python numbers. Shapes and dtypes are known while tracing and are always che
 """
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,23 +24,40 @@ def check_range(
     *,
     low_open: bool = False,
 ) -> None:
-    """Raises ValueError unless ``low <= value <= high`` (``low <`` where ``low_open``).
+    """Raises ValueError unless ``low <= value <= high`` (``low <`` where ``low_open``) and finite.
 
     Args:
         where: Whose field it is, for the message.
         name: The field's name.
-        value: Anything; only Python numbers are checked.
+        value: Only Python numbers are checked; None and arrays (tracers) pass.
         low: Smallest allowed value, or None.
         high: Largest allowed value, or None.
         low_open: Whether ``low`` itself is excluded.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool | str):
+        raise ValueError(f"{where}: {name}={value!r} is no number; give one.")
+    if not isinstance(value, int | float):
         return
     above = low is None or (value > low if low_open else value >= low)
-    if not (above and (high is None or value <= high)):  # written so that NaN fails
+    below = high is None or value <= high
+    if not (above and below and math.isfinite(value)):  # written so that NaN fails
         left = "(-inf" if low is None else f"{'(' if low_open else '['}{low:g}"
         right = "inf)" if high is None else f"{high:g}]"
         raise ValueError(f"{where}: {name}={value} is out of range; set it within {left}, {right}.")
+
+
+def check_integer(where: str, name: str, value: Any, low: int) -> None:
+    """Raises ValueError unless ``value`` is an integer of at least ``low``.
+
+    Args:
+        where: Whose field it is, for the message.
+        name: The field's name.
+        value: Anything; sizes and counts are static, so arrays and tracers are refused too.
+        low: Smallest allowed value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{where}: {name}={value!r} is no integer; give a Python int.")
+    check_range(where, name, value, low)
 
 
 def check_choice(where: str, name: str, value: Any, choices: Iterable[str]) -> None:
@@ -88,6 +106,7 @@ def check_rollout(rollout: Rollout, action_space: ActionSpace) -> None:
         _check_shape(f"rollout.{name}", getattr(rollout, name), lead, "as rollout.reward")
     for name in ("terminated", "truncated"):
         _check_kind(f"rollout.{name}", getattr(rollout, name), jnp.bool_, "bool")
+    _check_kind("rollout.episode_step", rollout.episode_step, jnp.integer, "integer")
     for name in ("reward", "log_prob"):
         _check_kind(f"rollout.{name}", getattr(rollout, name), jnp.floating, "floating point")
     obs_shape = jnp.shape(rollout.obs)

@@ -23,7 +23,7 @@ def short_or_long(limit=None):
         long = jax.random.bernoulli(key).astype(jnp.float32)
         return long[None], (long, jnp.zeros(()))
 
-    def step(state, action, key):
+    def step(state, action, key, fresh=None):
         long, time = state
         time = time + 1
         end = jnp.where(long == 1, LONG, SHORT)
@@ -72,7 +72,7 @@ def test_the_environments_limit_is_the_default():
 
 
 def test_truncated_episodes_are_finished():
-    def step(state, action, key):
+    def step(state, action, key, fresh=None):
         obs = jnp.zeros(1)
         return Step(obs, obs, jnp.ones(()), jnp.array(False), state == 2), state + 1
 
@@ -87,7 +87,7 @@ def test_the_policy_gets_observations_and_fresh_keys():
     def start(key):
         return jnp.zeros(1), jnp.zeros(3)
 
-    def step(state, action, key):
+    def step(state, action, key, fresh=None):
         seen, time, noise = state
         reward = (action[0] == seen) + 1.0 * (action[1] != noise)
         after = jnp.stack([1 - seen, time + 1, action[1]])

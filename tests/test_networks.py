@@ -292,7 +292,7 @@ def two_states():
         state = jax.random.bernoulli(key).astype(jnp.float32)
         return state[None], state
 
-    def step(state, action, key):
+    def step(state, action, key, fresh=None):
         obs, state = start(key)
         reward = jnp.sum(action).astype(jnp.float32)
         return Step(obs, obs, reward, jnp.array(False), jnp.array(False)), state

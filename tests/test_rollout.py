@@ -19,7 +19,7 @@ def corridor():
     def start(key):
         return jnp.zeros(2), jnp.zeros(2)
 
-    def step(state, action, key):
+    def step(state, action, key, fresh=None):
         place = state[0] + action
         after = jnp.stack([place, state[1] + 1])
         terminated, truncated = after[0] == LENGTH, after[1] == LIMIT
@@ -120,7 +120,7 @@ def test_environments_and_steps_have_keys_of_their_own():
     def start(key):
         return jax.random.uniform(key, (1,)), jnp.zeros(())
 
-    def step(state, action, key):
+    def step(state, action, key, fresh=None):
         obs = jax.random.uniform(key, (1,))
         no = jnp.array(False)
         return Step(obs, obs, state, no, no), state

@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from purerl.algorithms.a2c import A2CConfig, a2c
-from purerl.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
-from purerl.algorithms.ppo import PPOClipConfig, PPOPenaltyConfig, ppo_clip, ppo_penalty
+from purerl.algorithms import a2c, policy_gradient, ppo
 
 
 class Entry(NamedTuple):
@@ -16,8 +14,8 @@ class Entry(NamedTuple):
 
 
 ALGORITHMS = {
-    "policy_gradient": Entry(PolicyGradientConfig, policy_gradient),
-    "a2c": Entry(A2CConfig, a2c),
-    "ppo_clip": Entry(PPOClipConfig, ppo_clip),
-    "ppo_penalty": Entry(PPOPenaltyConfig, ppo_penalty),
+    "policy_gradient": Entry(policy_gradient.PolicyGradientConfig, policy_gradient.policy_gradient),
+    "a2c": Entry(a2c.A2CConfig, a2c.a2c),
+    "ppo_clip": Entry(ppo.PPOClipConfig, ppo.ppo_clip),
+    "ppo_penalty": Entry(ppo.PPOPenaltyConfig, ppo.ppo_penalty),
 }

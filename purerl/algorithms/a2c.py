@@ -37,7 +37,7 @@ from purerl.networks import NetworkConfig
 from purerl.optimize import OptimizerName, anneal, gradient_step, keep_if_finite, make_optimizer
 from purerl.returns import n_step_return
 from purerl.types import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
-from purerl.validation import check_choice, check_range, check_rollout
+from purerl.validation import check_choice, check_integer, check_range, check_rollout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,8 @@ class A2CConfig:
             check(name, getattr(self, name), 0, 1)
         for name in ("value_coef", "entropy_coef"):
             check(name, getattr(self, name), 0)
-        check("n_step", self.n_step, 1)
+        if self.n_step is not None:
+            check_integer("A2CConfig", "n_step", self.n_step, 1)
         check_choice("A2CConfig", "optimizer", self.optimizer, ("adam", "rmsprop", "sgd"))
 
 

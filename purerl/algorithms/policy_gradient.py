@@ -54,7 +54,13 @@ from purerl.networks import ActorQCritic, NetworkConfig
 from purerl.optimize import OptimizerName, anneal, gradient_step, keep_if_finite, make_optimizer
 from purerl.returns import discounted_return, gae, reward_to_go
 from purerl.types import ActionSpace, Discrete, Info, OnPolicyAlgorithm, PyTree, Rollout
-from purerl.validation import check_action_space, check_choice, check_range, check_rollout
+from purerl.validation import (
+    check_action_space,
+    check_choice,
+    check_integer,
+    check_range,
+    check_rollout,
+)
 
 Estimator = Literal["total_return", "return_to_go", "baseline", "q_critic", "advantage", "td_error"]
 ESTIMATORS = ("total_return", "return_to_go", "baseline", "q_critic", "advantage", "td_error")
@@ -106,7 +112,7 @@ class PolicyGradientConfig:
             check(name, getattr(self, name), 0, 1)
         for name in ("value_coef", "entropy_coef"):
             check(name, getattr(self, name), 0)
-        check("q_samples", self.q_samples, 1)
+        check_integer("PolicyGradientConfig", "q_samples", self.q_samples, 1)
         choose = lambda *args: check_choice("PolicyGradientConfig", *args)  # noqa: E731
         choose("estimator", self.estimator, ESTIMATORS)
         choose("advantage", self.advantage, ("gae", "q_minus_v"))

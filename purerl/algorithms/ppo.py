@@ -49,7 +49,7 @@ from purerl.types import (
     PyTree,
     Rollout,
 )
-from purerl.validation import check_choice, check_range, check_rollout
+from purerl.validation import check_choice, check_integer, check_range, check_rollout
 
 Loss = Callable[..., tuple[jax.Array, Info]]  # (params, batch) -> (loss, info)
 
@@ -101,10 +101,10 @@ class PPOConfig:
             check(name, getattr(self, name), 0, low_open=True)
         for name in ("gamma", "gae_lambda"):
             check(name, getattr(self, name), 0, 1)
-        for name in ("value_coef", "entropy_coef", "value_epochs"):
+        for name in ("value_coef", "entropy_coef"):
             check(name, getattr(self, name), 0)
-        for name in ("num_epochs", "num_minibatches"):
-            check(name, getattr(self, name), 1)
+        for name, low in (("num_epochs", 1), ("num_minibatches", 1), ("value_epochs", 0)):
+            check_integer(type(self).__name__, name, getattr(self, name), low)
         choices = ("minibatch", "batch", "none")
         check_choice(type(self).__name__, "normalize_advantage", self.normalize_advantage, choices)
 

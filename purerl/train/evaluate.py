@@ -57,9 +57,9 @@ def evaluate(
         obs, env_state, running, ret, length, t = carry
         act_key, env_key = jax.random.split(jax.random.fold_in(run_key, t))
         action = policy(obs, act_key)
-        result, env_state = jax.vmap(env.step)(
-            env_state, action, jax.random.split(env_key, episodes)
-        )
+        env_keys = jax.random.split(env_key, episodes)
+        # What follows an episode is not looked at, so any reset will do.
+        result, env_state = jax.vmap(env.step)(env_state, action, env_keys, start[:2])
         ret = ret + jnp.where(running, result.reward, 0)
         length = length + running
         running = running & ~(result.terminated | result.truncated)

@@ -20,7 +20,7 @@ from purerl.normalize import (
 from purerl.optimize import all_finite
 from purerl.train.evaluate import Evaluation, evaluate
 from purerl.types import Clock, Info, OnPolicyAlgorithm, PyTree
-from purerl.validation import check_key, check_range
+from purerl.validation import check_integer, check_key, check_range
 
 _EVALUATION = 2**32 - 1  # folded into the run's key: no iteration has this number
 
@@ -108,7 +108,8 @@ def make_train(
             ``num_envs * rollout_length`` steps.
         num_envs: N, environments side by side.
         rollout_length: T, steps of each between two updates.
-        evaluations: How many evaluations, evenly spread; 0 for none.
+        evaluations: About how many evaluations; the interval is a whole number of iterations, and
+            the last iteration is always followed by one. 0 for none.
         evaluation_episodes: Episodes of one evaluation.
         greedy_evaluation: Evaluate the policy's mode; else samples of it.
         max_episode_steps: Length at which an evaluation's episode is cut off; the environment's
@@ -139,12 +140,13 @@ def make_train(
             "purerl.ppo_clip(config, env.action_space) returns."
         )
     for name, value, low in (
+        ("total_steps", total_steps, 1),
         ("num_envs", num_envs, 1),
         ("rollout_length", rollout_length, 1),
         ("evaluations", evaluations, 0),
         ("evaluation_episodes", evaluation_episodes, 1),
     ):
-        check_range("make_train", name, value, low)
+        check_integer("make_train", name, value, low)
     check_range("make_train", "reward_gamma", reward_gamma, 0, 1)
     steps_per_iteration = num_envs * rollout_length
     if total_steps < steps_per_iteration:
