@@ -36,8 +36,8 @@ class Env(NamedTuple):
     """A single environment as two pure functions; loops ``vmap`` them.
 
     ``step(state, action, key, fresh)`` goes on from ``fresh``, a result of ``reset``, if the
-    episode ends; without it, from a reset of its own. A loop draws the resets of many steps at once: random
-    numbers cost far less in one long array than in many short ones.
+    episode ends; without it, from a reset of its own. A loop draws the resets of many steps at
+    once: random numbers cost far less in one long array than in many short ones.
     """
 
     name: str

@@ -18,10 +18,13 @@ _MINATAR = (
     "SpaceInvaders-MinAtar",
 )
 
+# An MLP on the flattened image: on a CPU ten times as fast as the convolution. A smaller learning
+# rate stays in a local optimum (Breakout: 7 bricks) with most seeds.
+_MLP = NetworkConfig(hidden_sizes=(64, 64), activation="relu", torso="mlp")
+
 _PPO_MINATAR = dict(
-    steps=1_000_000, num_envs=64, rollout_length=32, num_minibatches=8, learning_rate=1e-3,
-    entropy_coef=0.01, evaluations=10, evaluation_episodes=32,
-    network=NetworkConfig(hidden_sizes=(128,), activation="relu", shared=True),
+    steps=1_000_000, num_envs=64, rollout_length=128, num_minibatches=8, learning_rate=5e-3,
+    entropy_coef=0.01, evaluations=10, evaluation_episodes=32, network=_MLP,
 )  # fmt: skip
 
 _PPO_CARTPOLE = dict(
@@ -39,8 +42,7 @@ _PPO_PENDULUM = dict(
 
 _A2C_MINATAR = dict(
     steps=1_000_000, num_envs=16, rollout_length=5, entropy_coef=0.01, evaluations=10,
-    evaluation_episodes=32,
-    network=NetworkConfig(hidden_sizes=(128,), activation="relu", shared=True),
+    evaluation_episodes=32, network=_MLP,
 )  # fmt: skip
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
