@@ -394,8 +394,8 @@ def _fit(
     """Step 2 of the module's docstring: all epochs on one batch."""
     params, opt_state, value_opt_state = learned
     learning_rate = anneal(config.learning_rate, progress, config.anneal_learning_rate)
-    policy_key, value_key = jax.random.split(key)
     fit = lambda *args: _epochs(config, learning_rate, batch, *args)  # noqa: E731
+    policy_key, value_key = jax.random.split(key)
     params, opt_state, info = fit(loss, config.num_epochs, params, opt_state, policy_key)
     if config.value_epochs:
         params, value_opt_state, value_info = fit(
