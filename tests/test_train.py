@@ -375,7 +375,10 @@ def key_env():
     return Env(
         name="keys",
         reset=lambda key: (see(key), jnp.zeros(())),
-        step=lambda state, action, key: (Step(see(key), see(key), jnp.zeros(()), no, no), state),
+        step=lambda state, action, key, fresh: (
+            Step(see(key), see(key), jnp.zeros(()), no, no),
+            state,
+        ),
         action_space=Box((2,)),
         obs_shape=(2,),
         max_episode_steps=3,
