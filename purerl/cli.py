@@ -5,6 +5,7 @@ this environment's defaults; there is no second list of them.
 """
 
 import dataclasses
+import os
 import pathlib
 import sys
 import time
@@ -67,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: As on the command line; ``sys.argv[1:]`` by default.
 
     Returns:
-        Exit status: 0, 2 for bad input, 130 after Ctrl-C.
+        Exit status: 0, 2 for bad input (one line; with PURERL_TRACEBACK=1 set, the whole
+        traceback), 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"train": _train, "evaluate": _evaluate, "plot": _plot, "list": _list}
@@ -81,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             raise ValueError(f"unknown command {name!r}. {suggest(name, commands)}")
         return commands[name](rest)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OverflowError, OSError) as error:
+        if os.environ.get("PURERL_TRACEBACK"):
+            raise
         print(f"purerl {name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -93,16 +97,18 @@ def _train(arguments: list[str]) -> int:
     from purerl.algorithms import ALGORITHMS
     from purerl.experiment import Experiment, make_experiment
     from purerl.run import run
+    from purerl.train.vectorize import use_all_cores
     from purerl.validation import check_choice
 
+    use_all_cores()  # before anything computes: making an environment does
     names, options = _positional(arguments)
     if len(names) != 2:
         if {"-h", "--help"} & set(options):
             print(USAGE, end="")
             return 0
         raise ValueError(
-            f"got {' '.join(names) or 'no names'}, wanted an algorithm and an environment: "
-            "purerl train ppo_clip CartPole-v1 (purerl list shows both)."
+            f"got {' '.join(names) or 'no names'} before the options, wanted an algorithm and an "
+            "environment: purerl train ppo_clip CartPole-v1 --seeds 4 (purerl list shows both)."
         )
     check_choice("train", "algorithm", names[0], ALGORITHMS)
     _check_env(names[1])
@@ -153,7 +159,9 @@ def _plot(arguments: list[str]) -> int:
 
     names, options = _positional(arguments)
     if not names and not {"-h", "--help"} & set(options):
-        raise ValueError("got no names, wanted run folders: purerl plot RUN [RUN ...].")
+        raise ValueError(
+            "got no names before the options, wanted run folders: purerl plot RUN [RUN ...]."
+        )
     (chosen,) = _parse("purerl plot RUN [RUN ...]", options, PlotOptions())
     if chosen.out.exists() and not chosen.overwrite:
         raise FileExistsError(f"{chosen.out} exists; choose another --out, or give --overwrite.")

@@ -108,6 +108,12 @@ def make_env(env: Any, **params: Any) -> Env:
             action = jnp.clip(action, action_space.low, action_space.high)
         if advance is None:  # an environment with a way of its own to begin again
             obs, state, *rest = env.step(key, state, action, env_params)
+            if len(rest) != 4 or "final_observation" not in rest[-1]:
+                raise TypeError(
+                    f"{name}.step gives {len(rest) + 2} values, wanted gymnax 1.0's six (obs, "
+                    "state, reward, terminated, truncated, info), with "
+                    "info['final_observation']."
+                )
             result = _step(convert, obs, rest[-1]["final_observation"], *rest[:3])
             return result, _fix_weak_types(state)
         if fresh is None:

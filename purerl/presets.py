@@ -1,9 +1,9 @@
 """Default numbers of each algorithm on each environment.
 
 Fields of the loop and of the algorithm's configuration together, by name. What is not named here
-has its general default (``LoopConfig`` and the configuration's class). The figures start from
-published settings (the zoo of Stable-Baselines3, SLM-Lab, gymnax-blines, PureJaxRL) and were then
-tuned with ``benchmarks/learning.py``, whose table is their justification.
+has its general default (row ``*``, else ``LoopConfig`` and the configuration's class). The figures
+start from published settings (the zoo of Stable-Baselines3, SLM-Lab, gymnax-blines, PureJaxRL) and
+were then tuned with ``benchmarks/learning.py``, whose table is their justification.
 """
 
 from typing import Any
@@ -59,7 +59,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         **dict.fromkeys(_MINATAR, _PPO_MINATAR),
     },
     "a2c": {
-        "CartPole-v1": dict(steps=300_000, num_envs=8, rollout_length=5),
+        "*": dict(rollout_length=5),
+        "CartPole-v1": dict(steps=300_000),
+        "Acrobot-v1": dict(
+            steps=500_000, num_envs=16, normalize_obs=True, normalize_reward=True,
+        ),
         **dict.fromkeys(_MINATAR, _A2C_MINATAR),
     },
     "policy_gradient": {
@@ -75,4 +79,5 @@ def preset(algorithm: str, env: str) -> dict[str, Any]:
         algorithm: Its name.
         env: The environment's name.
     """
-    return PRESETS.get(algorithm, {}).get(env, {})
+    rows = PRESETS.get(algorithm, {})
+    return rows.get("*", {}) | rows.get(env, {})

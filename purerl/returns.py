@@ -150,6 +150,7 @@ def n_step_return(
     """
     if n < 1:
         raise ValueError(f"n_step_return needs n >= 1, got n={n}; n=1 is the one-step TD target.")
+    n = min(n, reward.shape[0])  # the rollout holds no more
     done = terminated | truncated
     one_step = reward + gamma * _not(terminated, reward) * next_value
     result = one_step

@@ -59,6 +59,7 @@ def unroll(
     actors: Actors,
     key: jax.Array,
     length: int,
+    first_only: bool = False,
 ) -> tuple[Actors, Rollout, EpisodeStatistics]:
     """Lets a policy act for ``length`` steps in every environment.
 
@@ -68,6 +69,8 @@ def unroll(
         actors: Where the environments are.
         key: PRNG key.
         length: T, the number of steps.
+        first_only: Whether the statistics are of each environment's first episode only: among
+            later ones, those that end within the rollout are the short ones.
 
     Returns:
         ``(actors, rollout [T, N], statistics)``.
@@ -80,12 +83,13 @@ def unroll(
     fresh = jax.vmap(jax.vmap(env.reset))(reset_keys)
 
     def step(carry, inputs):
-        actors, statistics = carry
+        actors, statistics, counted = carry
         act_key, env_keys, fresh = inputs
         action, extras = act(actors.obs, act_key)
         result, env_state = jax.vmap(env.step)(actors.env_state, action, env_keys, fresh)
         done = result.terminated | result.truncated
-        episodes, statistics = _count(actors.episodes, statistics, result.reward, done)
+        episodes, statistics = _count(actors.episodes, statistics, result.reward, done, counted)
+        counted = counted & ~done if first_only else counted
         seen = Rollout(
             obs=actors.obs,
             action=action,
@@ -96,23 +100,27 @@ def unroll(
             next_obs=result.next_obs,
             episode_step=actors.episodes.length,
         )
-        return (Actors(env_state, result.obs, episodes), statistics), seen
+        return (Actors(env_state, result.obs, episodes), statistics, counted), seen
 
     zero = jnp.zeros((), jnp.int32)
     statistics = EpisodeStatistics(zero, jnp.zeros_like(actors.episodes.ret[0]), zero)
-    (actors, statistics), rollout = jax.lax.scan(
-        step, (actors, statistics), (act_keys, env_keys, fresh)
-    )
+    start = (actors, statistics, jnp.ones(num_envs, bool))
+    (actors, statistics, _), rollout = jax.lax.scan(step, start, (act_keys, env_keys, fresh))
     return actors, rollout, statistics
 
 
 def _count(
-    episodes: Episodes, statistics: EpisodeStatistics, reward: jax.Array, done: jax.Array
+    episodes: Episodes,
+    statistics: EpisodeStatistics,
+    reward: jax.Array,
+    done: jax.Array,
+    counted: jax.Array,
 ) -> tuple[Episodes, EpisodeStatistics]:
     ret, length = episodes.ret + reward, episodes.length + 1
+    ended = done & counted
     statistics = EpisodeStatistics(
-        statistics.ended + jnp.sum(done, dtype=jnp.int32),
-        statistics.return_sum + jnp.sum(jnp.where(done, ret, 0)),
-        statistics.length_sum + jnp.sum(jnp.where(done, length, 0), dtype=jnp.int32),
+        statistics.ended + jnp.sum(ended, dtype=jnp.int32),
+        statistics.return_sum + jnp.sum(jnp.where(ended, ret, 0)),
+        statistics.length_sum + jnp.sum(jnp.where(ended, length, 0), dtype=jnp.int32),
     )
     return Episodes(jnp.where(done, 0, ret), jnp.where(done, 0, length)), statistics

@@ -22,6 +22,7 @@ from purerl.statistics import iqm, iqm_interval
 from purerl.train.evaluate import Evaluation
 from purerl.train.on_policy import Metrics, Train, TrainState, evaluation_iterations
 from purerl.train.vectorize import use_all_cores, vectorize
+from purerl.validation import check_integer
 
 
 class RunResult(NamedTuple):
@@ -151,8 +152,7 @@ def run(
         ValueError: If ``seeds`` is less than 1, or the experiment's numbers do not fit together.
         FileExistsError: If ``out`` exists and is not to be overwritten.
     """
-    if seeds < 1:
-        raise ValueError(f"seeds={seeds}, wanted at least 1.")
+    check_integer("run", "seeds", seeds, 1)
     use_all_cores()
     train = experiment.build()
     folder = None if out is None else RunFolder(out)
@@ -162,6 +162,8 @@ def run(
     returns: list[np.ndarray] = []
     with _interrupts() as interrupted:
         driver = _Driver(train, jax.random.split(jax.random.key(seed), seeds))
+        if interrupted:
+            raise KeyboardInterrupt
         if folder is not None:  # only now: what does not compile leaves no folder
             folder.create(experiment, seeds, seed)
         total = seeds * train.total_steps
@@ -172,9 +174,7 @@ def run(
                     before = driver.step
                     collected.append(driver.advance(stop))
                     bar.update(seeds * (driver.step - before))
-                if interrupted:
-                    break
-                if experiment.loop.evaluations:
+                if experiment.loop.evaluations and not interrupted:
                     evaluation = driver.evaluate()
                     steps.append(driver.step)
                     returns.append(np.asarray(evaluation.mean_return))
@@ -183,6 +183,8 @@ def run(
                         folder.write_rows(_rows(driver, evaluation, collected))
                 if folder is not None:
                     folder.write_learner(_saved_part(jax.device_get(driver.state)))
+                if interrupted:
+                    break
     result = RunResult(
         driver.state,
         np.array(steps, int),

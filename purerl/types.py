@@ -71,7 +71,9 @@ class OnPolicyAlgorithm(NamedTuple):
     """An on-policy algorithm: three pure functions, as an optax transformation is two.
 
     The configuration and the network are bound when the record is built, so the functions depend on
-    nothing but their arguments, and can be jitted, scanned and vmapped.
+    nothing but their arguments, and can be jitted, scanned and vmapped. The loop reads two entries
+    of what they return: ``extras["log_prob"]`` ``[N]``, which goes into the rollout, and
+    ``info["finite"]``, a bool scalar: False where the update was refused and the state kept.
     """
 
     init: Callable[..., Any]  # (obs [N, *O], key) -> state

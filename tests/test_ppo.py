@@ -450,3 +450,33 @@ def test_info_at_the_old_policy(x64):
     assert info["value_loss"] == pytest.approx(0.5 * (advantage**2).mean(), abs=1e-12)
     wanted = 1 - advantage.var() / target.var()
     assert info["explained_variance"] == pytest.approx(wanted, abs=1e-12)
+
+
+def test_beta_can_come_back_from_both_ends():
+    low = high = jnp.float32(1.0)
+    for _ in range(200):
+        low = purerl.algorithms.ppo.adapt_beta(low, 0.0, 0.01)
+        high = purerl.algorithms.ppo.adapt_beta(high, 1.0, 0.01)
+    np.testing.assert_allclose([low, high], [1e-6, 1e6])
+    assert purerl.algorithms.ppo.adapt_beta(low, 1.0, 0.01) > low
+    assert purerl.algorithms.ppo.adapt_beta(high, 0.0, 0.01) < high
+
+
+def test_minibatches_of_one_sample_are_refused_where_they_would_learn_nothing():
+    config = purerl.PPOClipConfig(num_minibatches=8)
+    algorithm = purerl.ppo_clip(config, purerl.Discrete(2))
+    state = algorithm.init(jnp.zeros((2, 3)), jax.random.key(0))
+    flags = jnp.zeros((4, 2), bool)
+    zeros = jnp.zeros((4, 2))
+    rollout = purerl.Rollout(
+        obs=jnp.zeros((4, 2, 3)),
+        action=jnp.zeros((4, 2), jnp.int32),
+        log_prob=zeros,
+        reward=zeros,
+        terminated=flags,
+        truncated=flags,
+        next_obs=jnp.zeros((4, 2, 3)),
+        episode_step=jnp.zeros((4, 2), jnp.int32),
+    )
+    with pytest.raises(ValueError, match="minibatches of one sample"):
+        algorithm.update(state, rollout, jax.random.key(1))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import purerl
 from purerl.envs import Env, Step
 from purerl.rollout import reset, unroll
 from purerl.types import Discrete
@@ -136,3 +137,22 @@ def test_environments_and_steps_have_keys_of_their_own():
     assert len(np.unique(shown)) == 51 * N
     assert len(np.unique(rollout.log_prob)) == 50 * N
     assert not np.intersect1d(shown, rollout.log_prob).size
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_statistics_of_first_episodes_leave_out_later_ones(first_only, key):
+    env = purerl.make_env("CartPole-v1", max_steps_in_episode=4)
+    actors = purerl.rollout.reset(env, 3, key)
+    act = lambda obs, key: (jnp.zeros(3, jnp.int32), {"log_prob": jnp.zeros(3)})  # noqa: E731
+    _, _, statistics = purerl.unroll(act, env, actors, key, 12, first_only=first_only)
+    assert statistics.ended == (3 if first_only else 9)
+    assert statistics.mean_length() == 4
+
+
+def test_every_reset_of_a_rollout_is_another_one(key):
+    env = purerl.make_env("CartPole-v1", max_steps_in_episode=1)
+    actors = purerl.rollout.reset(env, 2, key)
+    act = lambda obs, key: (jnp.zeros(2, jnp.int32), {"log_prob": jnp.zeros(2)})  # noqa: E731
+    _, rollout, _ = purerl.unroll(act, env, actors, key, 16)
+    starts = np.asarray(rollout.obs).reshape(-1, 4)
+    assert len(np.unique(starts, axis=0)) == len(starts)

@@ -145,7 +145,7 @@ def test_folder_that_cannot_be_written(tmp_path, capsys):
         (["train", "ppo_clip", "CartPole"], "CartPole-v1"),
         (["train", "ppo_clip"], "wanted an algorithm and an environment"),
         (["train", "ppo_clip", "CartPole-v1", "--learing-rate", "1"], "--learning-rate"),
-        (["train", "ppo_clip", "CartPole-v1", "--seeds", "0"], "seeds=0, wanted at least 1"),
+        (["train", "ppo_clip", "CartPole-v1", "--seeds", "0"], "seeds=0 is out of range"),
         (["train", "ppo_clip", "CartPole-v1", "--steps", "10"], "less than one iteration"),
         (["train", "ppo_clip", "CartPole-v1", "--gamma", "1.5"], "gamma=1.5 is out of range"),
         (["train", "ppo_clip", "CartPole-v1", "--clip", "-1"], "clip=-1.0 is out of range"),
@@ -228,14 +228,46 @@ def test_failed_seeds_are_named_in_the_summary():
     assert "failed seeds: 1, 3" in result.summary()
 
 
-def test_importing_purerl_starts_no_backend():
-    """Otherwise use_all_cores() would come too late for whoever imports purerl first."""
-    code = (
-        "import purerl, jax; assert purerl.use_all_cores() == jax.device_count();"
-        "import os; assert jax.device_count() == len(os.sched_getaffinity(0))"
-    )
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import purerl; purerl.use_all_cores()",
+        "from purerl.cli import main; main(['train', 'ppo_clip', 'CartPole-v1', '--steps', '1'])",
+    ],
+    ids=["import", "command line"],
+)
+def test_all_cores_are_used(code):
+    """What computes with JAX before use_all_cores() fixes the number of devices at one."""
+    code += "; import jax, os; assert jax.device_count() == len(os.sched_getaffinity(0))"
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     root = pathlib.Path(purerl.__file__).parent.parent
     environment["PYTHONPATH"] = str(root)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_ctrl_c_before_the_first_evaluation_keeps_the_learner(tmp_path):
+    out = tmp_path / "unevaluated"
+    experiment = purerl.make_experiment(
+        "a2c",
+        "CartPole-v1",
+        steps=100_000_000,
+        evaluations=0,
+        evaluation_episodes=2,
+        num_envs=2,
+        rollout_length=8,
+        network=purerl.NetworkConfig(hidden_sizes=(8,)),
+    )
+
+    def interrupt():
+        while not (out / "config.json").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    result = purerl.run(experiment, seeds=2, out=out, progress=False)
+    thread.join()
+    assert result.interrupted
+    assert (out / "learner.msgpack").exists()
+    assert np.isfinite(purerl.evaluate_run(out, episodes=2).mean_return).all()

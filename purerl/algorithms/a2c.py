@@ -17,6 +17,7 @@ Differs from:
 """
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -83,7 +84,8 @@ class A2CConfig:
             check(name, getattr(self, name), 0)
         if self.n_step is not None:
             check_integer("A2CConfig", "n_step", self.n_step, 1)
-        check_choice("A2CConfig", "optimizer", self.optimizer, ("adam", "rmsprop", "sgd"))
+        choices = typing.get_args(OptimizerName)
+        check_choice("A2CConfig", "optimizer", self.optimizer, choices)
 
 
 class A2CState(NamedTuple):

@@ -34,6 +34,7 @@ Differs from:
 """
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -63,7 +64,6 @@ from purerl.validation import (
 )
 
 Estimator = Literal["total_return", "return_to_go", "baseline", "q_critic", "advantage", "td_error"]
-ESTIMATORS = ("total_return", "return_to_go", "baseline", "q_critic", "advantage", "td_error")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,8 @@ class PolicyGradientConfig:
     optimizer_eps: float | jax.Array = 1e-5
     """Added to the root of the mean squared gradient (swept)."""
     max_grad_norm: float | jax.Array | None = None
-    """Global gradient norm is clipped to this (swept); None: not clipped."""
+    """Global gradient norm is clipped to this (swept); None: not clipped. Without a critic the loss
+    is a sum over each episode's steps, with one a mean over steps."""
     gamma: float | jax.Array = 0.99
     """Discount factor (swept)."""
     gae_lambda: float | jax.Array = 0.95
@@ -114,9 +115,9 @@ class PolicyGradientConfig:
             check(name, getattr(self, name), 0)
         check_integer("PolicyGradientConfig", "q_samples", self.q_samples, 1)
         choose = lambda *args: check_choice("PolicyGradientConfig", *args)  # noqa: E731
-        choose("estimator", self.estimator, ESTIMATORS)
+        choose("estimator", self.estimator, typing.get_args(Estimator))
         choose("advantage", self.advantage, ("gae", "q_minus_v"))
-        choose("optimizer", self.optimizer, ("adam", "rmsprop", "sgd"))
+        choose("optimizer", self.optimizer, typing.get_args(OptimizerName))
 
     @property
     def critic(self) -> Literal["none", "v", "q"]:
@@ -274,7 +275,9 @@ def expected_q(
     """
     distribution, q = apply_network(network, params, obs)
     if isinstance(action_space, Discrete):
-        return jnp.sum(jax.nn.softmax(distribution.logits) * q, axis=-1)
+        actions = jnp.broadcast_to(jnp.arange(q.shape[-1])[:, None], q.shape[::-1])
+        log_probs = jax.vmap(distribution.log_prob)(actions)  # [K, B]
+        return jnp.sum(jnp.exp(log_probs).T * q, axis=-1)
 
     def of_sample(key):
         return apply_network(network, params, obs, distribution.sample(key))[1]
@@ -351,7 +354,8 @@ def make_loss(
         policy = mean(policy_gradient_loss(distribution.log_prob(batch.action), batch.weight))
         entropy = mean(distribution.entropy())
         total = policy + entropy_coef * entropy_loss(entropy)
-        info = {"policy_loss": policy, "entropy": entropy}
+        entropy_per_step = jnp.average(distribution.entropy(), weights=batch.share)
+        info = {"policy_loss": policy, "entropy": entropy_per_step}
         if config.critic != "none":
             info["value_loss"] = mean(value_loss(value, batch.target))
             info["explained_variance"] = explained_variance(value, batch.target)

@@ -16,6 +16,7 @@ Differs from:
 """
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -51,6 +52,7 @@ from purerl.types import (
 )
 from purerl.validation import check_choice, check_integer, check_range, check_rollout
 
+Normalization = Literal["minibatch", "batch", "none"]
 Loss = Callable[..., tuple[jax.Array, Info]]  # (params, batch) -> (loss, info)
 
 
@@ -70,7 +72,7 @@ class PPOConfig:
     """Discount factor (swept)."""
     gae_lambda: float | jax.Array = 0.95
     """GAE's lambda (swept)."""
-    normalize_advantage: Literal["minibatch", "batch", "none"] = "minibatch"
+    normalize_advantage: Normalization = "minibatch"
     """Over which samples advantages are brought to mean 0 and standard deviation 1."""
     num_epochs: int = 4
     """Passes over a rollout's samples."""
@@ -82,7 +84,7 @@ class PPOConfig:
     """0: one loss for policy and value. Above: so many passes over the value loss alone, after the
     policy's, with an Adam of its own (algorithm 5.24)."""
     value_coef: float | jax.Array = 0.5
-    """c1 of eq. 9 (swept)."""
+    """c1 of eq. 9 (swept); unused with value_epochs, whose loss is the value's alone."""
     clip_value: float | jax.Array | None = None
     """Clips the change of the value too (swept); None: plain squared error."""
     entropy_coef: float | jax.Array = 0.0
@@ -105,7 +107,7 @@ class PPOConfig:
             check(name, getattr(self, name), 0)
         for name, low in (("num_epochs", 1), ("num_minibatches", 1), ("value_epochs", 0)):
             check_integer(type(self).__name__, name, getattr(self, name), low)
-        choices = ("minibatch", "batch", "none")
+        choices = typing.get_args(Normalization)
         check_choice(type(self).__name__, "normalize_advantage", self.normalize_advantage, choices)
 
 
@@ -114,13 +116,13 @@ class PPOClipConfig(PPOConfig):
     """Configuration of :func:`ppo_clip`."""
 
     clip: float | jax.Array = 0.2
-    """Epsilon of eq. 7 (swept)."""
+    """Epsilon of eq. 7, in (0, 1] (swept)."""
     anneal_clip: bool = False
     """Linearly to 0 at the end of the run."""
 
     def __post_init__(self):
         super().__post_init__()
-        check_range("PPOClipConfig", "clip", self.clip, 0, low_open=True)
+        check_range("PPOClipConfig", "clip", self.clip, 0, 1, low_open=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,13 +261,15 @@ def adapt_beta(beta: jax.Array, kl: jax.Array, target: float | jax.Array) -> jax
         target: d_targ.
 
     Returns:
-        ``beta / 2`` if ``kl < target / 1.5``, ``2 * beta`` if ``kl > 1.5 * target``, else ``beta``.
+        ``beta / 2`` if ``kl < target / 1.5``, ``2 * beta`` if ``kl > 1.5 * target``, else ``beta``;
+        kept within [1e-6, 1e6], since it could not come back from 0 or infinity.
 
     Example:
         >>> float(adapt_beta(1.0, 0.02, 0.01)), float(adapt_beta(1.0, 0.001, 0.01))
         (2.0, 0.5)
     """
-    return jnp.where(kl < target / 1.5, beta / 2, jnp.where(kl > 1.5 * target, beta * 2, beta))
+    beta = jnp.where(kl < target / 1.5, beta / 2, jnp.where(kl > 1.5 * target, beta * 2, beta))
+    return jnp.clip(beta, 1e-6, 1e6)
 
 
 def make_clip_loss(
@@ -367,6 +371,11 @@ def make_batch(
         Samples ``[T * N]``.
     """
     check_rollout(rollout, action_space)
+    if config.normalize_advantage == "minibatch" and rollout.reward.size == config.num_minibatches:
+        raise ValueError(
+            f"num_minibatches={config.num_minibatches} leaves minibatches of one sample, whose "
+            'normalized advantage is always 0; choose fewer, or normalize_advantage="batch".'
+        )
     batch = advantage_batch(network, params, rollout, config.gamma, config.gae_lambda)
     if config.normalize_advantage == "batch":
         batch = batch._replace(advantage=standardize(batch.advantage))

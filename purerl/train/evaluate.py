@@ -49,6 +49,8 @@ def evaluate(
     reset_key, run_key = jax.random.split(key)
     obs, env_state = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
 
+    start = (obs, env_state, jnp.ones(episodes, bool), jnp.zeros(episodes), jnp.zeros(episodes), 0)
+
     def unfinished(carry: Any):
         _, _, running, _, _, t = carry
         return jnp.any(running) & (t < limit)
@@ -65,6 +67,5 @@ def evaluate(
         running = running & ~(result.terminated | result.truncated)
         return result.obs, env_state, running, ret, length, t + 1
 
-    start = (obs, env_state, jnp.ones(episodes, bool), jnp.zeros(episodes), jnp.zeros(episodes), 0)
     _, _, running, ret, length, _ = jax.lax.while_loop(unfinished, step, start)
     return Evaluation(jnp.mean(ret), jnp.mean(length), jnp.sum(running, dtype=jnp.int32))

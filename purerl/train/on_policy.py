@@ -147,6 +147,13 @@ def make_train(
         ("evaluation_episodes", evaluation_episodes, 1),
     ):
         check_integer("make_train", name, value, low)
+    if max_episode_steps is not None:
+        check_integer("make_train", "max_episode_steps", max_episode_steps, 1)
+    elif evaluations and env.max_episode_steps is None:
+        raise ValueError(
+            f"make_train: {env.name} has no known time limit to end an evaluation with; give "
+            "max_episode_steps, or evaluations=0."
+        )
     check_range("make_train", "reward_gamma", reward_gamma, 0, 1)
     steps_per_iteration = num_envs * rollout_length
     if total_steps < steps_per_iteration:
@@ -185,11 +192,16 @@ def make_train(
             obs = observe(obs, state.normalizer)
             return algorithm.act(state.learner, obs, key, progress=progress)
 
-        actors = state.actors
-        if algorithm.whole_episodes:
+        actors, normalizer, whole = state.actors, state.normalizer, algorithm.whole_episodes
+        if whole:
             actors = rollouts.reset(env, num_envs, reset_key)
-        actors, rollout, statistics = rollouts.unroll(act, env, actors, unroll_key, rollout_length)
-        rollout, normalizer = _normalize_rollout(rollout, state.normalizer, reward_gamma)
+            if normalizer.reward is not None:  # its running return was of the abandoned episodes
+                nothing = jnp.zeros_like(normalizer.reward.running)
+                normalizer = normalizer._replace(reward=normalizer.reward._replace(running=nothing))
+        actors, rollout, statistics = rollouts.unroll(
+            act, env, actors, unroll_key, rollout_length, first_only=whole
+        )
+        rollout, normalizer = _normalize_rollout(rollout, normalizer, reward_gamma)
         learner, info = algorithm.update(state.learner, rollout, update_key, progress=progress)
         iteration = state.clock.iteration + 1
         refused = state.refused + ~info["finite"]

@@ -15,7 +15,8 @@ def use_all_cores() -> int:
     """Makes as many CPU devices as there are cores, so that seeds can be sharded over them.
 
     One XLA program does not fill the cores with small networks; one program a core does. Call it
-    before anything is computed with JAX; afterwards it has no effect. The command line calls it.
+    before anything is computed with JAX (making an environment computes): afterwards the number of
+    devices is fixed. The command line calls it.
 
     Returns:
         The number of devices there are.
