@@ -30,7 +30,7 @@ def assert_close(got, wanted):
         np.testing.assert_allclose(got[name], wanted[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 32])
 def test_equals_a_loop_over_seeds(count):
     keys, scales = seeds(count)
     got = jax.jit(vectorize(small_run))(keys, scales)

@@ -11,6 +11,9 @@ from jax.sharding import PartitionSpec
 from purerl.types import Clock
 
 
+GROUP = 8  # seeds that one CPU core trains side by side
+
+
 def use_all_cores() -> int:
     """Makes as many CPU devices as there are cores, so that seeds can be sharded over them.
 
@@ -70,6 +73,9 @@ def vectorize(function: Callable[..., Any]) -> Callable[..., Any]:
 
         of_many = jax.vmap(of_one, in_axes=(0, None), out_axes=(0, None))
         devices = _devices(size)
+        each = size // len(devices)
+        if jax.default_backend() == "cpu" and each > GROUP and each % GROUP == 0:
+            of_many = _in_groups(of_many, each // GROUP)
         if size == 1:  # a batch of one is slower than none, and compiles for longer
             of_many = _alone(of_one)
         elif len(devices) > 1:
@@ -86,6 +92,18 @@ def vectorize(function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.tree.unflatten(out_treedef, _merge(out_leaves, out_batched, out_clocks))
 
     return mapped
+
+
+def _in_groups(of_many: Callable[..., Any], groups: int) -> Callable[..., Any]:
+    """A CPU core trains its seeds eight at a time: more of them do not fit into its caches."""
+
+    def grouped(batched, clocks):
+        apart = [x.reshape(groups, len(x) // groups, *x.shape[1:]) for x in batched]
+        out, out_clocks = jax.lax.map(lambda group: of_many(group, clocks), apart)
+        out = [x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]) for x in out]
+        return out, jax.tree.map(lambda x: x[0], out_clocks)
+
+    return grouped
 
 
 def _alone(of_one: Callable[..., Any]) -> Callable[..., Any]:
