@@ -10,7 +10,6 @@ from jax.sharding import PartitionSpec
 
 from purerl.types import Clock
 
-
 GROUP = 8  # seeds that one CPU core trains side by side
 
 
