@@ -256,8 +256,11 @@ def test_rollout_shorter_than_an_episode_without_a_critic(estimator):
 def test_rollout_without_a_critic_where_no_limit_is_known():
     config = purerl.PolicyGradientConfig(estimator="return_to_go", network=TINY)
     algorithm = purerl.policy_gradient(config, ENV.action_space)
+    env = ENV._replace(max_episode_steps=None)
+    with pytest.raises(ValueError, match="no known time limit to end an evaluation"):
+        purerl.make_train(algorithm, env, 10_000)
     with pytest.raises(ValueError, match=r"time limit of NoisyEnv \(None"):
-        purerl.make_train(algorithm, ENV._replace(max_episode_steps=None), 10_000)
+        purerl.make_train(algorithm, env, 10_000, evaluations=0)
 
 
 @pytest.mark.parametrize("function", ["init", "train"])
