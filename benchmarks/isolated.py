@@ -10,6 +10,12 @@ from pathlib import Path
 
 STAMP = "requirements.stamp"
 
+# A folder's name and what is installed there. pip's settings decide which build of PyTorch.
+SB3 = (
+    "sb3-contrib",
+    (("torch==2.13.0",), ("stable-baselines3==2.9.2", "sb3-contrib==2.9.2", "gymnasium")),
+)
+
 
 def default_cache() -> Path:
     """The user's cache folder of these environments."""

@@ -8,6 +8,8 @@ import pytest
 
 import purerl
 
+collect_ignore = ["data"]  # the scripts there need other libraries
+
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 
 # Two CPU devices, so that sharding over devices is tested wherever the tests run.
