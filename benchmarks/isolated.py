@@ -10,8 +10,11 @@ from pathlib import Path
 
 STAMP = "requirements.stamp"
 
-# A folder's name and what is installed there. pip's settings decide which build of PyTorch.
-SB3 = (
+# A folder's name, and groups of pip requirements, installed one after the other.
+Environment = tuple[str, Sequence[Sequence[str]]]
+
+# pip's settings decide which build of PyTorch.
+SB3: Environment = (
     "sb3-contrib",
     (("torch==2.13.0",), ("stable-baselines3==2.9.2", "sb3-contrib==2.9.2", "gymnasium")),
 )

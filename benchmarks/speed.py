@@ -1,14 +1,15 @@
-"""Speed of purerl side by side with Rejax and stable-baselines3, and beside its ceilings.
+"""Speed of purerl side by side with other libraries, and beside its ceilings.
 
-    python benchmarks/speed.py            # all of it, about half an hour on two cores
-    python benchmarks/speed.py --quick    # a look, about five minutes; proves nothing
+    python benchmarks/speed.py --suite ppo            # about half an hour on two cores
+    python benchmarks/speed.py --suite trpo
+    python benchmarks/speed.py --suite ppo --quick    # a look, some minutes; proves nothing
 
-PPO on CartPole-v1, 4 environments x 128 steps, 4 epochs x 4 minibatches, two separate 64-64 tanh
-networks, no evaluation; ``peers/measure.py`` holds the setting. Each contender runs in a fresh
-process, the contenders take turns, and compilation is measured apart. Rejax and
-stable-baselines3 are installed into environments of their own, Rejax with the JAX of this process
-and with gymnax 0.0.9, the newest it works with. stable-baselines3 trains one agent, so it appears
-at one seed only. pip's settings decide where packages come from and which build of PyTorch.
+Each suite trains one algorithm on CartPole-v1 with two separate 64-64 tanh networks and without any
+evaluation; ``suites.py`` says who takes part and what is demanded, ``peers/measure.py`` holds the
+settings. Each contender runs in a fresh process, the contenders take turns, and compilation is
+measured apart. Other libraries are installed into environments of their own, Rejax with the JAX of
+this process; pip's settings decide where packages come from and which build of PyTorch.
+stable-baselines3 and sb3-contrib train one agent, so they appear at one seed only.
 
 "Rejax, seeds sharded by us" is Rejax's run under the ``shard_map`` that purerl uses: it tells how
 much of the difference is the use of all cores, which Rejax's users do not get by themselves.
@@ -31,32 +32,28 @@ import jax
 import speed_report
 import tyro
 from peers import measure
+from suites import SUITES, Contender
 
 HERE = Path(__file__).resolve().parent
-GYMNAX_OF_REJAX = "gymnax==0.0.9"
-SB3 = (("torch==2.13.0",), ("stable-baselines3==2.9.2", "gymnasium"))
 DISTURBED = 0.15  # cores used by others; the system itself takes a few hundredths
-
-Name = Literal["purerl", "rejax", "rejax-sharded", "sb3", "ceiling-gradient", "ceiling-environment"]
-ALL: tuple[Name, ...] = (
-    "purerl", "rejax", "rejax-sharded", "sb3", "ceiling-gradient", "ceiling-environment"
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of the benchmark."""
 
-    contenders: tuple[Name, ...] = ALL
-    """Who takes part."""
-    seeds: tuple[int, ...] = (1, 4, 16, 64)
-    """Numbers of seeds trained at the same time."""
+    suite: Literal[tuple(SUITES)]
+    """What is compared."""
+    contenders: tuple[str, ...] = ()
+    """Who takes part; by default all of the suite."""
+    seeds: tuple[int, ...] = ()
+    """Numbers of seeds trained at the same time; by default the suite's."""
     steps: int = 500_000
     """Environment steps of each seed."""
     max_total_steps: int = 8_000_000
     """Environment steps of all seeds together; above it each seed gets fewer."""
-    sb3_steps: int = 30_000
-    """Environment steps of stable-baselines3, after a warm-up."""
+    one_seed_steps: int = 30_000
+    """Environment steps of those who train one agent only, after a warm-up."""
     rounds: int = 5
     """Fresh processes a contender, in turns."""
     repeats: int = 1
@@ -67,51 +64,55 @@ class Options:
     """Seconds after which a contender's process is given up."""
     cache: Path = dataclasses.field(default_factory=isolated.default_cache)
     """Folder of the isolated environments."""
-    output: Path = HERE / "results" / "speed.json"
-    """Result file; the tables go beside it, as .md."""
+    output: Path | None = None
+    """Result file, by default results/speed-SUITE.json; the tables go beside it, as .md."""
     force: bool = False
     """Whether to overwrite the result files."""
 
 
-def shortened(options: Options) -> Options:
-    """What ``--quick`` means."""
+def completed(options: Options) -> Options:
+    """With the suite's defaults, and with what ``--quick`` means."""
+    suite = SUITES[options.suite]
+    unknown = [name for name in options.contenders if name not in suite.contenders]
+    if unknown:
+        wanted = ", ".join(suite.contenders)
+        raise SystemExit(
+            f"got --contenders {' '.join(unknown)}; suite {options.suite} has {wanted}"
+        )
+    options = dataclasses.replace(
+        options,
+        contenders=options.contenders or tuple(suite.contenders),
+        seeds=options.seeds or suite.seeds,
+        output=options.output or HERE / "results" / f"speed-{options.suite}.json",
+    )
     if not options.quick:
         return options
     return dataclasses.replace(
         options,
         steps=options.steps // 10,
         max_total_steps=options.max_total_steps // 10,
-        sb3_steps=options.sb3_steps // 3,
+        one_seed_steps=options.one_seed_steps // 3,
         rounds=1,
     )
 
 
-def rejax_requirements() -> tuple[tuple[str, ...], ...]:
-    """Rejax with the JAX, flax and optax of this process."""
-    shared = (f"{name}=={measure.version(name)}" for name in ("jax", "jaxlib", "flax", "optax"))
-    return (("rejax==0.1.3", GYMNAX_OF_REJAX, *shared),)
-
-
-def command(name: Name, cache: Path) -> list[str]:
+def command(contender: Contender, cache: Path) -> list[str]:
     """How a contender's program is called, its own interpreter included."""
-    peers = HERE / "peers"
-    if name == "sb3":
-        return [str(isolated.python_with("sb3", SB3, cache)), str(peers / "sb3_ppo.py")]
-    if name.startswith("rejax"):
-        python = isolated.python_with("rejax", rejax_requirements(), cache)
-        return [str(python), str(peers / "rejax_ppo.py"), *(["--shard"] if "-" in name else [])]
-    if name.startswith("ceiling"):
-        kind = name.removeprefix("ceiling-")
-        return [sys.executable, str(peers / "ceilings.py"), "--kind", kind]
-    return [sys.executable, str(peers / "purerl_ppo.py")]
+    program, *arguments = contender.program.split()
+    python = Path(sys.executable)
+    if contender.environment is not None:
+        python = isolated.python_with(*contender.environment, cache)
+    return [str(python), str(HERE / "peers" / program), *arguments]
 
 
-def measure_once(call: list[str], name: Name, seeds: int, options: Options) -> dict[str, Any]:
+def measure_once(
+    call: list[str], contender: Contender, seeds: int, options: Options
+) -> dict[str, Any]:
     """One fresh process of one contender; returns the line it printed."""
     steps = min(options.steps, options.max_total_steps // seeds)
     arguments = {
         "--seeds": seeds,
-        "--steps": options.sb3_steps if name == "sb3" else steps,
+        "--steps": options.one_seed_steps if contender.seeds == "one" else steps,
         "--repeats": options.repeats,
     }
     call = call + [str(part) for pair in arguments.items() for part in pair]
@@ -126,30 +127,26 @@ def measure_once(call: list[str], name: Name, seeds: int, options: Options) -> d
         timeout=options.timeout,
     )
     if done.returncode:
-        raise RuntimeError(f"{name} at {seeds} seed(s) failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{contender.label} at {seeds} seed(s) failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure_all(options: Options) -> list[dict[str, Any]]:
     """All rounds: at each number of seeds the contenders take turns."""
-    calls = {name: command(name, options.cache) for name in options.contenders}
+    contenders = {name: SUITES[options.suite].contenders[name] for name in options.contenders}
+    calls = {name: command(contender, options.cache) for name, contender in contenders.items()}
     lines = []
     for seeds, turn in itertools.product(options.seeds, range(options.rounds)):
-        for name, call in calls.items():
-            if not takes_part(name, seeds):
+        for name, contender in contenders.items():
+            if not contender.takes_part(seeds):
                 continue
             watch = contention.Watch()
-            line = {**measure_once(call, name, seeds, options), "round": turn}
-            line["others_cores"] = watch.others()
+            line = measure_once(calls[name], contender, seeds, options)
+            line = {"contender": name, **line, "round": turn, "others_cores": watch.others()}
             lines.append(line)
             rates = ", ".join(f"{rate:,.0f}" for rate in line["steps_per_s"])
             print(f"{seeds:3d} seeds  {name:20s} {rates} steps/s", file=sys.stderr)
     return lines
-
-
-def takes_part(name: Name, seeds: int) -> bool:
-    """PyTorch trains one agent; one seed cannot be sharded."""
-    return {"sb3": seeds == 1, "rejax-sharded": seeds > 1}.get(name, True)
 
 
 def git(*arguments: str) -> str | None:
@@ -198,14 +195,15 @@ def refuse_to_overwrite(files: Sequence[Path], force: bool) -> None:
 
 def main(options: Options) -> None:
     """Measures, prints and writes."""
-    options = shortened(options)
+    options = completed(options)
+    suite = SUITES[options.suite]
     table_file = options.output.with_suffix(".md")
     refuse_to_overwrite([options.output, table_file], options.force)
     record = circumstances(options)
     lines = measure_all(options)
     cells = speed_report.summarize(lines)
-    table = speed_report.markdown(cells)
-    targets = speed_report.targets(cells)
+    table = speed_report.markdown(suite, cells)
+    targets = speed_report.targets(suite, cells)
     record["medians"] = [
         {"contender": name, "seeds": seeds, **cell._asdict()}
         for (name, seeds), cell in cells.items()

@@ -1,17 +1,10 @@
 """From raw measurements of ``speed.py`` to medians, tables and the targets."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-LABELS = {
-    "purerl": "purerl",
-    "rejax": "Rejax 0.1.3",
-    "rejax-sharded": "Rejax, seeds sharded by us",
-    "sb3": "stable-baselines3 2.9.2",
-    "ceiling-gradient": "ceiling: bare gradients",
-    "ceiling-environment": "ceiling: environment only",
-}
+from suites import Demand, Suite
 
 
 class Cell(NamedTuple):
@@ -45,24 +38,24 @@ def _cell(lines: Sequence[Mapping[str, Any]]) -> Cell:
     )
 
 
-def markdown(cells: Cells) -> str:
+def markdown(suite: Suite, cells: Cells) -> str:
     """Two tables, steps a second (lowest - highest) and seconds to compile."""
+    measured = {name for name, _ in cells}
+    compiled = {name for (name, _), cell in cells.items() if cell.compile_s}
+    tables = [_table("environment steps/s", suite, measured, cells, _rate)]
+    if compiled:
+        tables.append(_table("trace and compile, cold", suite, compiled, cells, _compile))
+    return "\n\n".join(tables) + "\n"
+
+
+def _table(title: str, suite: Suite, names: Collection[str], cells: Cells, text) -> str:
     seeds = sorted({count for _, count in cells})
-    names = [name for name in LABELS if any(name == contender for contender, _ in cells)]
-    compiled = [
-        name for name in names if any(c.compile_s for (n, _), c in cells.items() if n == name)
-    ]
-    rates = _table("environment steps/s", names, seeds, cells, _rate)
-    compiles = _table("trace and compile, cold", compiled, seeds, cells, _compile)
-    return f"{rates}\n\n{compiles}\n"
-
-
-def _table(title: str, names: Sequence[str], seeds: Sequence[int], cells: Cells, text) -> str:
     header = [title, *(f"{count} seed{'s' * (count > 1)}" for count in seeds)]
     rows = [header, ["---"] * len(header)]
-    for name in names:
-        found = (cells.get((name, count)) for count in seeds)
-        rows.append([LABELS[name], *(text(cell) if cell else "-" for cell in found)])
+    for name, contender in suite.contenders.items():
+        if name in names:
+            found = (cells.get((name, count)) for count in seeds)
+            rows.append([contender.label, *(text(cell) if cell else "-" for cell in found)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -79,40 +72,37 @@ def _compile(cell: Cell) -> str:
 
 
 class Target(NamedTuple):
-    """A demand on the numbers."""
+    """A demand beside what was measured."""
 
     demand: str
     measured: float
     met: bool
 
 
-def targets(cells: Cells) -> list[Target]:
+def targets(suite: Suite, cells: Cells) -> list[Target]:
     """Every demand that can be judged by what was measured."""
-    found = []
-    for seeds, least in ((1, 1.2), (16, 1.5), (16, 2.0)):
-        ratio = _ratio(cells, ("purerl", seeds), ("rejax", seeds))
-        found.append((f"at least {least} x Rejax at {seeds} seed(s)", ratio, least))
-    for seeds in sorted({count for _, count in cells}):
-        ratio = _ratio(cells, ("purerl", seeds), ("ceiling-gradient", seeds))
-        found.append((f"at least 0.7 x bare gradients at {seeds} seed(s)", ratio, 0.7))
-    ratio = _ratio(cells, ("purerl", 64), ("purerl", 16))
-    found.append(("steps/s at 64 seeds not below those at 16", ratio, 1.0))
-    judged = [Target(demand, ratio, ratio >= least) for demand, ratio, least in found if ratio]
-    return judged + _compile_targets(cells)
+    every = sorted({count for _, count in cells})
+    return [
+        target
+        for demand in suite.demands
+        for seeds in (every if demand.seeds is None else [demand.seeds])
+        if (target := _judge(suite, demand, seeds, cells))
+    ]
 
 
-def _ratio(cells: Cells, numerator: tuple[str, int], denominator: tuple[str, int]) -> float | None:
-    if numerator not in cells or denominator not in cells:
+def _judge(suite: Suite, demand: Demand, seeds: int, cells: Cells) -> Target | None:
+    other_seeds = demand.other_seeds or seeds
+    ours, theirs = (
+        getattr(cells.get(key), demand.figure, None)
+        for key in (("purerl", seeds), (demand.contender, other_seeds))
+    )
+    if ours is None or theirs is None:
         return None
-    return cells[numerator].steps_per_s / cells[denominator].steps_per_s
-
-
-def _compile_targets(cells: Cells) -> list[Target]:
-    found = []
-    for (name, seeds), cell in sorted(cells.items()):
-        peer = cells.get(("rejax", seeds))
-        if name == "purerl" and peer:
-            ratio = cell.compile_s / peer.compile_s
-            demand = f"compilation at most 1 x Rejax's at {seeds} seed(s)"
-            found.append(Target(demand, ratio, ratio <= 1))
-    return found
+    ratio = ours / theirs
+    speed = demand.figure == "steps_per_s"
+    text = (
+        f"{'steps/s' if speed else 'compilation'} at {seeds} seed(s) "
+        f"{'at least' if speed else 'at most'} {demand.bound:g} x "
+        f"{suite.contenders[demand.contender].label} at {other_seeds}"
+    )
+    return Target(text, ratio, ratio >= demand.bound if speed else ratio <= demand.bound)

@@ -1,4 +1,4 @@
-"""The two ceilings of a training run, in plain JAX.
+"""The two ceilings of a training run of PPO, in plain JAX.
 
 ``environment``: a random policy on the same environments and nothing else.
 ``gradient``: as many gradients of the PPO loss as training takes, same networks and minibatches, on
@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import measure
+from measure import PPO
 
 OBSERVATION_SIZE = 4
 NUM_ACTIONS = 2
-GRADIENTS_PER_ITERATION = measure.NUM_EPOCHS * measure.NUM_MINIBATCHES
+GRADIENTS_PER_ITERATION = PPO.num_epochs * PPO.num_minibatches
 SGD_RATE = 1e-3
 
 Params = dict[str, list[dict[str, jax.Array]]]
@@ -27,25 +28,25 @@ def environment_only(key: jax.Array, steps: int) -> Any:
 
     env, params = gymnax.make(measure.ENVIRONMENT)
     reset_key, key = jax.random.split(key)
-    reset_keys = jax.random.split(reset_key, measure.NUM_ENVS)
+    reset_keys = jax.random.split(reset_key, PPO.num_envs)
     _, state = jax.vmap(env.reset, in_axes=(0, None))(reset_keys, params)
 
     def step(carry, t):
         state, total = carry
-        action_key, *step_keys = jax.random.split(jax.random.fold_in(key, t), measure.NUM_ENVS + 1)
-        action = jax.random.randint(action_key, (measure.NUM_ENVS,), 0, NUM_ACTIONS)
+        action_key, *step_keys = jax.random.split(jax.random.fold_in(key, t), PPO.num_envs + 1)
+        action = jax.random.randint(action_key, (PPO.num_envs,), 0, NUM_ACTIONS)
         obs, state, reward, *_ = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
             jnp.stack(step_keys), state, action, params
         )
         return (state, total + obs.sum(axis=-1) + reward), None
 
-    start = (state, jnp.zeros(measure.NUM_ENVS))
-    return jax.lax.scan(step, start, jnp.arange(steps // measure.NUM_ENVS))[0]
+    start = (state, jnp.zeros(PPO.num_envs))
+    return jax.lax.scan(step, start, jnp.arange(steps // PPO.num_envs))[0]
 
 
 def init_network(key: jax.Array, outputs: int) -> list[dict[str, jax.Array]]:
     """Weights ``[out, in]`` and biases ``[out, 1]`` of one network."""
-    sizes = (OBSERVATION_SIZE, *measure.HIDDEN, outputs)
+    sizes = (OBSERVATION_SIZE, *PPO.hidden, outputs)
     return [
         {
             "weight": jax.random.normal(k, (after, before)) / jnp.sqrt(before),
@@ -75,18 +76,16 @@ def ppo_loss(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
     ratio = jnp.exp(log_prob - batch["log_prob"])
     advantage = batch["advantage"]
     advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    clipped = jnp.clip(ratio, 1 - measure.CLIP, 1 + measure.CLIP)
+    clipped = jnp.clip(ratio, 1 - PPO.clip, 1 + PPO.clip)
     policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage).mean()
     value_loss = 0.5 * jnp.square(value - batch["target"]).mean()
     entropy = -(jnp.exp(log_probs) * log_probs).sum(axis=0).mean()
-    return (
-        policy_loss + measure.VALUE_COEFFICIENT * value_loss - measure.ENTROPY_COEFFICIENT * entropy
-    )
+    return policy_loss + PPO.value_coefficient * value_loss - PPO.entropy_coefficient * entropy
 
 
 def fixed_batches(key: jax.Array) -> dict[str, jax.Array]:
     """One iteration's minibatches ``[M, ..., B]`` of random data."""
-    shape = (GRADIENTS_PER_ITERATION, measure.MINIBATCH_SIZE)
+    shape = (GRADIENTS_PER_ITERATION, PPO.minibatch_size)
     keys = jax.random.split(key, 4)
     obs_shape = (shape[0], OBSERVATION_SIZE, shape[1])
     return {
@@ -111,7 +110,7 @@ def bare_gradients(key: jax.Array, steps: int) -> Params:
     def iteration(params, _):
         return jax.lax.scan(update, params, batches)[0], None
 
-    length = measure.iterations(steps)
+    length = steps // PPO.steps_per_iteration
     return jax.lax.scan(iteration, params, None, length=length)[0]
 
 
@@ -124,12 +123,11 @@ def main() -> None:
     arguments.add_argument("--kind", choices=CEILINGS, required=True)
     options = arguments.parse_args()
     measure.use_all_cores()
-    steps = measure.iterations(options.steps) * measure.STEPS_PER_ITERATION
+    steps = PPO.whole_iterations(options.steps)
     function = measure.over_seeds(lambda key: CEILINGS[options.kind](key, steps), options.seeds)
     keys = jax.random.split(jax.random.key(0), options.seeds)
     compile_s, run_s = measure.time_jax(function, keys, options.repeats)
     measure.report(
-        f"ceiling-{options.kind}",
         seeds=options.seeds,
         steps_per_seed=steps,
         compile_s=compile_s,

@@ -4,6 +4,7 @@ Each contender runs in a fresh process, so the compilation measured here is a co
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -11,23 +12,69 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# The setting of the comparison: PPO on CartPole-v1 with two separate 64-64 tanh networks.
 ENVIRONMENT = "CartPole-v1"
-NUM_ENVS = 4
-ROLLOUT_LENGTH = 128
-NUM_EPOCHS = 4
-NUM_MINIBATCHES = 4
-HIDDEN = (64, 64)
-DISCOUNT = 0.99
-GAE_LAMBDA = 0.95
-CLIP = 0.2
-ENTROPY_COEFFICIENT = 0.01
-VALUE_COEFFICIENT = 0.5
-MAX_GRAD_NORM = 0.5
-LEARNING_RATE = 2.5e-4
-ADAM_EPSILON = 1e-5
-STEPS_PER_ITERATION = NUM_ENVS * ROLLOUT_LENGTH
-MINIBATCH_SIZE = STEPS_PER_ITERATION // NUM_MINIBATCHES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the contenders of a suite have in common, besides two separate tanh networks."""
+
+    num_envs: int = 4
+    rollout_length: int
+    num_epochs: int
+    minibatch_size: int
+    hidden: tuple[int, ...] = (64, 64)
+    discount: float = 0.99
+    gae_lambda: float = 0.95
+    learning_rate: float
+    adam_epsilon: float = 1e-5
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps between two updates."""
+        return self.num_envs * self.rollout_length
+
+    @property
+    def num_minibatches(self) -> int:
+        """In each epoch."""
+        return self.steps_per_iteration // self.minibatch_size
+
+    def whole_iterations(self, steps: int) -> int:
+        """At least ``steps`` environment steps, in whole iterations of rollout and update."""
+        return -(-steps // self.steps_per_iteration) * self.steps_per_iteration
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOSetting(Setting):
+    """Suite ppo; epochs and minibatches are those of the one loss."""
+
+    rollout_length: int = 128
+    num_epochs: int = 4
+    minibatch_size: int = 128
+    learning_rate: float = 2.5e-4
+    clip: float = 0.2
+    entropy_coefficient: float = 0.01
+    value_coefficient: float = 0.5
+    max_grad_norm: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TRPOSetting(Setting):
+    """Suite trpo; epochs, minibatches, learning rate and Adam's epsilon are the critic's."""
+
+    rollout_length: int = 512
+    num_epochs: int = 10
+    minibatch_size: int = 128
+    learning_rate: float = 1e-3
+    max_kl: float = 0.01
+    cg_iterations: int = 10
+    damping: float = 0.1
+    backtrack_factor: float = 0.8
+    backtrack_steps: int = 10
+
+
+PPO = PPOSetting()
+TRPO = TRPOSetting()
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -37,11 +84,6 @@ def parser(description: str) -> argparse.ArgumentParser:
     arguments.add_argument("--steps", type=int, default=500_000, help="environment steps a seed")
     arguments.add_argument("--repeats", type=int, default=1, help="measured executions")
     return arguments
-
-
-def iterations(steps: int) -> int:
-    """Iterations of rollout and update that make up at least ``steps`` environment steps."""
-    return -(-steps // STEPS_PER_ITERATION)
 
 
 def cores() -> int:
@@ -93,7 +135,6 @@ def time_jax(function: Callable, argument: Any, repeats: int) -> tuple[float, li
 
 
 def report(
-    contender: str,
     *,
     seeds: int,
     steps_per_seed: int,
@@ -104,7 +145,6 @@ def report(
 ) -> None:
     """Prints the one line that ``speed.py`` reads."""
     line = {
-        "contender": contender,
         "seeds": seeds,
         "steps_per_seed": steps_per_seed,
         "compile_s": compile_s,

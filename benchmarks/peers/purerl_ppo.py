@@ -1,57 +1,29 @@
-"""PPO of the purerl checkout this file lies in."""
+"""PPO of purerl."""
 
-import measure
+import purerl_run
+from measure import PPO
 
 import purerl
-from purerl.train.on_policy import Train
+from purerl.types import ActionSpace, OnPolicyAlgorithm
 
 
-def build(steps: int) -> Train:
-    """The training run of the comparison."""
-    env = purerl.make_env(measure.ENVIRONMENT)
+def make_algorithm(action_space: ActionSpace) -> OnPolicyAlgorithm:
+    """The algorithm of the comparison."""
     config = purerl.PPOClipConfig(
-        learning_rate=measure.LEARNING_RATE,
-        adam_eps=measure.ADAM_EPSILON,
-        max_grad_norm=measure.MAX_GRAD_NORM,
-        gamma=measure.DISCOUNT,
-        gae_lambda=measure.GAE_LAMBDA,
-        clip=measure.CLIP,
-        value_coef=measure.VALUE_COEFFICIENT,
-        entropy_coef=measure.ENTROPY_COEFFICIENT,
-        num_epochs=measure.NUM_EPOCHS,
-        num_minibatches=measure.NUM_MINIBATCHES,
-        network=purerl.NetworkConfig(hidden_sizes=measure.HIDDEN, activation="tanh"),
+        learning_rate=PPO.learning_rate,
+        adam_eps=PPO.adam_epsilon,
+        max_grad_norm=PPO.max_grad_norm,
+        gamma=PPO.discount,
+        gae_lambda=PPO.gae_lambda,
+        clip=PPO.clip,
+        value_coef=PPO.value_coefficient,
+        entropy_coef=PPO.entropy_coefficient,
+        num_epochs=PPO.num_epochs,
+        num_minibatches=PPO.num_minibatches,
+        network=purerl_run.network(PPO),
     )
-    return purerl.make_train(
-        purerl.ppo_clip(config, env.action_space),
-        env,
-        total_steps=steps,
-        num_envs=measure.NUM_ENVS,
-        rollout_length=measure.ROLLOUT_LENGTH,
-        evaluations=0,
-    )
-
-
-def main() -> None:
-    """Measures and reports."""
-    options = measure.parser(__doc__).parse_args()
-    purerl.use_all_cores()
-    import jax
-
-    train = build(options.steps)
-    keys = jax.random.split(jax.random.key(0), options.seeds)
-    compile_s, run_s = measure.time_jax(purerl.vectorize(train.train), keys, options.repeats)
-    measure.report(
-        "purerl",
-        seeds=options.seeds,
-        steps_per_seed=train.total_steps,
-        compile_s=compile_s,
-        run_s=run_s,
-        packages=("purerl", "jax", "jaxlib", "flax", "optax", "gymnax"),
-        devices=len(jax.devices()),
-        platform=jax.default_backend(),
-    )
+    return purerl.ppo_clip(config, action_space)
 
 
 if __name__ == "__main__":
-    main()
+    purerl_run.main(__doc__, make_algorithm, PPO)

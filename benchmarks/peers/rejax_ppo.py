@@ -7,6 +7,7 @@ takes time that could be noticed.
 
 import jax
 import measure
+from measure import PPO as SETTING
 from rejax import PPO
 
 
@@ -14,21 +15,21 @@ def build(steps: int) -> PPO:
     """The training run of the comparison, without any evaluation."""
     algorithm = PPO.create(
         env=measure.ENVIRONMENT,
-        agent_kwargs={"hidden_layer_sizes": measure.HIDDEN, "activation": "tanh"},
+        agent_kwargs={"hidden_layer_sizes": SETTING.hidden, "activation": "tanh"},
         total_timesteps=steps,
         eval_freq=steps,
         skip_initial_evaluation=True,
-        num_envs=measure.NUM_ENVS,
-        num_steps=measure.ROLLOUT_LENGTH,
-        num_epochs=measure.NUM_EPOCHS,
-        num_minibatches=measure.NUM_MINIBATCHES,
-        learning_rate=measure.LEARNING_RATE,
-        gamma=measure.DISCOUNT,
-        gae_lambda=measure.GAE_LAMBDA,
-        clip_eps=measure.CLIP,
-        ent_coef=measure.ENTROPY_COEFFICIENT,
-        vf_coef=measure.VALUE_COEFFICIENT,
-        max_grad_norm=measure.MAX_GRAD_NORM,
+        num_envs=SETTING.num_envs,
+        num_steps=SETTING.rollout_length,
+        num_epochs=SETTING.num_epochs,
+        num_minibatches=SETTING.num_minibatches,
+        learning_rate=SETTING.learning_rate,
+        gamma=SETTING.discount,
+        gae_lambda=SETTING.gae_lambda,
+        clip_eps=SETTING.clip,
+        ent_coef=SETTING.entropy_coefficient,
+        vf_coef=SETTING.value_coefficient,
+        max_grad_norm=SETTING.max_grad_norm,
     )
     return algorithm.replace(eval_callback=lambda algorithm, state, key: ())
 
@@ -40,7 +41,7 @@ def main() -> None:
     options = arguments.parse_args()
     if options.shard:
         measure.use_all_cores()
-    steps = measure.iterations(options.steps) * measure.STEPS_PER_ITERATION
+    steps = SETTING.whole_iterations(options.steps)
     train = build(steps).train
     keys = jax.random.split(jax.random.key(0), options.seeds)
     if options.shard:
@@ -51,7 +52,6 @@ def main() -> None:
         function = jax.vmap(train)
     compile_s, run_s = measure.time_jax(function, keys, options.repeats)
     measure.report(
-        "rejax-sharded" if options.shard else "rejax",
         seeds=options.seeds,
         steps_per_seed=steps,
         compile_s=compile_s,

@@ -1,0 +1,51 @@
+"""Measures an algorithm of the purerl checkout this file lies in."""
+
+from collections.abc import Callable
+
+import measure
+
+import purerl
+from purerl.types import ActionSpace, OnPolicyAlgorithm
+
+
+def main(
+    description: str,
+    make_algorithm: Callable[[ActionSpace], OnPolicyAlgorithm],
+    setting: measure.Setting,
+) -> None:
+    """Measures and reports.
+
+    Args:
+        description: Of the program, for its ``--help``.
+        make_algorithm: Makes the algorithm from the environment's action space.
+        setting: Of the suite.
+    """
+    options = measure.parser(description).parse_args()
+    purerl.use_all_cores()
+    import jax
+
+    env = purerl.make_env(measure.ENVIRONMENT)
+    train = purerl.make_train(
+        make_algorithm(env.action_space),
+        env,
+        total_steps=options.steps,
+        num_envs=setting.num_envs,
+        rollout_length=setting.rollout_length,
+        evaluations=0,
+    )
+    keys = jax.random.split(jax.random.key(0), options.seeds)
+    compile_s, run_s = measure.time_jax(purerl.vectorize(train.train), keys, options.repeats)
+    measure.report(
+        seeds=options.seeds,
+        steps_per_seed=train.total_steps,
+        compile_s=compile_s,
+        run_s=run_s,
+        packages=("purerl", "jax", "jaxlib", "flax", "optax", "gymnax"),
+        devices=len(jax.devices()),
+        platform=jax.default_backend(),
+    )
+
+
+def network(setting: measure.Setting) -> purerl.NetworkConfig:
+    """The network of every suite."""
+    return purerl.NetworkConfig(hidden_sizes=setting.hidden, activation="tanh")

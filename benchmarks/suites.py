@@ -1,0 +1,111 @@
+"""What ``speed.py`` compares: for each algorithm who takes part, and what is demanded of purerl."""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import isolated
+from peers import measure
+
+_SHARED = (f"{name}=={measure.version(name)}" for name in ("jax", "jaxlib", "flax", "optax"))
+# With the JAX of this process and the newest gymnax that Rejax works with.
+REJAX = ("rejax", (("rejax==0.1.3", "gymnax==0.0.9", *_SHARED),))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A program in ``peers/``."""
+
+    label: str
+    """Its row in the tables."""
+    program: str
+    """File in ``peers/``, then arguments."""
+    environment: isolated.Environment | None = None
+    """Where it runs; None: where purerl does."""
+    seeds: Literal["any", "one", "many"] = "any"
+    """At what numbers of seeds it takes part."""
+
+    def takes_part(self, seeds: int) -> bool:
+        """Whether it is measured at this number of seeds."""
+        return {"any": True, "one": seeds == 1, "many": seeds > 1}[self.seeds]
+
+
+class Demand(NamedTuple):
+    """On the ratio of purerl's figure to a contender's: speed at least, compilation at most."""
+
+    contender: str
+    bound: float
+    seeds: int | None = None  # of purerl; None: at every number that was measured
+    other_seeds: int | None = None  # of the contender; None: the same
+    figure: Literal["steps_per_s", "compile_s"] = "steps_per_s"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Suite:
+    """One algorithm's comparison."""
+
+    contenders: dict[str, Contender]
+    seeds: tuple[int, ...]
+    demands: tuple[Demand, ...]
+
+
+SUITES = {
+    "ppo": Suite(
+        contenders={
+            "purerl": Contender(label="purerl", program="purerl_ppo.py"),
+            "rejax": Contender(label="Rejax 0.1.3", program="rejax_ppo.py", environment=REJAX),
+            "rejax-sharded": Contender(
+                label="Rejax, seeds sharded by us",
+                program="rejax_ppo.py --shard",
+                environment=REJAX,
+                seeds="many",
+            ),
+            "sb3": Contender(
+                label="stable-baselines3 2.9.2",
+                program="sb3_ppo.py",
+                environment=isolated.SB3,
+                seeds="one",
+            ),
+            "ceiling-gradient": Contender(
+                label="ceiling: bare gradients", program="ceilings.py --kind gradient"
+            ),
+            "ceiling-environment": Contender(
+                label="ceiling: environment only", program="ceilings.py --kind environment"
+            ),
+        },
+        seeds=(1, 4, 16, 64),
+        demands=(
+            Demand("rejax", 1.2, seeds=1),
+            Demand("rejax", 1.5, seeds=16),
+            Demand("rejax", 2.0, seeds=16),
+            Demand("ceiling-gradient", 0.7),
+            Demand("purerl", 1.0, seeds=64, other_seeds=16),
+            Demand("rejax", 1.0, figure="compile_s"),
+        ),
+    ),
+    "trpo": Suite(
+        contenders={
+            "purerl": Contender(label="purerl", program="purerl_trpo.py"),
+            "sb3": Contender(
+                label="sb3-contrib 2.9.2",
+                program="sb3_trpo.py",
+                environment=isolated.SB3,
+                seeds="one",
+            ),
+            # With a thread a core it can be several times slower than with one, above all where
+            # others use the machine; the demands hold against the faster.
+            "sb3-one-thread": Contender(
+                label="sb3-contrib 2.9.2, one thread",
+                program="sb3_trpo.py --threads 1",
+                environment=isolated.SB3,
+                seeds="one",
+            ),
+        },
+        seeds=(1, 16, 64),
+        demands=(
+            Demand("sb3", 8.0, seeds=1),
+            Demand("sb3-one-thread", 8.0, seeds=1),
+            Demand("sb3", 20.0, seeds=16, other_seeds=1),
+            Demand("sb3-one-thread", 20.0, seeds=16, other_seeds=1),
+        ),
+    ),
+}
