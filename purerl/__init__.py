@@ -9,6 +9,7 @@ from purerl.algorithms import ALGORITHMS
 from purerl.algorithms.a2c import A2CConfig, a2c
 from purerl.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
 from purerl.algorithms.ppo import PPOClipConfig, PPOPenaltyConfig, ppo_clip, ppo_penalty
+from purerl.algorithms.trpo import NPGConfig, TRPOConfig, npg, trpo
 from purerl.distributions import Categorical, DiagGaussian
 from purerl.envs import Env, list_envs, make_env
 from purerl.experiment import Experiment, LoopConfig, make_experiment
@@ -18,6 +19,9 @@ from purerl.plotting import plot_curves
 from purerl.returns import discounted_return, gae, lambda_return, n_step_return, reward_to_go
 from purerl.rollout import unroll
 from purerl.run import RunResult, evaluate_run, run
+from purerl.second_order.conjugate_gradient import CGResult, conjugate_gradient
+from purerl.second_order.line_search import LineSearchResult, backtracking_line_search
+from purerl.second_order.products import fisher_diagonal, fisher_vector_product, hvp
 from purerl.statistics import iqm, iqm_interval
 from purerl.train.evaluate import Evaluation, evaluate
 from purerl.train.on_policy import Train, TrainResult, TrainState, make_train
@@ -43,14 +47,18 @@ __all__ = [
     # Algorithms
     "ALGORITHMS",
     "A2CConfig",
+    "NPGConfig",
     "OnPolicyAlgorithm",
     "PPOClipConfig",
     "PPOPenaltyConfig",
     "PolicyGradientConfig",
+    "TRPOConfig",
     "a2c",
+    "npg",
     "policy_gradient",
     "ppo_clip",
     "ppo_penalty",
+    "trpo",
     # Whole runs
     "Clock",
     "Evaluation",
@@ -71,6 +79,14 @@ __all__ = [
     "make_experiment",
     "plot_curves",
     "run",
+    # Second order
+    "CGResult",
+    "LineSearchResult",
+    "backtracking_line_search",
+    "conjugate_gradient",
+    "fisher_diagonal",
+    "fisher_vector_product",
+    "hvp",
     # Pieces
     "ActorCritic",
     "ActorQCritic",

@@ -81,6 +81,32 @@ def clipped_value_loss(
     return jnp.maximum(value_loss(value, target), value_loss(clipped, target))
 
 
+def surrogate_loss(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
+    r""":math:`-\ell A`, with :math:`\ell = \pi_\theta(a|s) / \pi_{old}(a|s)`.
+
+    Args:
+        log_prob: :math:`\log \pi_\theta(a|s)`, ``[B]``.
+        old_log_prob: :math:`\log \pi_{old}(a|s)`, ``[B]``; constant.
+        advantage: ``[B]``; constant.
+
+    Returns:
+        ``[B]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> surrogate_loss(jnp.log(jnp.array([2.0])), jnp.zeros(1), jnp.array([3.0])).tolist()
+        [-6.0]
+
+    References:
+        Schulman et al. 2015 (TRPO), eq. 14; document 001, eq. 5.30.
+
+    Differs from:
+        Documents 003 and 004 drop the factor 1 / (1 - gamma) between its mean and the change of the
+        return on the way, document 002 keeps it; a maximization does not see it.
+    """
+    return -jnp.exp(log_prob - stop(old_log_prob)) * stop(advantage)
+
+
 def clipped_surrogate_loss(
     log_prob: jax.Array,
     old_log_prob: jax.Array,
@@ -145,8 +171,7 @@ def kl_penalized_surrogate_loss(
         Document 002 has KL(new || old) and maximizes over the old parameters; the old policy comes
         first in the KL, and the maximization is over the new one.
     """
-    ratio = jnp.exp(log_prob - stop(old_log_prob))
-    return -ratio * stop(advantage) + stop(beta) * kl
+    return surrogate_loss(log_prob, old_log_prob, advantage) + stop(beta) * kl
 
 
 def entropy_loss(entropy: jax.Array) -> jax.Array:

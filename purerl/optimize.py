@@ -1,12 +1,16 @@
-"""Gradient steps: optimizers with the learning rate as an argument, annealing, the finite guard."""
+"""Gradient steps: optimizers with the learning rate as an argument, epochs of minibatches,
+annealing, the finite guard.
+"""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from purerl.types import PyTree
+from purerl.minibatch import minibatches
+from purerl.types import Info, PyTree
 
 OptimizerName = Literal["adam", "rmsprop", "sgd"]
 
@@ -63,6 +67,66 @@ def gradient_step(
     return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction), opt_state
 
 
+def fit(
+    loss: Callable[[PyTree, PyTree], tuple[jax.Array, Info]],
+    params: PyTree,
+    opt_state: Any,
+    batch: PyTree,
+    key: jax.Array,
+    *,
+    optimizer: optax.GradientTransformation,
+    learning_rate: float | jax.Array,
+    num_epochs: int,
+    num_minibatches: int,
+    shuffle: bool = True,
+    target_kl: float | jax.Array | None = None,
+) -> tuple[PyTree, Any, Info]:
+    """Some passes of minibatch gradient descent over one batch.
+
+    Args:
+        loss: ``(params, batch) -> (scalar, info)``.
+        params: Parameters.
+        opt_state: The optimizer's state.
+        batch: Samples ``[B, ...]``.
+        key: PRNG key of the shuffles.
+        optimizer: Of unit learning rate.
+        learning_rate: Step size.
+        num_epochs: Passes over the samples.
+        num_minibatches: Steps a pass; must divide B.
+        shuffle: New minibatches at random in each pass.
+        target_kl: After a pass whose mean ``info["kl"]`` exceeds this the other passes do nothing.
+
+    Returns:
+        ``(params, opt_state, info)``; info is the mean over the passes made.
+
+    Raises:
+        ValueError: If ``num_minibatches`` does not divide B.
+    """
+
+    def minibatch_step(carry, minibatch):
+        params, opt_state = carry
+        gradient, info = jax.grad(loss, has_aux=True)(params, minibatch)
+        return gradient_step(optimizer, gradient, opt_state, params, learning_rate), info
+
+    def epoch(carry, key):
+        learned, stopped = carry
+        samples = minibatches(key, batch, num_minibatches, shuffle)
+        updated, info = jax.lax.scan(minibatch_step, learned, samples)
+        info = jax.tree.map(jnp.mean, info)
+        if target_kl is None or "kl" not in info:
+            return (updated, stopped), (info, 1.0)
+        # A mask and not a branch: under vmap some seeds stop and others go on.
+        learned = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), updated, learned)
+        made = 1.0 - stopped
+        return (learned, stopped | (info["kl"] > target_kl)), (info, made)
+
+    start = ((params, opt_state), jnp.array(False))
+    keys = jax.random.split(key, num_epochs)
+    ((params, opt_state), _), (info, made) = jax.lax.scan(epoch, start, keys)
+    info = jax.tree.map(lambda x: jnp.sum(x * made) / jnp.sum(made), info)
+    return params, opt_state, info
+
+
 def anneal(
     value: float | jax.Array, progress: float | jax.Array, linear: bool
 ) -> float | jax.Array:
@@ -76,17 +140,20 @@ def anneal(
     return value * (1.0 - progress) if linear else value
 
 
-def keep_if_finite(new: PyTree, old: PyTree) -> tuple[PyTree, jax.Array]:
+def keep_if_finite(
+    new: PyTree, old: PyTree, also: bool | jax.Array = True
+) -> tuple[PyTree, jax.Array]:
     """``new`` if all of its floating-point leaves are finite, else ``old``, unchanged.
 
     Args:
         new: A learner's state after an update.
         old: The state before it.
+        also: A further condition on ``new``, bool.
 
     Returns:
         ``(state, finite)`` with a bool scalar.
     """
-    finite = all_finite(new)
+    finite = all_finite(new) & also
     return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old), finite
 
 

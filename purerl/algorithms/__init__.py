@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from purerl.algorithms import a2c, policy_gradient, ppo
+from purerl.algorithms import a2c, policy_gradient, ppo, trpo
 
 
 class Entry(NamedTuple):
@@ -18,4 +18,6 @@ ALGORITHMS = {
     "a2c": Entry(a2c.A2CConfig, a2c.a2c),
     "ppo_clip": Entry(ppo.PPOClipConfig, ppo.ppo_clip),
     "ppo_penalty": Entry(ppo.PPOPenaltyConfig, ppo.ppo_penalty),
+    "trpo": Entry(trpo.TRPOConfig, trpo.trpo),
+    "npg": Entry(trpo.NPGConfig, trpo.npg),
 }

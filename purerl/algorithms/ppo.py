@@ -16,6 +16,7 @@ Differs from:
 """
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -39,9 +40,8 @@ from purerl.losses import (
     kl_penalized_surrogate_loss,
     value_loss,
 )
-from purerl.minibatch import minibatches
 from purerl.networks import NetworkConfig
-from purerl.optimize import anneal, gradient_step, keep_if_finite, make_optimizer
+from purerl.optimize import anneal, fit, keep_if_finite, make_optimizer
 from purerl.types import (
     ActionSpace,
     Info,
@@ -403,54 +403,23 @@ def _fit(
     """Step 2 of the module's docstring: all epochs on one batch."""
     params, opt_state, value_opt_state = learned
     learning_rate = anneal(config.learning_rate, progress, config.anneal_learning_rate)
-    fit = lambda *args: _epochs(config, learning_rate, batch, *args)  # noqa: E731
+    fit_batch = functools.partial(
+        fit,
+        optimizer=_optimizer(config),
+        learning_rate=learning_rate,
+        num_minibatches=config.num_minibatches,
+        shuffle=config.shuffle,
+        target_kl=config.target_kl,
+    )
     policy_key, value_key = jax.random.split(key)
-    params, opt_state, info = fit(loss, config.num_epochs, params, opt_state, policy_key)
+    params, opt_state, info = fit_batch(
+        loss, params, opt_state, batch, policy_key, num_epochs=config.num_epochs
+    )
     if config.value_epochs:
-        params, value_opt_state, value_info = fit(
-            make_value_loss(network, config),
-            config.value_epochs,
-            params,
-            value_opt_state,
-            value_key,
+        critic_loss = make_value_loss(network, config)
+        params, value_opt_state, value_info = fit_batch(
+            critic_loss, params, value_opt_state, batch, value_key, num_epochs=config.value_epochs
         )
         info |= value_info
     info["explained_variance"] = explained_variance(batch.value, batch.target)
     return (params, opt_state, value_opt_state), info
-
-
-def _epochs(
-    config: PPOConfig,
-    learning_rate: float | jax.Array,
-    batch: OnPolicyBatch,
-    loss: Loss,
-    num_epochs: int,
-    params: PyTree,
-    opt_state: Any,
-    key: jax.Array,
-) -> tuple[PyTree, Any, Info]:
-    """``num_epochs`` passes over the minibatches; info is the mean over the passes made."""
-    optimizer = _optimizer(config)
-
-    def minibatch_step(carry, minibatch):
-        params, opt_state = carry
-        gradient, info = jax.grad(loss, has_aux=True)(params, minibatch)
-        return gradient_step(optimizer, gradient, opt_state, params, learning_rate), info
-
-    def epoch(carry, key):
-        learned, stopped = carry
-        samples = minibatches(key, batch, config.num_minibatches, config.shuffle)
-        updated, info = jax.lax.scan(minibatch_step, learned, samples)
-        info = jax.tree.map(jnp.mean, info)
-        if config.target_kl is None or "kl" not in info:
-            return (updated, stopped), (info, 1.0)
-        # A mask and not a branch: under vmap some seeds stop and others go on.
-        learned = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), updated, learned)
-        made = 1.0 - stopped
-        return (learned, stopped | (info["kl"] > config.target_kl)), (info, made)
-
-    start = ((params, opt_state), jnp.array(False))
-    keys = jax.random.split(key, num_epochs)
-    ((params, opt_state), _), (info, made) = jax.lax.scan(epoch, start, keys)
-    info = jax.tree.map(lambda x: jnp.sum(x * made) / jnp.sum(made), info)
-    return params, opt_state, info

@@ -1,0 +1,1 @@
+"""Second-order optimization on pytrees, inside ``jit``, ``scan`` and ``vmap``."""

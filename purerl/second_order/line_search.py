@@ -1,0 +1,97 @@
+"""Backtracking line search under a bound, in a ``lax.while_loop``."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purerl.types import PyTree
+from purerl.validation import check_integer, check_range
+
+
+class LineSearchResult(NamedTuple):
+    """The accepted point, or the old one. Of a refused search all numbers but ``tries`` are 0."""
+
+    params: PyTree
+    accepted: jax.Array  # [] bool
+    fraction: jax.Array  # [] factor^j, of the step taken
+    improvement: jax.Array  # [] of the objective
+    constraint: jax.Array  # [] at the accepted point
+    tries: jax.Array  # [] int32, points evaluated
+
+
+def backtracking_line_search(
+    evaluate: Callable[[PyTree], tuple[jax.Array, jax.Array]],
+    params: PyTree,
+    step: PyTree,
+    *,
+    objective: jax.Array,
+    bound: float | jax.Array,
+    factor: float | jax.Array = 0.8,
+    max_tries: int = 10,
+) -> LineSearchResult:
+    r"""The smallest j in 0, 1, ... for which :math:`\theta + \alpha^j \Delta` improves the
+    objective and keeps the constraint.
+
+    Both conditions are checked anew at every point. A point where either number is NaN is not
+    accepted.
+
+    Args:
+        evaluate: ``params -> (objective, constraint)``, scalars; the objective is maximized.
+        params: :math:`\theta`.
+        step: :math:`\Delta`, the full step, shaped like ``params``.
+        objective: Its value at ``params``; an accepted point has strictly more.
+        bound: An accepted point's constraint is at most this.
+        factor: :math:`\alpha`, in (0, 1).
+        max_tries: Number of points tried at most; static.
+
+    Returns:
+        A :class:`LineSearchResult`. Where no point is accepted, ``params`` are the old ones, bit
+        for bit.
+
+    Raises:
+        ValueError: If ``factor`` or ``max_tries`` is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> square = lambda x: (x, jnp.square(x))
+        >>> zero, one = jnp.float32(0.0), jnp.float32(1.0)
+        >>> found = backtracking_line_search(
+        ...     square, zero, one, objective=zero, bound=0.3, factor=0.5
+        ... )
+        >>> float(found.params), int(found.tries)
+        (0.5, 2)
+
+    References:
+        Schulman et al. 2015 (TRPO), appendix C; document 001, eq. 5.33.
+
+    Differs from:
+        Document 000 leaves out the step size and does not say that j is the smallest; document 004
+        begins with j = 1, so that the full step is never tried.
+    """
+    where = "backtracking_line_search"
+    check_range(where, "factor", factor, 0, 1, low_open=True, high_open=True)
+    check_integer(where, "max_tries", max_tries, 1)
+    dtype = jnp.result_type(objective)
+    zero = jnp.zeros((), dtype)
+
+    def attempt(found: LineSearchResult) -> LineSearchResult:
+        fraction = jnp.asarray(factor, dtype) ** found.tries
+        point = jax.tree.map(lambda p, s: p + fraction.astype(p.dtype) * s, params, step)
+        value, constraint = evaluate(point)
+        accepted = (value > objective) & (constraint <= bound)
+        keep = lambda new: jnp.where(accepted, new, zero).astype(dtype)  # noqa: E731
+        return LineSearchResult(
+            params=jax.tree.map(lambda new, old: jnp.where(accepted, new, old), point, params),
+            accepted=accepted,
+            fraction=keep(fraction),
+            improvement=keep(value - objective),
+            constraint=keep(constraint),
+            tries=found.tries + 1,
+        )
+
+    start = LineSearchResult(params, jnp.array(False), zero, zero, zero, jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(
+        lambda found: ~found.accepted & (found.tries < max_tries), attempt, start
+    )

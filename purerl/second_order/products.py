@@ -1,0 +1,157 @@
+"""Products with matrices of second derivatives, on pytrees; no matrix is ever formed."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from purerl.types import PyTree
+from purerl.validation import check_range
+
+Policy = Callable[[PyTree, jax.Array], Any]  # (params, obs [B, *O]) -> distribution over [B]
+
+
+def hvp(f: Callable[[PyTree], jax.Array], params: PyTree, v: PyTree) -> PyTree:
+    r"""Hessian-vector product :math:`\nabla^2 f(\theta) \, v`: the derivative of f's gradient.
+
+    Forward over reverse: about twice the arithmetic of a gradient, whatever the number of
+    parameters.
+
+    Args:
+        f: Scalar function of ``params``.
+        params: Where the Hessian is taken.
+        v: Shaped like ``params``.
+
+    Returns:
+        Shaped like ``params``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> hvp(lambda x: x[0] ** 2 * x[1], jnp.array([1.0, 3.0]), jnp.array([1.0, 0.0])).tolist()
+        [6.0, 2.0]
+
+    References:
+        Pearlmutter 1994, "Fast Exact Multiplication by the Hessian".
+    """
+    return jax.jvp(jax.grad(f), (params,), (v,))[1]
+
+
+def fisher_vector_product(
+    policy: Policy, params: PyTree, obs: jax.Array, *, fraction: float = 1.0
+) -> Callable[[PyTree], PyTree]:
+    r"""The Fisher matrix of a policy, as a function :math:`v \mapsto F v`.
+
+    .. math::
+        F = \mathbb E_s\big[\nabla_\theta^2 KL(\pi_{old}(\cdot|s) \| \pi_\theta(\cdot|s))
+        \big]_{\theta = \theta_{old}} = \mathbb E_s[J_s^\top H_s J_s]
+
+    with J the Jacobian of the distribution's parameters (logits; mean and log-std) and H the KL's
+    Hessian with respect to them: a push forward, a small product and a pull back (Gauss-Newton).
+    At the old parameters this is the Hessian of the mean KL, exactly, since the KL's gradient is
+    zero there. It is cheaper than :func:`hvp` of the mean KL, 4/3 of a gradient's arithmetic
+    instead of 2, and never gives a negative curvature but by rounding. The linearization is made
+    once, here, for all products.
+
+    Args:
+        policy: ``(params, obs [B, *O]) -> distribution``; its samples count equally.
+        params: The old parameters. Those that the policy does not depend on have zero rows.
+        obs: ``[B, *O]``.
+        fraction: Share of the samples to use, in (0, 1]; always the same ones, evenly spread.
+
+    Returns:
+        A linear function of pytrees shaped like ``params``.
+
+    Raises:
+        ValueError: If ``fraction`` is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp, purerl
+        >>> policy = lambda logits, obs: purerl.Categorical(obs @ logits)
+        >>> product = fisher_vector_product(policy, jnp.zeros((1, 2)), jnp.ones((3, 1)))
+        >>> product(jnp.array([[1.0, 0.0]])).tolist()
+        [[0.25, -0.25]]
+
+    References:
+        Martens 2020, "New Insights and Perspectives on the Natural Gradient Method", section 9;
+        Schulman et al. 2015 (TRPO), appendix C.1; document 001, eqs. 5.45-5.48.
+
+    Differs from:
+        Documents 000 and 001 call -H the Fisher matrix; with H the Hessian of the KL it is H
+        itself. Document 004 takes the Hessian of KL(new || old), which is the same at the old
+        parameters.
+    """
+    obs = _subsample(obs, fraction)
+    distribution, push = jax.linearize(lambda p: policy(p, obs), params)
+    pull = jax.linear_transpose(push, params)
+    kl_gradient = jax.grad(lambda other: jnp.mean(distribution.kl(other)))
+    _, curvature = jax.linearize(kl_gradient, distribution)
+
+    def product(v: PyTree) -> PyTree:
+        (out,) = pull(curvature(push(v)))
+        return out
+
+    return product
+
+
+def fisher_diagonal(policy: Policy, params: PyTree, obs: jax.Array) -> PyTree:
+    """The diagonal of the matrix of :func:`fisher_vector_product`, exactly.
+
+    Costs as many gradients as the distribution has parameters (a Categorical its number of actions,
+    a DiagGaussian twice its dimensions), for each sample.
+
+    Args:
+        policy: ``(params, obs [B, *O]) -> distribution``.
+        params: The old parameters.
+        obs: ``[B, *O]``.
+
+    Returns:
+        Shaped like ``params``.
+
+    Example:
+        >>> import jax.numpy as jnp, purerl
+        >>> policy = lambda logits, obs: purerl.Categorical(obs @ logits)
+        >>> fisher_diagonal(policy, jnp.zeros((1, 2)), 2 * jnp.ones((3, 1))).tolist()
+        [[1.0, 1.0]]
+    """
+
+    def of_one(observation):
+        def flat(p):
+            return ravel_pytree(policy(p, observation[None]))[0]
+
+        distribution = policy(params, observation[None])
+        z, unravel = ravel_pytree(distribution)
+        curvature = jax.hessian(lambda z: jnp.sum(distribution.kl(unravel(z))))(z)
+        jacobian = jax.jacrev(flat)(params)
+        return jax.tree.map(lambda j: jnp.einsum("i...,ij,j...->...", j, curvature, j), jacobian)
+
+    def add(total, chunk):
+        each = jax.vmap(of_one)(chunk)
+        return jax.tree.map(lambda t, x: t + jnp.sum(x, axis=0), total, each), None
+
+    # In chunks: a Jacobian for every sample at once could be far larger than the network.
+    size = obs.shape[0]
+    chunk = max(n for n in range(1, min(size, 64) + 1) if size % n == 0)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    total, _ = jax.lax.scan(add, zero, obs.reshape(size // chunk, chunk, *obs.shape[1:]))
+    return jax.tree.map(lambda x: x / size, total)
+
+
+def _subsample(obs: jax.Array, fraction: float) -> jax.Array:
+    """``fraction`` of the samples, spread over time steps and environments alike.
+
+    Every k-th sample of ``[T * N]`` would be the same environments again and again where k and N
+    have a common divisor; multiples of a step near the golden section have no such pattern.
+    """
+    check_range("fisher_vector_product", "fraction", fraction, 0, 1, low_open=True)
+    size = obs.shape[0]
+    count = max(1, round(fraction * size))
+    if count == size:
+        return obs
+    step = max(1, round(0.618 * size))
+    while math.gcd(step, size) > 1:
+        step += 1
+    return obs[np.sort(np.arange(count) * step % size)]
