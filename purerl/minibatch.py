@@ -66,7 +66,7 @@ def minibatches(key: jax.Array, batch: PyTree, count: int, shuffle: bool = True)
     if size % count:
         raise ValueError(
             f"a batch of {size} samples cannot be split into {count} equal minibatches; choose "
-            "num_minibatches so that it divides num_envs * rollout_length."
+            "a number of minibatches that divides num_envs * rollout_length."
         )
     if shuffle and count > 1:
         order = permutation(key, size)

@@ -17,6 +17,8 @@ CONFIGS = {
     "ppo_clip": purerl.PPOClipConfig,
     "ppo_penalty": purerl.PPOPenaltyConfig,
     "policy_gradient": purerl.PolicyGradientConfig,
+    "trpo": purerl.TRPOConfig,
+    "npg": purerl.NPGConfig,
 }
 BUILDERS = {name: getattr(purerl, name) for name in CONFIGS}
 NAN = float("nan")
@@ -52,12 +54,28 @@ OWN = {
         "optimizer": ("rms",),
         "q_samples": (0,),
     },
+    "npg": {
+        "max_kl": (0.0, -0.01, NAN),
+        "damping": (-0.1, NAN),
+        "cg_iterations": (0, -1, 2.5),
+        "cg_tolerance": (-1e-6, NAN),
+        "fisher_fraction": (0.0, 1.1, NAN),
+        "critic_learning_rate": (0.0, NAN),
+        "critic_epochs": (0,),
+        "critic_minibatches": (0,),
+        "adam_eps": (0.0,),
+    },
+}
+OWN["trpo"] = OWN["npg"] | {
+    "backtrack_factor": (0.0, 1.0, -0.5, 1.5, NAN),
+    "backtrack_steps": (0, 1.5),
 }
 CASES = [
     (name, field, value)
-    for name in CONFIGS
+    for name, config in CONFIGS.items()
     for field, values in (BAD | OWN[name]).items()
     for value in values
+    if field in OWN[name] or field in config.__dataclass_fields__
 ]
 
 
@@ -80,7 +98,7 @@ def test_config_takes_tracers(name):
     """What is not a Python number is not checked, so that a sweep may put it in."""
 
     def build(rate):
-        CONFIGS[name](learning_rate=rate, gamma=rate, network=TINY)
+        CONFIGS[name](gae_lambda=rate, gamma=rate, network=TINY)
         return rate
 
     jax.eval_shape(build, jnp.float32(-1.0))
@@ -149,6 +167,8 @@ def rollout(box=False):
 
 def update(name, rollout, box=False, **config):
     space = Box((2,)) if box else Discrete(2)
+    if name in ("trpo", "npg"):
+        config = {"critic_minibatches": 1} | config
     algorithm = BUILDERS[name](CONFIGS[name](network=TINY, **config), space)
     state = jax.eval_shape(algorithm.init, jnp.zeros((3, 4)), jax.random.key(0))
     return jax.eval_shape(algorithm.update, state, rollout, jax.random.key(0))
@@ -205,10 +225,18 @@ def test_observations_of_another_size_than_at_init(name):
         update(name, other)
 
 
-@pytest.mark.parametrize("name", ["ppo_clip", "ppo_penalty"])
-def test_minibatches_that_do_not_divide(name):
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("ppo_clip", "num_minibatches"),
+        ("ppo_penalty", "num_minibatches"),
+        ("trpo", "critic_minibatches"),
+        ("npg", "critic_minibatches"),
+    ],
+)
+def test_minibatches_that_do_not_divide(name, field):
     with pytest.raises(ValueError, match="15 samples cannot be split into 4 equal minibatches"):
-        update(name, rollout(), num_minibatches=4)
+        update(name, rollout(), **{field: 4})
 
 
 # The loop.

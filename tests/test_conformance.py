@@ -42,6 +42,17 @@ def policy_gradient(estimator, space, hyper, **kw):
     return purerl.policy_gradient(config, space)
 
 
+def trust_region(build, config, space, hyper):
+    sizes = {"cg_iterations": 4, "critic_epochs": 2, "critic_minibatches": 2}
+    own = {
+        "critic_learning_rate": hyper["learning_rate"],
+        "gamma": hyper["gamma"],
+        "damping": 0.1 + hyper["entropy_coef"],
+        "max_kl": 0.1 * hyper["clip"],
+    }
+    return build(config(network=TINY, **sizes, **own), space)
+
+
 ALGORITHMS = {
     "a2c": a2c,
     "ppo_clip": clip,
@@ -49,6 +60,8 @@ ALGORITHMS = {
     "return_to_go": functools.partial(policy_gradient, "return_to_go"),
     "td_error": functools.partial(policy_gradient, "td_error"),
     "q_minus_v": functools.partial(policy_gradient, "advantage", advantage="q_minus_v"),
+    "trpo": functools.partial(trust_region, purerl.trpo, purerl.TRPOConfig),
+    "npg": functools.partial(trust_region, purerl.npg, purerl.NPGConfig),
 }
 HYPER = {"learning_rate": 0.01, "gamma": 0.9, "entropy_coef": 0.05, "clip": 0.1}
 GRID = {
@@ -60,7 +73,9 @@ GRID = {
 TABLE = pytest.mark.parametrize(
     ("name", "space"), [(name, space) for name in ALGORITHMS for space in SPACES]
 )
-SWEPT = [(name, "discrete") for name in ALGORITHMS] + [("ppo_clip", "box"), ("q_minus_v", "box")]
+SWEPT = [(name, "discrete") for name in ALGORITHMS] + [
+    (name, "box") for name in ("ppo_clip", "q_minus_v", "trpo")
+]
 
 
 def hand_made(space):
@@ -187,7 +202,9 @@ def test_swept_hyper_parameters_and_seeds_equal_separate_runs(name, space):
 
 @TABLE
 def test_each_swept_hyper_parameter_counts(name, space):
-    """The learning rate, gamma and the entropy's coefficient, as tracers, change the update."""
+    """The learning rate, gamma and the entropy's coefficient (trust regions: the damping), as
+    tracers, change the update.
+    """
     function = compiled(name, space)
     plain = flat(function()["new"].params)
     for field in ("learning_rate", "gamma", "entropy_coef"):
@@ -224,6 +241,7 @@ CHUNKED = [
     ("ppo_penalty", "discrete"),
     ("return_to_go", "discrete"),
     ("q_minus_v", "box"),
+    ("trpo", "discrete"),
 ]
 
 

@@ -30,6 +30,14 @@ def ppo(build, config, space, **kw):
     return build(config(**kw), space)
 
 
+def trust_region(build, config, space, **kw):
+    kw = COMMON | kw
+    for name in ("anneal_learning_rate", "learning_rate"):  # it has none but the critic's
+        kw.pop(name, None)
+    options = {"critic_learning_rate": 0.03, "anneal_critic_learning_rate": True}
+    return build(config(critic_minibatches=2, critic_epochs=4, **options, **kw), space)
+
+
 ALGORITHMS = {
     "a2c": a2c,
     "actor_critic": functools.partial(a2c, n_step=1),
@@ -42,6 +50,8 @@ ALGORITHMS = {
     "q_critic": functools.partial(policy_gradient, "q_critic"),
     "total_return": functools.partial(policy_gradient, "total_return"),
     "return_to_go": functools.partial(policy_gradient, "return_to_go"),
+    "trpo": functools.partial(trust_region, purerl.trpo, purerl.TRPOConfig),
+    "npg": functools.partial(trust_region, purerl.npg, purerl.NPGConfig),
 }
 CRITICS = [name for name in ALGORITHMS if name not in ("total_return", "return_to_go")]
 
@@ -80,7 +90,9 @@ def test_policy_learns_the_good_action(name):
     assert learned(name)[1][where["action"]][0, 1] > 0.9
 
 
-@pytest.mark.parametrize("name", ["a2c", "ppo_clip", "ppo_penalty", "baseline", "return_to_go"])
+@pytest.mark.parametrize(
+    "name", ["a2c", "ppo_clip", "ppo_penalty", "baseline", "return_to_go", "trpo"]
+)
 def test_policy_learns_the_best_real_action(name):
     env = purerl.make_env(probe_envs.BoxEnv())
     network = NetworkConfig(hidden_sizes=(8,))
@@ -116,6 +128,14 @@ CARTPOLE = {
         lambda space: purerl.policy_gradient(
             purerl.PolicyGradientConfig(learning_rate=1e-2, network=SMALL), space
         ),
+        {"rollout_length": 64},
+    ),
+    "trpo": (
+        lambda space: purerl.trpo(purerl.TRPOConfig(network=SMALL), space),
+        {"rollout_length": 64},
+    ),
+    "npg": (
+        lambda space: purerl.npg(purerl.NPGConfig(network=SMALL), space),
         {"rollout_length": 64},
     ),
     "return_to_go": (
