@@ -34,6 +34,7 @@ class Cell:
     algorithm: str
     env: str
     target: float | None = None  # IQM to reach; None: only stated
+    above: float | None = None  # count the seeds whose return is above this
     seeds: int = 16
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     suffix: str = ""
@@ -51,6 +52,11 @@ CELLS = [
     Cell(algorithm="ppo_clip", env="Breakout-MinAtar", target=15, seeds=4),
     Cell(algorithm="ppo_penalty", env="CartPole-v1", target=475),
     Cell(algorithm="a2c", env="CartPole-v1", target=480),
+    Cell(algorithm="trpo", env="CartPole-v1", target=490),
+    Cell(algorithm="trpo", env="Acrobot-v1", target=-90),
+    Cell(algorithm="trpo", env="Pendulum-v1", target=-250),
+    Cell(algorithm="trpo", env="MountainCar-v0", above=-150),
+    Cell(algorithm="npg", env="CartPole-v1", target=475),
     Cell(algorithm="policy_gradient", env="CartPole-v1", target=470),
     *(
         Cell(
@@ -94,6 +100,7 @@ def measure(cell: Cell, seeds: int, seed: int) -> dict[str, Any]:
     return {
         "name": cell.name,
         "target": cell.target,
+        "above": cell.above,
         "experiment": experiment.to_json(),
         "seeds": seeds,
         "seed": seed,
@@ -118,6 +125,8 @@ def table(results: list[dict[str, Any]]) -> str:
         last = np.array(result["returns"])[:, -1]
         low, high = purerl.iqm_interval(last)
         target = "-" if result["target"] is None else f"{result['target']:g}"
+        if result.get("above") is not None:
+            target = f"{(last > result['above']).sum()} seeds above {result['above']:g}"
         algorithm = result["name"].removesuffix("-" + result["experiment"]["env"])
         rows.append(
             f"| {algorithm} | {result['experiment']['env']} | {result['steps'][-1]:,} "

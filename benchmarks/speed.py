@@ -19,7 +19,6 @@ import dataclasses
 import datetime
 import itertools
 import json
-import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,11 +27,11 @@ from typing import Any, Literal
 
 import contention
 import isolated
-import jax
 import speed_report
 import tyro
-from peers import measure
 from suites import SUITES, Contender
+
+from purerl.provenance import provenance
 
 HERE = Path(__file__).resolve().parent
 DISTURBED = 0.15  # cores used by others; the system itself takes a few hundredths
@@ -149,39 +148,15 @@ def measure_all(options: Options) -> list[dict[str, Any]]:
     return lines
 
 
-def git(*arguments: str) -> str | None:
-    """What git answers in this checkout, or None."""
-    call = ["git", "-C", str(HERE.parent), *arguments]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def cpu_model() -> str:
-    """The processor's name, as far as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for row in cpuinfo.read_text().splitlines():
-            if row.startswith("model name"):
-                return row.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def circumstances(options: Options) -> dict[str, Any]:
     """Where, when and of what the measurements were taken; nothing that names a folder."""
-    changes = git("status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results")
     settings = dataclasses.asdict(options)
     for private in ("cache", "output", "force"):
         del settings[private]
     return {
         "benchmark": "speed",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
-        "cpu": cpu_model(),
-        "cores": measure.cores(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "jax": jax.__version__,
+        **provenance(),
         "options": settings,
     }
 

@@ -45,6 +45,21 @@ _A2C_MINATAR = dict(
     evaluation_episodes=32, network=_MLP,
 )  # fmt: skip
 
+_TRPO = {
+    "CartPole-v1": dict(steps=100_000),
+    "Acrobot-v1": dict(
+        steps=200_000, num_envs=16, rollout_length=125, normalize_obs=True, normalize_reward=True,
+    ),
+    "Pendulum-v1": dict(
+        steps=300_000, num_envs=16, rollout_length=125, gamma=0.9, normalize_obs=True,
+        normalize_reward=True,
+    ),
+    "MountainCar-v0": dict(
+        steps=200_000, num_envs=4, rollout_length=512, critic_epochs=20, gae_lambda=0.98,
+        normalize_obs=True, normalize_reward=True,
+    ),
+}  # fmt: skip
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ppo_clip": {
         "CartPole-v1": _PPO_CARTPOLE | dict(steps=100_000, anneal_clip=True),
@@ -66,6 +81,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         **dict.fromkeys(_MINATAR, _A2C_MINATAR),
     },
+    "trpo": _TRPO,
+    "npg": _TRPO | {"CartPole-v1": dict(steps=150_000)},
     "policy_gradient": {
         "CartPole-v1": dict(steps=300_000, num_envs=8, rollout_length=125),
     },

@@ -3,6 +3,8 @@
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -22,6 +24,34 @@ def test_python_blocks_of_the_readme_run():
     exec(sweep.replace("50_000", "4_000"), names)
     assert names["results"].failed.tolist() == [False] * 4
     assert re.findall(r"algorithm\.(\w+)", record) == list(purerl.OnPolicyAlgorithm._fields[:3])
+
+
+def test_second_order_block_of_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (block,) = (block for block in blocks if "make_policy_step" in block)
+    env = purerl.make_env("CartPole-v1")
+    network = purerl.ActorCritic(env.action_space)
+    obs = jax.random.normal(jax.random.key(0), (64, 4))
+    params = network.init(jax.random.key(1), obs)
+    policy = lambda params, obs: network.apply(params, obs)[0]  # noqa: E731
+    action = policy(params, obs).sample(jax.random.key(2))
+    log_prob = policy(params, obs).log_prob(action)
+    names = {
+        "purerl": purerl,
+        "env": env,
+        "params": params,
+        "obs": obs,
+        "policy": policy,
+        "batch": purerl.OnPolicyBatch(obs, action, log_prob, None, obs[:, 0], None),
+        "gradient": jax.tree.map(jnp.ones_like, params),
+        "step": jax.tree.map(lambda x: 1e-3 * jnp.ones_like(x), params),
+        "evaluate": lambda params: (policy(params, obs).log_probs()[:, 0].mean(), 0.0),
+        "value": jnp.float32(-1e6),
+    }
+    exec(block, names)
+    assert names["info"]["accepted"]
+    assert names["solution"].iterations > 0
+    assert names["found"].accepted
 
 
 def test_readme_has_two_commands_and_they_name_what_exists():

@@ -93,6 +93,13 @@ def test_entropy_loss_equals_rlax(x64):
         assert_equal_with_gradient(ours, lambda x: rlax.entropy_loss(x, jnp.ones(B)), logits)
 
 
+def test_surrogate_by_hand(x64):
+    x = samples(3, "log_prob", "old_log_prob", "advantage")
+    ratio = np.exp(np.asarray(x["log_prob"]) - np.asarray(x["old_log_prob"]))
+    got = losses.surrogate_loss(**x)
+    np.testing.assert_allclose(got, -ratio * x["advantage"], rtol=0, atol=1e-12)
+
+
 def test_kl_penalized_surrogate_by_hand(x64):
     x = samples(3, "log_prob", "old_log_prob", "advantage", "kl")
     got = losses.kl_penalized_surrogate_loss(**x, beta=0.7)
@@ -151,6 +158,7 @@ GRADIENTS = [  # loss, arguments that are learned, arguments that are constant
     (losses.value_loss, ["value"], ["target"]),
     (losses.huber_loss, ["value"], ["target"]),
     (losses.clipped_value_loss, ["value"], ["old_value", "target"]),
+    (losses.surrogate_loss, ["log_prob"], ["old_log_prob", "advantage"]),
     (losses.clipped_surrogate_loss, ["log_prob"], ["old_log_prob", "advantage"]),
     (
         losses.kl_penalized_surrogate_loss,

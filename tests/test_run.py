@@ -184,21 +184,20 @@ def test_config_of_another_version_says_which_field():
         purerl.Experiment.from_json(data)
 
 
-def test_ctrl_c_keeps_what_was_done(tmp_path):
-    out = tmp_path / "long"
+def interrupted_run(out, awaited, **changes):
+    """A run far too long, that gets a SIGINT as soon as a file is there."""
     experiment = purerl.make_experiment(
         "a2c",
         "CartPole-v1",
-        steps=10_000_000,
-        evaluations=10_000,
         evaluation_episodes=2,
         num_envs=2,
         rollout_length=8,
         network=purerl.NetworkConfig(hidden_sizes=(8,)),
+        **changes,
     )
 
     def interrupt():
-        while not (out / "learner.msgpack").exists():
+        while not (out / awaited).exists():
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -207,12 +206,45 @@ def test_ctrl_c_keeps_what_was_done(tmp_path):
     result = purerl.run(experiment, seeds=2, out=out, progress=False)
     thread.join()
     assert result.interrupted
+    assert np.isfinite(purerl.evaluate_run(out, episodes=2).mean_return).all()
+    return result
+
+
+def test_ctrl_c_keeps_what_was_done(tmp_path):
+    out = tmp_path / "long"
+    result = interrupted_run(out, "learner.msgpack", steps=10_000_000, evaluations=10_000)
     steps, returns = RunFolder(out).read_curve()
     np.testing.assert_array_equal(steps, result.steps)
     assert returns.shape == (2, len(steps))
     assert 0 < len(steps) < 10_000
     assert (out / "learning_curve.png").exists()
-    assert np.isfinite(purerl.evaluate_run(out, episodes=2).mean_return).all()
+
+
+def test_ctrl_c_before_the_first_evaluation_keeps_the_learner(tmp_path):
+    out = tmp_path / "unevaluated"
+    interrupted_run(out, "config.json", steps=100_000_000, evaluations=0)
+    assert (out / "learner.msgpack").exists()
+
+
+def test_trpo_from_the_command_line(tmp_path, capsys):
+    """With options of the loop, of the algorithm and of the network, and what comes after."""
+    of_ppo = SMALL.index("--num-epochs")
+    small = SMALL[:of_ppo] + SMALL[of_ppo + 4 :]
+    out = tmp_path / "trpo"
+    options = [
+        *("--normalize-obs", "--normalize-reward", "--max-kl", "0.02", "--cg-iterations", "4"),
+        *("--critic-minibatches", "1", "--backtrack-factor", "0.5", "--shared", "--seeds", "2"),
+    ]
+    assert main(["train", "trpo", "CartPole-v1", *small, *options, "--out", str(out)]) == 0
+    config = json.loads((out / "config.json").read_text())["config"]
+    assert (config["max_kl"], config["cg_iterations"]) == (0.02, 4)
+    assert config["network"]["shared"]
+    assert main(["evaluate", str(out), "--episodes", "4"]) == 0
+    assert main(["plot", str(out), "--out", str(tmp_path / "plot.png")]) == 0
+    for option, value in (("--max-kl", "0"), ("--damping", "-1"), ("--backtrack-factor", "1")):
+        arguments = ("train", "trpo", "CartPole-v1", option, value)
+        name = option.removeprefix("--").replace("-", "_")
+        assert f"{name}={float(value)} is out of range" in failure(capsys, *arguments)
 
 
 def test_failed_seeds_are_named_in_the_summary():
@@ -244,30 +276,3 @@ def test_all_cores_are_used(code):
     environment["PYTHONPATH"] = str(root)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
-
-
-def test_ctrl_c_before_the_first_evaluation_keeps_the_learner(tmp_path):
-    out = tmp_path / "unevaluated"
-    experiment = purerl.make_experiment(
-        "a2c",
-        "CartPole-v1",
-        steps=100_000_000,
-        evaluations=0,
-        evaluation_episodes=2,
-        num_envs=2,
-        rollout_length=8,
-        network=purerl.NetworkConfig(hidden_sizes=(8,)),
-    )
-
-    def interrupt():
-        while not (out / "config.json").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    result = purerl.run(experiment, seeds=2, out=out, progress=False)
-    thread.join()
-    assert result.interrupted
-    assert (out / "learner.msgpack").exists()
-    assert np.isfinite(purerl.evaluate_run(out, episodes=2).mean_return).all()

@@ -28,10 +28,11 @@ Differs from:
     targets, once; here as in OpenAI baselines and sb3-contrib to lambda-returns, for some epochs.
 
     sb3-contrib 2.9 constrains KL(new || old) in its line search, starts conjugate gradient from
-    small random numbers instead of zero, divides advantages by the sample standard deviation and
-    stops conjugate gradient at an absolute residual; otherwise a whole update is the same one
-    (``tests/test_trpo.py`` compares them). OpenAI baselines accepts a KL of up to 1.5 times the
-    bound; here the bound is one.
+    small random numbers instead of zero, divides advantages by the sample standard deviation, takes
+    a Gaussian's KL as the mean over the action's dimensions (with d of them it bounds KL / d), stops
+    conjugate gradient at an absolute residual, and its critic's loss has no 1/2; otherwise a whole
+    update is the same one (``tests/test_trpo.py`` compares them). OpenAI baselines accepts a KL of
+    up to 1.5 times the bound; here the bound is one.
 """
 
 import dataclasses
@@ -73,7 +74,7 @@ class NPGConfig:
     cg_iterations: int = 10
     """Conjugate gradient makes at most so many Fisher-vector products."""
     cg_tolerance: float | jax.Array = 1e-6
-    """... or stops at this residual, relative to the gradient's norm (swept)."""
+    """Conjugate gradient stops at this residual, relative to the gradient's norm (swept)."""
     fisher_fraction: float = 1.0
     """Share of the samples that the Fisher matrix is taken over."""
     normalize_advantage: bool = True
