@@ -29,10 +29,10 @@ Differs from:
 
     sb3-contrib 2.9 constrains KL(new || old) in its line search, starts conjugate gradient from
     small random numbers instead of zero, divides advantages by the sample standard deviation, takes
-    a Gaussian's KL as the mean over the action's dimensions (with d of them it bounds KL / d), stops
-    conjugate gradient at an absolute residual, and its critic's loss has no 1/2; otherwise a whole
-    update is the same one (``tests/test_trpo.py`` compares them). OpenAI baselines accepts a KL of
-    up to 1.5 times the bound; here the bound is one.
+    a Gaussian's KL as the mean over the action's dimensions (so with d of them it bounds KL / d),
+    stops conjugate gradient at an absolute residual, and its critic's loss has no 1/2; otherwise a
+    whole update is the same one (``tests/test_trpo.py`` compares them). OpenAI baselines accepts a
+    KL of up to 1.5 times the bound; here the bound is one.
 """
 
 import dataclasses
