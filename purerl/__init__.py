@@ -7,6 +7,7 @@ of pure functions; every piece is usable alone.
 from purerl.actor_critic import default_network
 from purerl.algorithms import ALGORITHMS
 from purerl.algorithms.a2c import A2CConfig, a2c
+from purerl.algorithms.acktr import ACKTRConfig, acktr
 from purerl.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
 from purerl.algorithms.ppo import PPOClipConfig, PPOPenaltyConfig, ppo_clip, ppo_penalty
 from purerl.distributions import Categorical, DiagGaussian
@@ -43,11 +44,13 @@ __all__ = [
     # Algorithms
     "ALGORITHMS",
     "A2CConfig",
+    "ACKTRConfig",
     "OnPolicyAlgorithm",
     "PPOClipConfig",
     "PPOPenaltyConfig",
     "PolicyGradientConfig",
     "a2c",
+    "acktr",
     "policy_gradient",
     "ppo_clip",
     "ppo_penalty",

@@ -23,8 +23,9 @@ def check_range(
     high: float | None = None,
     *,
     low_open: bool = False,
+    high_open: bool = False,
 ) -> None:
-    """Raises ValueError unless ``low <= value <= high`` (``low <`` where ``low_open``) and finite.
+    """Raises ValueError unless ``low <= value <= high`` (``<`` at an open end) and finite.
 
     Args:
         where: Whose field it is, for the message.
@@ -33,16 +34,17 @@ def check_range(
         low: Smallest allowed value, or None.
         high: Largest allowed value, or None.
         low_open: Whether ``low`` itself is excluded.
+        high_open: Whether ``high`` itself is excluded.
     """
     if isinstance(value, bool | str):
         raise ValueError(f"{where}: {name}={value!r} is no number; give one.")
     if not isinstance(value, int | float):
         return
     above = low is None or (value > low if low_open else value >= low)
-    below = high is None or value <= high
+    below = high is None or (value < high if high_open else value <= high)
     if not (above and below and math.isfinite(value)):  # written so that NaN fails
         left = "(-inf" if low is None else f"{'(' if low_open else '['}{low:g}"
-        right = "inf)" if high is None else f"{high:g}]"
+        right = "inf)" if high is None else f"{high:g}{')' if high_open else ']'}"
         raise ValueError(f"{where}: {name}={value} is out of range; set it within {left}, {right}.")
 
 

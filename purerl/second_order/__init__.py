@@ -1,0 +1,1 @@
+"""Curvature: products with it, systems solved with it, Kronecker-factored approximations of it."""
