@@ -180,7 +180,7 @@ def make_loss(
     entropy_coef = anneal(config.entropy_coef, progress, config.anneal_entropy)
 
     def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        output = network.apply(params, batch.obs)
-        return actor_critic_loss(*output, batch, config.value_coef, entropy_coef)
+        distribution, value = network.apply(params, batch.obs)
+        return actor_critic_loss(distribution, value, batch, config.value_coef, entropy_coef)
 
     return loss

@@ -66,9 +66,11 @@ class ACKTRConfig:
     """Weight of the past in the moving average of steps, in [0, 1) (swept)."""
     kl_clip: float | jax.Array = 0.001
     """delta: a step's eta^2 Delta^T F Delta is at most this, a KL of half of it (swept)."""
-    critic_kl_clip: float | jax.Array | None = None
-    """The same for a critic that shares nothing with the actor, where it is the mean squared change
-    of V in squared units of return; None: no bound (swept)."""
+    critic_kl_clip: float | jax.Array | None = 0.01
+    """The same for a critic that shares nothing with the actor; None: no bound (swept)."""
+    critic_std: float | jax.Array | None = None
+    """sigma of the critic's Gaussian N(V, sigma^2), in units of return (swept); None: the root of
+    the rollout's mean squared error. The paper's is 1."""
     damping: float | jax.Array = 0.01
     """epsilon, added to the Fisher's diagonal (swept)."""
     damping_kind: DampingKind = "eigenbasis"
@@ -105,8 +107,8 @@ class ACKTRConfig:
     def __post_init__(self):
         check = lambda *args, **kw: check_range("ACKTRConfig", *args, **kw)  # noqa: E731
         for name in (
-            *("learning_rate", "desired_kl", "kl_clip", "critic_kl_clip", "damping"),
-            "cold_max_norm",
+            *("learning_rate", "desired_kl", "kl_clip", "critic_kl_clip", "critic_std"),
+            *("damping", "cold_max_norm"),
         ):
             check(name, getattr(self, name), 0, low_open=True)
         for name in ("momentum", "decay"):
@@ -130,9 +132,7 @@ class ACKTRState(NamedTuple):
     learning_rate: jax.Array  # [] eta_max, before annealing; it changes where a KL is desired
 
 
-def acktr(
-    config: ACKTRConfig, action_space: ActionSpace, network: Any = None
-) -> OnPolicyAlgorithm:
+def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
     """ACKTR.
 
     Args:
@@ -163,7 +163,9 @@ def acktr(
     def init(obs: jax.Array, key: jax.Array) -> ACKTRState:
         params = init_params(network, action_space, obs, key)
         opt_state = make_optimizer(network, config, params, obs).init(params)
-        return ACKTRState(params, opt_state, jnp.asarray(config.learning_rate, jnp.result_type(float)))
+        return ACKTRState(
+            params, opt_state, jnp.asarray(config.learning_rate, jnp.result_type(float))
+        )
 
     def update(
         state: ACKTRState, rollout: Rollout, key: jax.Array, *, progress: float | jax.Array = 0.0
@@ -173,7 +175,8 @@ def acktr(
         layers = find_layers(network, state.params, batch.obs)
         tapped = tap(network, layers, state.params, batch.obs)
 
-        output_loss = make_output_loss(config, progress=progress)
+        variance = critic_variance(config, batch)
+        output_loss = make_output_loss(config, variance, progress=progress)
         slope, info = jax.grad(output_loss, has_aux=True)(tapped.output, batch)
         gradient, _ = tapped.pullback(slope)
 
@@ -183,7 +186,7 @@ def acktr(
                 actions = actions[:: config.stats_stride]
                 some = tap(network, layers, state.params, batch.obs[:: config.stats_stride])
             taken = actions if config.fisher_actions == "taken" else None
-            return fisher_factors(layers, some, score(*some.output, key, taken))
+            return fisher_factors(layers, some, score(some.output, variance, key, taken))
 
         learning_rate = anneal(state.learning_rate, progress, config.anneal_learning_rate)
         params, opt_state = gradient_step(
@@ -261,43 +264,63 @@ def make_batch(
     return batch
 
 
+def critic_variance(config: ACKTRConfig, batch: OnPolicyBatch) -> jax.Array:
+    """Of the Gaussian around V that the critic stands for.
+
+    Args:
+        config: Hyper-parameters.
+        batch: ``[B]``.
+    """
+    if config.critic_std is not None:
+        return jnp.square(jnp.asarray(config.critic_std, batch.value.dtype))
+    return jnp.maximum(jnp.mean(jnp.square(batch.target - batch.value)), 1e-8)
+
+
 def make_output_loss(
-    config: ACKTRConfig, *, progress: float | jax.Array = 0.0
+    config: ACKTRConfig, variance: jax.Array, *, progress: float | jax.Array = 0.0
 ) -> Callable[[Any, OnPolicyBatch], tuple[jax.Array, Info]]:
     """``loss((distribution, value), batch) -> (scalar, info)``, the loss of the network's output.
 
     Args:
         config: Hyper-parameters.
+        variance: Of the critic's Gaussian, whose negative log-likelihood the value loss is.
         progress: Finished fraction of the run, for the annealed entropy coefficient.
     """
+    value_coef = config.value_coef / variance
     entropy_coef = anneal(config.entropy_coef, progress, config.anneal_entropy)
 
     def loss(output: Any, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        return actor_critic_loss(*output, batch, config.value_coef, entropy_coef)
+        distribution, value = output
+        return actor_critic_loss(distribution, value, batch, value_coef, entropy_coef)
 
     return loss
 
 
 def score(
-    distribution: Any, value: jax.Array, key: jax.Array, action: jax.Array | None = None
+    output: Any,
+    variance: jax.Array,
+    key: jax.Array,
+    action: jax.Array | None = None,
 ) -> tuple[Any, jax.Array]:
-    r"""Gradient, with respect to the outputs, of :math:`\sum_b \log \pi(a_b|s_b) + \log N(t_b; V, 1)`
-    at targets drawn from the model.
+    r"""Gradient, with respect to the outputs, of the log-likelihood
+    :math:`\sum_b \log \pi(a_b|s_b) + \log N(t_b; V(s_b), \sigma^2)`, at a and t from the model.
 
     Args:
-        distribution: ``[B]``.
-        value: ``[B]``.
+        output: ``(distribution, value)``, ``[B]``.
+        variance: Of the critic's Gaussian, ``[]``.
         key: PRNG key.
-        action: ``[B]``, drawn from ``distribution``; None: drawn here.
+        action: ``[B]``, drawn from the distribution; None: drawn here.
 
     Returns:
         Cotangents of ``(distribution, value)``.
     """
+    distribution, value = output
     action_key, sign_key = jax.random.split(key)
     if action is None:
         action = distribution.sample(action_key)
     of_policy = jax.grad(lambda d: jnp.sum(d.log_prob(action)))(distribution)
-    return of_policy, jax.random.rademacher(sign_key, value.shape, value.dtype)
+    sign = jax.random.rademacher(sign_key, value.shape, value.dtype)
+    return of_policy, sign / jnp.sqrt(variance)
 
 
 def adapt(config: ACKTRConfig, learning_rate: jax.Array, kl: jax.Array) -> jax.Array:

@@ -33,6 +33,7 @@ from purerl.validation import check_choice, check_integer, check_range
 
 DampingKind = Literal["eigenbasis", "factored"]
 Number = float | jax.Array
+ALL = "all"  # the trust region, where there is only one
 
 
 class KfacState(NamedTuple):
@@ -55,7 +56,7 @@ def scale_by_kfac(
     inverse_every: int = 10,
     cold_start: int = 10,
     cold_max_norm: Number = 0.5,
-    kl_clip: Number | None | Mapping[str, Number | None] = 0.001,
+    kl_clip: Number | Mapping[str, Number | None] | None = 0.001,
     regions: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradient to natural gradient, of unit learning rate, as optax's ``scale_by_*`` are.
@@ -70,8 +71,8 @@ def scale_by_kfac(
     Args:
         layers: Of the network, by :func:`find_layers`.
         damping: :math:`\epsilon`.
-        damping_kind: ``eigenbasis``: :math:`A \otimes G + \epsilon I`, by eigenvectors, as in OpenAI
-            baselines; ``factored``: :math:`\sqrt\epsilon` to each of A and G, by Cholesky.
+        damping_kind: ``eigenbasis``: :math:`A \otimes G + \epsilon I`, by eigenvectors, as in
+            OpenAI baselines; ``factored``: :math:`\sqrt\epsilon` to each of A and G, by Cholesky.
         decay: Of the moving averages, which are corrected for their start at zero.
         stats_every: Updates between two measurements of the factors.
         inverse_every: Updates between two inversions.
@@ -122,7 +123,7 @@ def scale_by_kfac(
     ):
         check_integer("scale_by_kfac", name, count, low)
     check("cold_max_norm", cold_max_norm, 0, low_open=True)
-    clips = dict(kl_clip) if isinstance(kl_clip, Mapping) else {"all": kl_clip}
+    clips = dict(kl_clip) if isinstance(kl_clip, Mapping) else {ALL: kl_clip}
     for clip in clips.values():
         check("kl_clip", clip, 0, low_open=True)
 
@@ -246,8 +247,7 @@ def clip_kl(
     """
     flat = flatten_dict(natural, sep="/")
     slope = jax.tree.map(lambda g, n: jnp.sum(g * n), flatten_dict(gradient, sep="/"), flat)
-    (everything,) = kl_clip if regions is None else (None,)
-    labels = dict.fromkeys(flat, everything) if regions is None else flatten_dict(regions, sep="/")
+    labels = dict.fromkeys(flat, ALL) if regions is None else flatten_dict(regions, sep="/")
     factor = {}
     for region, bound in kl_clip.items():
         squared = sum(slope[name] for name in flat if labels[name] == region)

@@ -44,7 +44,9 @@ class Tapped(NamedTuple):
     ``[B, L, k]``. What is not used of the two is not computed, under ``jit``."""
 
 
-def find_layers(network: nn.Module, params: PyTree, obs: jax.Array, *args: Any) -> tuple[Layer, ...]:
+def find_layers(
+    network: nn.Module, params: PyTree, obs: jax.Array, *args: Any
+) -> tuple[Layer, ...]:
     """The network's Dense and Conv layers, in the order in which they are called.
 
     Nothing is computed, only shapes are.
@@ -74,10 +76,10 @@ def find_layers(network: nn.Module, params: PyTree, obs: jax.Array, *args: Any) 
 
         def visit(module, x, y):
             _check(module, x, len(obs), lifted=tracers.current_trace() != trace)
-            here = y.size // (len(obs) * module.features)
-            path = "/".join(("params", *module.path))
-            before = found[path].locations if path in found else 0
-            found[path] = Layer(path, _rows(module, x), module.features, module.use_bias, before + here)
+            path = _path(module)
+            locations = _count(module, y) + (found[path].locations if path in found else 0)
+            size = _rows(module, x), module.features
+            found[path] = Layer(path, *size, module.use_bias, locations)
             return y
 
         with _visiting(visit):
@@ -121,8 +123,7 @@ def tap(
         used = [0] * len(layers)
 
         def visit(module, x, y):
-            i = index["/".join(("params", *module.path))]
-            here = y.size // (len(obs) * module.features)
+            i, here = index[_path(module)], _count(module, y)
             perturbation = perturbations[i][:, used[i] : used[i] + here]
             used[i] += here
             seen[i].append((module.clone(parent=None, name=None), x))
@@ -204,7 +205,7 @@ def _locations(calls: list[tuple[Any, jax.Array]]) -> jax.Array:
     return rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
 
 
-def _patches(module: nn.Conv, x: jax.Array) -> jax.Array:
+def _patches(module: Any, x: jax.Array) -> jax.Array:
     """A convolution's input at each output pixel, in the order of the kernel's rows.
 
     The same convolution with the identity for its kernel: strides, padding and dilation are right
@@ -214,6 +215,15 @@ def _patches(module: nn.Conv, x: jax.Array) -> jax.Array:
     kernel = jnp.eye(rows, dtype=x.dtype).reshape(*_kernel_size(module), x.shape[-1], rows)
     finder = module.clone(features=rows, use_bias=False, precision=jax.lax.Precision.HIGHEST)
     return finder.apply({"params": {"kernel": kernel}}, x)
+
+
+def _path(module: nn.Module) -> str:
+    return "/".join(("params", *module.path))
+
+
+def _count(module: Any, y: jax.Array) -> int:
+    """Locations of one call."""
+    return y.size // (len(y) * module.features)
 
 
 def _rows(module: Any, x: jax.Array) -> int:
