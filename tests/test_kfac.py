@@ -260,7 +260,7 @@ def test_many_samples_are_not(x64):
     for got, x in zip(factors.a, (obs, hidden), strict=True):
         x = np.concatenate([x, ones], axis=1)
         np.testing.assert_allclose(got, sum(np.outer(v, v) for v in x) / B, atol=1e-12)
-    back = (1 - hidden**2)[:, :, None] * tree["layer_1"]["kernel"]  # d output / d layer_0's output
+    back = (1 - hidden**2)[:, :, None] * np.asarray(tree["layer_1"]["kernel"])
     wanted = np.einsum("bik,bkl,bjl->ij", back, curvature, back) / B
     np.testing.assert_allclose(factors.g[0], wanted, atol=1e-12)
     np.testing.assert_allclose(factors.g[1], curvature.mean(0), atol=1e-12)
