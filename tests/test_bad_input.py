@@ -14,6 +14,7 @@ from purerl.types import Box, Discrete, Rollout
 TINY = NetworkConfig(hidden_sizes=(4,))
 CONFIGS = {
     "a2c": purerl.A2CConfig,
+    "acktr": purerl.ACKTRConfig,
     "ppo_clip": purerl.PPOClipConfig,
     "ppo_penalty": purerl.PPOPenaltyConfig,
     "policy_gradient": purerl.PolicyGradientConfig,
@@ -24,16 +25,32 @@ BAD = {
     "gamma": (-0.1, 1.1, NAN),
     "gae_lambda": (-0.1, 1.01, NAN),
     "learning_rate": (0.0, -1e-3, NAN),
-    "max_grad_norm": (0.0, -1.0, NAN),
     "value_coef": (-0.5, NAN),
     "entropy_coef": (-0.5, NAN),
 }
+GRADIENT_NORM = {"max_grad_norm": (0.0, -1.0, NAN)}
 OWN = {
     "a2c": {
         "n_step": (0, -1),
         "rmsprop_decay": (1.5, NAN),
         "optimizer_eps": (0.0,),
         "optimizer": ("adamw", "Adam"),
+    },
+    "acktr": {
+        "decay": (-0.1, 1.0, NAN),
+        "momentum": (-0.1, 1.0, NAN),
+        "damping": (0.0, -0.01, NAN),
+        "kl_clip": (0.0, NAN),
+        "critic_kl_clip": (0.0, NAN),
+        "critic_std": (0.0, -1.0, NAN),
+        "desired_kl": (0.0, NAN),
+        "cold_max_norm": (0.0, NAN),
+        "stats_every": (0, 1.5),
+        "stats_stride": (0,),
+        "inverse_every": (0, -1),
+        "cold_start": (-1,),
+        "damping_kind": ("tikhonov", "Eigenbasis"),
+        "fisher_actions": ("greedy",),
     },
     "ppo_clip": {
         "clip": (0.0, -0.2, NAN),
@@ -56,7 +73,7 @@ OWN = {
 CASES = [
     (name, field, value)
     for name in CONFIGS
-    for field, values in (BAD | OWN[name]).items()
+    for field, values in (BAD | ({} if name == "acktr" else GRADIENT_NORM) | OWN[name]).items()
     for value in values
 ]
 

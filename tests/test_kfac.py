@@ -507,10 +507,11 @@ def same(one, other):
     )
 
 
-def test_whole_update_by_hand(x64):
+@pytest.mark.parametrize("kind", INVERT)
+def test_whole_update_by_hand(kind, x64):
     """Three updates: averages, an inversion at the first and the third, clip."""
     state, update, layers, tapped = stepper(
-        decay=0.8, inverse_every=2, cold_start=0, kl_clip=1e-4, damping=0.1
+        decay=0.8, inverse_every=2, cold_start=0, kl_clip=1e-4, damping=0.1, damping_kind=kind
     )
     sums, weight = None, 0.0
     for i in range(3):
@@ -524,7 +525,7 @@ def test_whole_update_by_hand(x64):
         ]
         weight = 0.8 * weight + 0.2
         if i != 1:
-            blocks = [damped("eigenbasis", a / weight, g / weight, 0.1) for a, g in sums]
+            blocks = [damped(kind, a / weight, g / weight, 0.1) for a, g in sums]
         g, _ = to_matrices(layers, gradient)
         n = [
             np.linalg.solve(m, np.ravel(x)).reshape(x.shape) for m, x in zip(blocks, g, strict=True)

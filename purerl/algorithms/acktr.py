@@ -73,8 +73,9 @@ class ACKTRConfig:
     the rollout's mean squared error. The paper's is 1."""
     damping: float | jax.Array = 0.01
     """epsilon, added to the Fisher's diagonal (swept)."""
-    damping_kind: DampingKind = "eigenbasis"
-    """eigenbasis: epsilon exactly; factored: its root to each factor, cheaper to invert."""
+    damping_kind: DampingKind = "factored"
+    """factored: the root of epsilon to each factor, as in the paper; eigenbasis: epsilon to the
+    whole, as in OpenAI baselines, five times the time to invert."""
     decay: float | jax.Array = 0.99
     """Of the factors' moving averages, in [0, 1) (swept)."""
     stats_every: int = 1
@@ -205,7 +206,7 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
             "kl": kl,
             "learning_rate": learning_rate,
             "trust": next(iter(opt_state[0].trust.values())),
-            "damping": config.damping,
+            "damping": jnp.asarray(config.damping, kl.dtype),
             "condition": opt_state[0].inverse.condition,
         }
         state, finite = keep_if_finite(learned, state)

@@ -50,7 +50,7 @@ def scale_by_kfac(
     layers: Sequence[Layer],
     *,
     damping: Number = 0.01,
-    damping_kind: DampingKind = "eigenbasis",
+    damping_kind: DampingKind = "factored",
     decay: Number = 0.95,
     stats_every: int = 1,
     inverse_every: int = 10,
