@@ -7,6 +7,7 @@ of pure functions; every piece is usable alone.
 from purerl.actor_critic import default_network
 from purerl.algorithms import ALGORITHMS
 from purerl.algorithms.a2c import A2CConfig, a2c
+from purerl.algorithms.acktr import ACKTRConfig, acktr
 from purerl.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
 from purerl.algorithms.ppo import PPOClipConfig, PPOPenaltyConfig, ppo_clip, ppo_penalty
 from purerl.algorithms.trpo import NPGConfig, TRPOConfig, npg, trpo
@@ -47,6 +48,7 @@ __all__ = [
     # Algorithms
     "ALGORITHMS",
     "A2CConfig",
+    "ACKTRConfig",
     "NPGConfig",
     "OnPolicyAlgorithm",
     "PPOClipConfig",
@@ -54,6 +56,7 @@ __all__ = [
     "PolicyGradientConfig",
     "TRPOConfig",
     "a2c",
+    "acktr",
     "npg",
     "policy_gradient",
     "ppo_clip",

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax.errors import ScopeParamShapeError
 
 from purerl.distributions import Categorical, DiagGaussian
+from purerl.losses import entropy_loss, policy_gradient_loss, value_loss
 from purerl.networks import ActorCritic, NetworkConfig
 from purerl.returns import gae
-from purerl.types import ActionSpace, Box, Discrete, OnPolicyBatch, PyTree, Rollout
+from purerl.types import ActionSpace, Box, Discrete, Info, OnPolicyBatch, PyTree, Rollout
 from purerl.validation import check_action_space
 
 
@@ -159,6 +160,34 @@ def advantage_batch(
             (rollout.obs, rollout.action, rollout.log_prob, value, advantage, advantage + value)
         )
     )
+
+
+def actor_critic_loss(
+    distribution: Any,
+    value: jax.Array,
+    batch: OnPolicyBatch,
+    value_coef: float | jax.Array,
+    entropy_coef: float | jax.Array,
+) -> tuple[jax.Array, Info]:
+    r"""The mean of :math:`-\log \pi(a|s) \hat A + c_1 \tfrac12 (V(s) - \hat G)^2 - c_2 H(\pi)`.
+
+    Args:
+        distribution: :math:`\pi(\cdot|s)`, ``[B]``.
+        value: V(s), ``[B]``.
+        batch: ``[B]``.
+        value_coef: c1.
+        entropy_coef: c2.
+
+    Returns:
+        ``(loss, info)``; info has the terms: ``policy_loss``, ``value_loss``, ``entropy``.
+    """
+    log_prob = distribution.log_prob(batch.action)
+    policy = jnp.mean(policy_gradient_loss(log_prob, batch.advantage))
+    critic = jnp.mean(value_loss(value, batch.target))
+    entropy = jnp.mean(distribution.entropy())
+    total = policy + value_coef * critic + entropy_coef * entropy_loss(entropy)
+    info = {"loss": total, "policy_loss": policy, "value_loss": critic, "entropy": entropy}
+    return total, info
 
 
 def standardize(x: jax.Array, eps: float = 1e-8) -> jax.Array:

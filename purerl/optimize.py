@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from purerl.minibatch import minibatches
-from purerl.types import Info, PyTree
+from purerl.types import Clock, Info, PyTree
 
 OptimizerName = Literal["adam", "rmsprop", "sgd"]
 
@@ -50,6 +50,7 @@ def gradient_step(
     opt_state: Any,
     params: PyTree,
     learning_rate: float | jax.Array,
+    **extra: Any,
 ) -> tuple[PyTree, Any]:
     """One step of gradient descent.
 
@@ -59,11 +60,14 @@ def gradient_step(
         opt_state: The optimizer's state.
         params: Parameters.
         learning_rate: Step size; may be traced, so that it can be annealed and swept.
+        **extra: What the optimizer's ``update`` takes besides; it is told the learning rate, too.
 
     Returns:
         ``(params, opt_state)``.
     """
-    direction, opt_state = optimizer.update(gradient, opt_state, params)
+    extra["learning_rate"] = learning_rate
+    update = optax.with_extra_args_support(optimizer).update
+    direction, opt_state = update(gradient, opt_state, params, **extra)
     return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction), opt_state
 
 
@@ -145,6 +149,8 @@ def keep_if_finite(
 ) -> tuple[PyTree, jax.Array]:
     """``new`` if all of its floating-point leaves are finite, else ``old``, unchanged.
 
+    But a Clock always goes on: it belongs to all seeds, and must not depend on what happens to one.
+
     Args:
         new: A learner's state after an update.
         old: The state before it.
@@ -154,7 +160,11 @@ def keep_if_finite(
         ``(state, finite)`` with a bool scalar.
     """
     finite = all_finite(new) & also
-    return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old), finite
+
+    def keep(new, old):
+        return new if isinstance(new, Clock) else jnp.where(finite, new, old)
+
+    return jax.tree.map(keep, new, old, is_leaf=lambda x: isinstance(x, Clock)), finite
 
 
 def all_finite(tree: PyTree) -> jax.Array:

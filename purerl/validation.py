@@ -25,7 +25,7 @@ def check_range(
     low_open: bool = False,
     high_open: bool = False,
 ) -> None:
-    """Raises ValueError unless ``low <= value <= high`` and finite.
+    """Raises ValueError unless ``low <= value <= high`` (``<`` at an open end) and finite.
 
     Args:
         where: Whose field it is, for the message.

@@ -14,6 +14,7 @@ from purerl.types import Box, Discrete, Rollout
 TINY = NetworkConfig(hidden_sizes=(4,))
 CONFIGS = {
     "a2c": purerl.A2CConfig,
+    "acktr": purerl.ACKTRConfig,
     "ppo_clip": purerl.PPOClipConfig,
     "ppo_penalty": purerl.PPOPenaltyConfig,
     "policy_gradient": purerl.PolicyGradientConfig,
@@ -36,6 +37,22 @@ OWN = {
         "rmsprop_decay": (1.5, NAN),
         "optimizer_eps": (0.0,),
         "optimizer": ("adamw", "Adam"),
+    },
+    "acktr": {
+        "decay": (-0.1, 1.0, NAN),
+        "momentum": (-0.1, 1.0, NAN),
+        "damping": (0.0, -0.01, NAN),
+        "kl_clip": (0.0, NAN),
+        "critic_kl_clip": (0.0, NAN),
+        "critic_std": (0.0, -1.0, NAN),
+        "desired_kl": (0.0, NAN),
+        "cold_max_norm": (0.0, NAN),
+        "stats_every": (0, 1.5),
+        "stats_stride": (0,),
+        "inverse_every": (0, -1),
+        "cold_start": (-1,),
+        "damping_kind": ("tikhonov", "Eigenbasis"),
+        "fisher_actions": ("greedy",),
     },
     "ppo_clip": {
         "clip": (0.0, -0.2, NAN),

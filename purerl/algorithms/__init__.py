@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from purerl.algorithms import a2c, policy_gradient, ppo, trpo
+from purerl.algorithms import a2c, acktr, policy_gradient, ppo, trpo
 
 
 class Entry(NamedTuple):
@@ -16,6 +16,7 @@ class Entry(NamedTuple):
 ALGORITHMS = {
     "policy_gradient": Entry(policy_gradient.PolicyGradientConfig, policy_gradient.policy_gradient),
     "a2c": Entry(a2c.A2CConfig, a2c.a2c),
+    "acktr": Entry(acktr.ACKTRConfig, acktr.acktr),
     "ppo_clip": Entry(ppo.PPOClipConfig, ppo.ppo_clip),
     "ppo_penalty": Entry(ppo.PPOPenaltyConfig, ppo.ppo_penalty),
     "trpo": Entry(trpo.TRPOConfig, trpo.trpo),

@@ -22,9 +22,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from purerl.actor_critic import (
+    actor_critic_loss,
     advantage_batch,
     default_network,
     explained_variance,
@@ -33,7 +33,6 @@ from purerl.actor_critic import (
     standardize,
     values,
 )
-from purerl.losses import entropy_loss, policy_gradient_loss, value_loss
 from purerl.networks import NetworkConfig
 from purerl.optimize import OptimizerName, anneal, gradient_step, keep_if_finite, make_optimizer
 from purerl.returns import n_step_return
@@ -182,12 +181,6 @@ def make_loss(
 
     def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
         distribution, value = network.apply(params, batch.obs)
-        log_prob = distribution.log_prob(batch.action)
-        policy = jnp.mean(policy_gradient_loss(log_prob, batch.advantage))
-        critic = jnp.mean(value_loss(value, batch.target))
-        entropy = jnp.mean(distribution.entropy())
-        total = policy + config.value_coef * critic + entropy_coef * entropy_loss(entropy)
-        info = {"loss": total, "policy_loss": policy, "value_loss": critic, "entropy": entropy}
-        return total, info
+        return actor_critic_loss(distribution, value, batch, config.value_coef, entropy_coef)
 
     return loss

@@ -1,1 +1,1 @@
-"""Second-order optimization on pytrees, inside ``jit``, ``scan`` and ``vmap``."""
+"""Curvature: products with it, systems solved with it, Kronecker-factored approximations of it."""

@@ -1,0 +1,342 @@
+r"""ACKTR: actor-critic with a Kronecker-factored trust region.
+
+Wu et al. 2017, "Scalable trust-region method for deep reinforcement learning using
+Kronecker-factored approximation". A2C's gradient, one a rollout, but the step is
+
+.. math::
+    \theta \leftarrow \theta - \eta \, \hat F^{-1} \nabla_\theta L, \qquad
+    \eta = \min\left(\eta_{max}, \sqrt{\frac{\delta}{\Delta^T \hat F \Delta}}\right), \qquad
+    \Delta = \hat F^{-1} \nabla_\theta L,
+
+where F is the Fisher information of the policy and of the critic, taken as a Gaussian with standard
+deviation 1 around V(s). It is a true Fisher, of actions and returns drawn from the model: the
+actions of the rollout are (they are used for one update only), the returns are drawn here.
+
+Actor and critic with nothing in common have a trust region each. With a shared trunk the two
+outputs are drawn independently and there is one joint Fisher and one trust region.
+
+Differs from:
+    Documents 000 and 001 (section 5.9) end in the middle of the inverse: the expectation of the
+    product, damping, the critic and the size of the step are the paper's and, for the constants,
+    OpenAI baselines'. Drawn returns are one standard deviation off, with a random sign, instead of
+    normal: the Fisher is the same, its estimate has less noise.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purerl.actor_critic import (
+    actor_critic_loss,
+    advantage_batch,
+    default_network,
+    explained_variance,
+    init_params,
+    make_act,
+    standardize,
+)
+from purerl.networks import NetworkConfig
+from purerl.optimize import anneal, gradient_step, keep_if_finite
+from purerl.second_order.kfac import DampingKind, scale_by_kfac
+from purerl.second_order.kfac_capture import find_layers, reaching, tap
+from purerl.second_order.kfac_factors import Factors, fisher_factors
+from purerl.types import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
+from purerl.validation import check_choice, check_integer, check_range, check_rollout
+
+FisherActions = Literal["taken", "sampled"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ACKTRConfig:
+    """Configuration of :func:`acktr`. "Swept" fields may be tracers; the others are static."""
+
+    learning_rate: float | jax.Array = 0.25
+    """eta_max, the largest step size (swept)."""
+    anneal_learning_rate: bool = True
+    """Linearly to 0 at the end of the run."""
+    desired_kl: float | jax.Array | None = None
+    """If given, eta_max is divided by 1.5 after a step with more than twice this KL (nats), and
+    multiplied by 1.5 after one with less than half of it, within [1e-8, 1] (swept)."""
+    momentum: float | jax.Array = 0.9
+    """Weight of the past in the moving average of steps, in [0, 1) (swept)."""
+    kl_clip: float | jax.Array = 0.001
+    """delta: a step's eta^2 Delta^T F Delta is at most this, a KL of half of it (swept)."""
+    critic_kl_clip: float | jax.Array | None = 0.01
+    """The same for a critic that shares nothing with the actor; None: no bound (swept)."""
+    critic_std: float | jax.Array | None = None
+    """sigma of the critic's Gaussian N(V, sigma^2), in units of return (swept); None: the root of
+    the rollout's mean squared error. The paper's is 1."""
+    damping: float | jax.Array = 0.01
+    """epsilon, added to the Fisher's diagonal (swept)."""
+    damping_kind: DampingKind = "factored"
+    """factored: the root of epsilon to each factor, as in the paper; eigenbasis: epsilon to the
+    whole, as in OpenAI baselines, five times the time to invert."""
+    decay: float | jax.Array = 0.99
+    """Of the factors' moving averages, in [0, 1) (swept)."""
+    stats_every: int = 1
+    """Updates between two measurements of the factors."""
+    stats_stride: int = 1
+    """Of the rollout's samples, every so many-th is used for the factors."""
+    inverse_every: int = 10
+    """Updates between two inversions of the factors."""
+    cold_start: int = 10
+    """So many first updates go along the plain gradient, while factors are measured."""
+    cold_max_norm: float | jax.Array = 0.5
+    """Global norm to which the gradient is clipped during the cold start (swept)."""
+    fisher_actions: FisherActions = "taken"
+    """Whose scores make the Fisher: the rollout's actions, or ones drawn anew."""
+    gamma: float | jax.Array = 0.99
+    """Discount factor (swept)."""
+    gae_lambda: float | jax.Array = 1.0
+    """GAE's lambda (swept); 1: n-step returns to the rollout's end, as in the paper."""
+    normalize_advantage: bool = False
+    """Bring a rollout's advantages to mean 0 and standard deviation 1."""
+    value_coef: float | jax.Array = 0.5
+    """Weight of the value loss (swept)."""
+    entropy_coef: float | jax.Array = 0.0
+    """Weight of the entropy (swept)."""
+    anneal_entropy: bool = False
+    """Linearly to 0 at the end of the run."""
+    network: NetworkConfig = NetworkConfig()
+    """Shape of the default network."""
+
+    def __post_init__(self):
+        check = lambda *args, **kw: check_range("ACKTRConfig", *args, **kw)  # noqa: E731
+        for name in (
+            *("learning_rate", "desired_kl", "kl_clip", "critic_kl_clip", "critic_std"),
+            *("damping", "cold_max_norm"),
+        ):
+            check(name, getattr(self, name), 0, low_open=True)
+        for name in ("momentum", "decay"):
+            check(name, getattr(self, name), 0, 1, high_open=True)
+        for name in ("gamma", "gae_lambda"):
+            check(name, getattr(self, name), 0, 1)
+        for name in ("value_coef", "entropy_coef"):
+            check(name, getattr(self, name), 0)
+        for name in ("stats_every", "stats_stride", "inverse_every"):
+            check_integer("ACKTRConfig", name, getattr(self, name), 1)
+        check_integer("ACKTRConfig", "cold_start", self.cold_start, 0)
+        for name, kind in (("damping_kind", DampingKind), ("fisher_actions", FisherActions)):
+            check_choice("ACKTRConfig", name, getattr(self, name), typing.get_args(kind))
+
+
+class ACKTRState(NamedTuple):
+    """What ACKTR learns."""
+
+    params: PyTree
+    opt_state: Any  # (KfacState, the momentum's)
+    learning_rate: jax.Array  # [] eta_max, before annealing; it changes where a KL is desired
+
+
+def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
+    """ACKTR.
+
+    Args:
+        config: Hyper-parameters.
+        action_space: Of the environment.
+        network: Flax module ``obs [B, *O] -> (distribution, value [B])`` with Dense or Conv layers;
+            by default :class:`purerl.networks.ActorCritic`.
+
+    Returns:
+        The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``,
+        ``explained_variance``, ``kl`` (measured, old || new, mean over the rollout's states),
+        ``learning_rate`` (eta_max, annealed), ``trust`` (what the KL clip multiplied it by, of the
+        actor), ``damping``, ``condition`` (of the worst damped block), ``finite``.
+
+    Raises:
+        ValueError: By ``init``, if the network has no layer that K-FAC can factor.
+
+    Example:
+        >>> import jax, purerl
+        >>> env = purerl.make_env("CartPole-v1")
+        >>> algorithm = acktr(ACKTRConfig(), env.action_space)
+        >>> state = algorithm.init(jax.numpy.zeros((8, 4)), jax.random.key(0))
+        >>> [factor.shape for factor in state.opt_state[0].factors.a[:3]]
+        [(5, 5), (65, 65), (5, 5)]
+    """
+    network = default_network(action_space, config.network, network)
+
+    def init(obs: jax.Array, key: jax.Array) -> ACKTRState:
+        params = init_params(network, action_space, obs, key)
+        opt_state = make_optimizer(network, config, params, obs).init(params)
+        return ACKTRState(
+            params, opt_state, jnp.asarray(config.learning_rate, jnp.result_type(float))
+        )
+
+    def update(
+        state: ACKTRState, rollout: Rollout, key: jax.Array, *, progress: float | jax.Array = 0.0
+    ) -> tuple[ACKTRState, Info]:
+        check_rollout(rollout, action_space)
+        batch = make_batch(network, config, state.params, rollout)
+        layers = find_layers(network, state.params, batch.obs)
+        tapped = tap(network, layers, state.params, batch.obs)
+
+        variance = critic_variance(config, batch)
+        output_loss = make_output_loss(config, variance, progress=progress)
+        slope, info = jax.grad(output_loss, has_aux=True)(tapped.output, batch)
+        gradient, _ = tapped.pullback(slope)
+
+        def statistics() -> Factors:
+            some, actions = tapped, batch.action
+            if config.stats_stride > 1:
+                actions = actions[:: config.stats_stride]
+                some = tap(network, layers, state.params, batch.obs[:: config.stats_stride])
+            taken = actions if config.fisher_actions == "taken" else None
+            return fisher_factors(layers, some, score(some.output, variance, key, taken))
+
+        learning_rate = anneal(state.learning_rate, progress, config.anneal_learning_rate)
+        params, opt_state = gradient_step(
+            make_optimizer(network, config, state.params, batch.obs),
+            gradient,
+            state.opt_state,
+            state.params,
+            learning_rate,
+            statistics=statistics,
+        )
+        old, new = tapped.output[0], network.apply(params, batch.obs)[0]
+        kl = jnp.mean(old.kl(new))
+        learned = ACKTRState(params, opt_state, adapt(config, state.learning_rate, kl))
+        info |= {
+            "explained_variance": explained_variance(batch.value, batch.target),
+            "kl": kl,
+            "learning_rate": learning_rate,
+            "trust": next(iter(opt_state[0].trust.values())),
+            "damping": jnp.asarray(config.damping, kl.dtype),
+            "condition": opt_state[0].inverse.condition,
+        }
+        state, finite = keep_if_finite(learned, state)
+        return state, info | {"finite": finite}
+
+    return OnPolicyAlgorithm(init, make_act(network), update)
+
+
+def make_optimizer(
+    network: Any, config: ACKTRConfig, params: PyTree, obs: jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    """K-FAC within a trust region for each part of the network, then momentum.
+
+    Args:
+        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
+        config: Hyper-parameters.
+        params: The network's; only their shapes matter.
+        obs: ``[B, *O]``; only the shape matters.
+    """
+    of_actor = reaching(lambda p: network.apply(p, obs)[0], params)
+    of_critic = reaching(lambda p: network.apply(p, obs)[1], params)
+    shared = any(jax.tree.leaves(jax.tree.map(lambda a, c: a and c, of_actor, of_critic)))
+    kl_clip = {"actor": config.kl_clip, "critic": config.critic_kl_clip}
+    kfac = scale_by_kfac(
+        find_layers(network, params, obs),
+        damping=config.damping,
+        damping_kind=config.damping_kind,
+        decay=config.decay,
+        stats_every=config.stats_every,
+        inverse_every=config.inverse_every,
+        cold_start=config.cold_start,
+        cold_max_norm=config.cold_max_norm,
+        kl_clip=config.kl_clip if shared else kl_clip,
+        regions=None if shared else jax.tree.map(lambda a: "actor" if a else "critic", of_actor),
+    )
+    return optax.chain(kfac, optax.ema(config.momentum, debias=False))
+
+
+def make_batch(
+    network: Any, config: ACKTRConfig, params: PyTree, rollout: Rollout
+) -> OnPolicyBatch:
+    """A rollout as samples with advantages and targets, under the current parameters.
+
+    Args:
+        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
+        config: Hyper-parameters.
+        params: Parameters that collected the rollout.
+        rollout: ``[T, N]``.
+
+    Returns:
+        Samples ``[T * N]``.
+    """
+    batch = advantage_batch(network, params, rollout, config.gamma, config.gae_lambda)
+    if config.normalize_advantage:
+        batch = batch._replace(advantage=standardize(batch.advantage))
+    return batch
+
+
+def critic_variance(config: ACKTRConfig, batch: OnPolicyBatch) -> jax.Array:
+    """Of the Gaussian around V that the critic stands for.
+
+    Args:
+        config: Hyper-parameters.
+        batch: ``[B]``.
+    """
+    if config.critic_std is not None:
+        return jnp.square(jnp.asarray(config.critic_std, batch.value.dtype))
+    return jnp.maximum(jnp.mean(jnp.square(batch.target - batch.value)), 1e-8)
+
+
+def make_output_loss(
+    config: ACKTRConfig, variance: jax.Array, *, progress: float | jax.Array = 0.0
+) -> Callable[[Any, OnPolicyBatch], tuple[jax.Array, Info]]:
+    """``loss((distribution, value), batch) -> (scalar, info)``, the loss of the network's output.
+
+    Args:
+        config: Hyper-parameters.
+        variance: Of the critic's Gaussian, whose negative log-likelihood the value loss is.
+        progress: Finished fraction of the run, for the annealed entropy coefficient.
+    """
+    value_coef = config.value_coef / variance
+    entropy_coef = anneal(config.entropy_coef, progress, config.anneal_entropy)
+
+    def loss(output: Any, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
+        distribution, value = output
+        return actor_critic_loss(distribution, value, batch, value_coef, entropy_coef)
+
+    return loss
+
+
+def score(
+    output: Any,
+    variance: jax.Array,
+    key: jax.Array,
+    action: jax.Array | None = None,
+) -> tuple[Any, jax.Array]:
+    r"""Gradient, with respect to the outputs, of the log-likelihood
+    :math:`\sum_b \log \pi(a_b|s_b) + \log N(t_b; V(s_b), \sigma^2)`, at a and t from the model.
+
+    Args:
+        output: ``(distribution, value)``, ``[B]``.
+        variance: Of the critic's Gaussian, ``[]``.
+        key: PRNG key.
+        action: ``[B]``, drawn from the distribution; None: drawn here.
+
+    Returns:
+        Cotangents of ``(distribution, value)``.
+    """
+    distribution, value = output
+    action_key, sign_key = jax.random.split(key)
+    if action is None:
+        action = distribution.sample(action_key)
+    of_policy = jax.grad(lambda d: jnp.sum(d.log_prob(action)))(distribution)
+    sign = jax.random.rademacher(sign_key, value.shape, value.dtype)
+    return of_policy, sign / jnp.sqrt(variance)
+
+
+def adapt(config: ACKTRConfig, learning_rate: jax.Array, kl: jax.Array) -> jax.Array:
+    """The next eta_max, after a step of this KL divergence.
+
+    Args:
+        config: Hyper-parameters.
+        learning_rate: The last one.
+        kl: In nats.
+
+    References:
+        OpenAI baselines, ``acktr_cont``.
+    """
+    if config.desired_kl is None:
+        return learning_rate
+    smaller, larger = kl > 2 * config.desired_kl, kl < config.desired_kl / 2
+    factor = jnp.where(smaller, 1 / 1.5, jnp.where(larger, 1.5, 1.0))
+    return jnp.clip(learning_rate * factor, 1e-8, 1.0)

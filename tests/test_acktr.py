@@ -1,0 +1,361 @@
+"""ACKTR against an update written out in NumPy; its switches; that it is robust."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import probe_envs
+import pytest
+
+import purerl
+from purerl import NetworkConfig
+from purerl.algorithms.acktr import ACKTRConfig, acktr, adapt, make_batch, score
+from purerl.distributions import Categorical, DiagGaussian
+from purerl.optimize import keep_if_finite
+from purerl.types import Clock, Discrete, Rollout
+
+STEPS, ENVS, OBS, ACTIONS = 5, 4, 3, 3
+SPACE = Discrete(ACTIONS)
+LINEAR = NetworkConfig(hidden_sizes=())
+SMALL = NetworkConfig(hidden_sizes=(8,))
+
+
+def rollout(seed=0):
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.array(rng.normal(size=(STEPS, ENVS, *shape)), float)  # noqa: E731
+    action = jnp.array(rng.integers(ACTIONS, size=(STEPS, ENVS)), jnp.int32)
+    ends = jnp.array(rng.uniform(size=(2, STEPS, ENVS)) < 0.2)
+    log_prob = jnp.full((STEPS, ENVS), -np.log(ACTIONS), float)
+    step = jnp.zeros((STEPS, ENVS), jnp.int32)
+    return Rollout(draw(OBS), action, log_prob, draw(), *ends, draw(OBS), step)
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+def heads(params):
+    """The two matrices of the linear network, the bias last."""
+    tree = params["params"]
+    layers = {"policy_head": tree["policy_head"]["Dense_0"], "value_head": tree["value_head"]}
+    return {k: jnp.concatenate([x["kernel"], x["bias"][None]]) for k, x in layers.items()}
+
+
+def solved(kind, a, g, gradient, damping):
+    """(A (x) G, damped)^-1 times the gradient, by a dense solve."""
+    if kind == "factored":
+        pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(g) / len(g)))
+        a = a + pi * np.sqrt(damping) * np.eye(len(a))
+        block = np.kron(a, g + np.sqrt(damping) / pi * np.eye(len(g)))
+    else:
+        block = np.kron(a, g) + damping * np.eye(len(a) * len(g))
+    return np.linalg.solve(block, gradient.ravel()).reshape(gradient.shape)
+
+
+@pytest.mark.parametrize("kind", ["eigenbasis", "factored"])
+@pytest.mark.parametrize("critic_std", [2.0, None])
+def test_update_by_hand(kind, critic_std, x64):
+    """A softmax policy and a value, linear in the observation; two updates."""
+    config = ACKTRConfig(
+        learning_rate=0.3,
+        momentum=0.7,
+        kl_clip=0.01,
+        critic_kl_clip=0.02,
+        critic_std=critic_std,
+        damping=0.05,
+        damping_kind=kind,
+        decay=0.8,
+        inverse_every=1,
+        cold_start=0,
+        gamma=0.9,
+        gae_lambda=0.6,
+        normalize_advantage=True,
+        value_coef=0.4,
+        entropy_coef=0.2,
+        anneal_entropy=True,
+        network=LINEAR,
+    )
+    algorithm = acktr(config, SPACE)
+    state = algorithm.init(jnp.zeros((1, OBS)), jax.random.key(3))
+    learned = {head: np.array(x) for head, x in heads(state.params).items()}
+    sums = {head: [0.0, 0.0] for head in learned}
+    past = dict.fromkeys(learned, 0.0)
+    weight = 0.0
+    for i, progress in enumerate((0.25, 0.5)):
+        data = rollout(seed=i)
+        batch = make_batch(purerl.ActorCritic(SPACE, LINEAR), config, state.params, data)
+        state, info = algorithm.update(state, data, jax.random.key(i), progress=progress)
+
+        obs = np.concatenate([np.asarray(data.obs).reshape(-1, OBS), np.ones((20, 1))], axis=1)
+        z = obs @ learned["policy_head"]
+        policy = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+        entropy = -(policy * np.log(policy)).sum(1, keepdims=True)
+        taken = np.eye(ACTIONS)[np.asarray(data.action).reshape(-1)]
+        advantage = np.asarray(batch.advantage)
+        assert abs(advantage.mean()) < 1e-9
+        error = (obs @ learned["value_head"])[:, 0] - np.asarray(batch.target)
+        variance = np.mean(error**2) if critic_std is None else critic_std**2
+        # d(-log pi)/dz = pi - onehot;  d(-H)/dz = pi (log pi + H)
+        slope = (policy - taken) * advantage[:, None]
+        slope = slope + 0.2 * (1 - progress) * policy * (np.log(policy) + entropy)
+        gradient = {
+            "policy_head": obs.T @ slope / 20,
+            "value_head": 0.4 / variance * (obs.T @ error / 20)[:, None],
+        }
+        score_of = {"policy_head": taken - policy, "value_head": np.ones((20, 1)) / variance**0.5}
+        rate = 0.3 * (1 - progress)
+        weight = 0.8 * weight + 0.2
+        for head, clip in (("policy_head", 0.01), ("value_head", 0.02)):
+            new = obs.T @ obs / 20, score_of[head].T @ score_of[head] / 20
+            sums[head] = [0.8 * s + 0.2 * n for s, n in zip(sums[head], new, strict=True)]
+            a, g = (s / weight for s in sums[head])
+            natural = solved(kind, a, g, gradient[head], 0.05)
+            trust = min(1, np.sqrt(clip / (rate**2 * (gradient[head] * natural).sum())))
+            if head == "policy_head":
+                assert info["trust"] == pytest.approx(trust, abs=1e-10)
+            past[head] = 0.7 * past[head] + 0.3 * trust * natural
+            learned[head] = learned[head] - rate * past[head]
+            np.testing.assert_allclose(heads(state.params)[head], learned[head], atol=1e-10)
+        z = obs @ learned["policy_head"]
+        after = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+        kl = (policy * np.log(policy / after)).sum(1).mean()
+        assert kl > 1e-6
+        assert info["kl"] == pytest.approx(kl, rel=1e-6)
+        assert info["learning_rate"] == pytest.approx(rate)
+
+
+def test_predicted_kl_is_half_of_the_clip_and_what_is_measured():
+    """Without momentum and damping, on a network whose block is the whole Fisher."""
+    config = ACKTRConfig(
+        learning_rate=1e3, momentum=0.0, kl_clip=1e-4, damping=1e-6, inverse_every=1,
+        cold_start=0, decay=0.0, fisher_actions="sampled", network=LINEAR, entropy_coef=0.1,
+        damping_kind="eigenbasis",
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    data = rollout()
+    many = Rollout(*(jnp.concatenate([x] * 400) for x in data))
+    many = many._replace(obs=jnp.array(rng.normal(size=many.obs.shape), jnp.float32))
+    algorithm = acktr(config, SPACE)
+    state = algorithm.init(jnp.zeros((1, OBS)), jax.random.key(3))
+    _, info = jax.jit(algorithm.update)(state, many, jax.random.key(0))
+    assert info["trust"] < 1
+    assert info["kl"] == pytest.approx(0.5e-4, rel=0.05)
+
+
+def test_scores_have_the_fisher_for_their_second_moment(x64):
+    """Value: exactly 1 / sigma^2, and uncorrelated with the policy's; actions drawn or taken."""
+    logits = jnp.array([[0.3, -0.5, 1.0]])
+    draw = lambda key: score((Categorical(logits), jnp.zeros(1)), jnp.float64(4.0), key)  # noqa: E731
+    of_policy, of_value = jax.vmap(draw)(jax.random.split(jax.random.key(0), 100_000))
+    p = jax.nn.softmax(logits)[0]
+    scores = of_policy.logits[:, 0]
+    np.testing.assert_allclose(
+        scores.T @ scores / 100_000, jnp.diag(p) - jnp.outer(p, p), atol=5e-3
+    )
+    np.testing.assert_allclose(jnp.square(of_value), 0.25)
+    np.testing.assert_allclose(jnp.mean(of_value), 0, atol=5e-3)
+    np.testing.assert_allclose((scores * of_value).mean(0), 0, atol=5e-3)
+    action = jnp.array([2], jnp.int32)
+    taken, _ = score((Categorical(logits), jnp.zeros(1)), jnp.ones(()), jax.random.key(0), action)
+    np.testing.assert_allclose(taken.logits[0], jnp.array([0, 0, 1]) - p, atol=1e-12)
+    gaussian = DiagGaussian(jnp.zeros((1, 2)), jnp.log(2.0) * jnp.ones((1, 2)))
+    taken, _ = score((gaussian, jnp.zeros(1)), jnp.ones(()), jax.random.key(0), jnp.ones((1, 2)))
+    np.testing.assert_allclose(taken.mean, 0.25)
+    np.testing.assert_allclose(taken.log_std, 0.25 - 1)
+
+
+@pytest.mark.parametrize(
+    ("kl", "wanted"), [(0.021, 0.2 / 1.5), (0.019, 0.2), (0.0051, 0.2), (0.0049, 0.3)]
+)
+def test_step_follows_the_desired_kl(kl, wanted):
+    rate, kl = jnp.float32(0.2), jnp.float32(kl)
+    assert adapt(ACKTRConfig(desired_kl=0.01), rate, kl) == pytest.approx(wanted)
+    assert adapt(ACKTRConfig(), rate, kl) == rate
+
+
+def test_step_stays_within_its_bounds():
+    config = ACKTRConfig(desired_kl=0.01)
+    assert adapt(config, jnp.float32(0.9), jnp.float32(0.0)) == 1
+    assert adapt(config, jnp.float32(1e-8), jnp.float32(1.0)) == pytest.approx(1e-8)
+
+
+def regions(network_config):
+    algorithm = acktr(ACKTRConfig(network=network_config), SPACE)
+    state = algorithm.init(jnp.zeros((1, OBS)), jax.random.key(0))
+    return sorted(state.opt_state[0].trust)
+
+
+def test_a_shared_trunk_has_one_trust_region_and_separate_ones_two():
+    assert regions(SMALL) == ["actor", "critic"]
+    assert regions(NetworkConfig(hidden_sizes=(8,), shared=True)) == ["all"]
+
+
+SWEPT = {
+    "learning_rate": 0.01,
+    "momentum": 0.5,
+    "kl_clip": 1e-5,
+    "critic_kl_clip": 1e-5,
+    "damping": 0.1,
+    "decay": 0.5,
+    "cold_max_norm": 0.01,
+    "gamma": 0.5,
+    "gae_lambda": 0.5,
+    "value_coef": 0.1,
+    "entropy_coef": 0.3,
+}
+CHANGES = {
+    "critic_std": 0.5,
+    "desired_kl": 0.1,
+    "anneal_learning_rate": False,
+    "damping_kind": "eigenbasis",
+    "stats_every": 2,
+    "stats_stride": 2,
+    "inverse_every": 2,
+    "cold_start": 3,
+    "fisher_actions": "sampled",
+    "normalize_advantage": True,
+    "anneal_entropy": True,
+}
+NUMBERS = {
+    **{"learning_rate": 0.05, "momentum": 0.9, "kl_clip": 0.01, "critic_kl_clip": 0.01},
+    **{"damping": 0.01, "decay": 0.99, "cold_max_norm": 0.5, "gamma": 0.99, "gae_lambda": 1.0},
+    **{"value_coef": 0.5, "entropy_coef": 0.1},
+}
+
+
+@functools.cache
+def updates(shared, **static):
+    """Compiled: four updates, of which the first is a cold one, as a function of the numbers."""
+    static = {"inverse_every": 1, "cold_start": 1, "damping_kind": "factored"} | static
+    network = NetworkConfig(hidden_sizes=(8,), shared=shared)
+    rollouts = jax.tree.map(lambda *x: jnp.stack(x), *(rollout(seed=i) for i in range(4)))
+
+    @jax.jit
+    def run(numbers):
+        algorithm = acktr(ACKTRConfig(network=network, **numbers, **static), SPACE)
+
+        def step(state, data):
+            key = jax.random.key(7)
+            return algorithm.update(state, data, key, progress=0.5)
+
+        start = algorithm.init(jnp.zeros((1, OBS)), jax.random.key(0))
+        state, info = jax.lax.scan(step, start, rollouts)
+        leaves = [jnp.ravel(x) for x in jax.tree.leaves(state.params)]
+        return jnp.concatenate(leaves), info["finite"].all()
+
+    return run
+
+
+def updated(name=None, shared=False):
+    static = {name: CHANGES[name]} if name in CHANGES else {}
+    numbers = NUMBERS | ({name: SWEPT[name]} if name in SWEPT else {})
+    params, finite = updates(shared, **static)({k: jnp.float32(v) for k, v in numbers.items()})
+    assert finite
+    return params
+
+
+@pytest.mark.parametrize("name", SWEPT | CHANGES)
+def test_every_field_changes_the_update(name):
+    """Swept ones as tracers."""
+    assert np.abs(updated(name) - updated()).max() > 1e-6
+
+
+@pytest.mark.parametrize("name", [None, "damping_kind", "fisher_actions"])
+def test_shared_trunk_updates(name):
+    plain = updated(shared=True)
+    assert np.isfinite(plain).all()
+    assert name is None or np.abs(updated(name, shared=True) - plain).max() > 1e-6
+
+
+def test_convolutional_network_updates():
+    space, obs = Discrete(3), jax.random.uniform(jax.random.key(0), (STEPS, ENVS, 6, 6, 2))
+    network = NetworkConfig(hidden_sizes=(8,), conv_features=4)
+    algorithm = acktr(ACKTRConfig(network=network, cold_start=0), space)
+    data = rollout()
+    data = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == float else x, data)
+    data = data._replace(obs=obs, next_obs=obs)
+    state = algorithm.init(obs[0], jax.random.key(0))
+    kernels = [factor.shape[0] for factor in state.opt_state[0].factors.a]
+    assert kernels.count(3 * 3 * 2 + 1) == 2
+    new, info = jax.jit(algorithm.update)(state, data, jax.random.key(1))
+    assert info["finite"]
+    assert np.abs(flat(new.params) - flat(state.params)).max() > 1e-4
+
+
+def test_network_without_a_layer_to_factor():
+    class Table(nn.Module):
+        @nn.compact
+        def __call__(self, obs):
+            logits = obs @ self.param("logits", nn.initializers.zeros, (OBS, ACTIONS))
+            return Categorical(logits), logits[:, 0]
+
+    algorithm = acktr(ACKTRConfig(), SPACE, Table())
+    with pytest.raises(ValueError, match=r"Table has no nn.Dense or nn.Conv layer"):
+        algorithm.init(jnp.zeros((1, OBS)), jax.random.key(0))
+
+
+def test_refused_update_keeps_all_but_the_clock():
+    """The clock belongs to every seed of a vmap; what one of them refuses must not touch it."""
+    old = {"clock": Clock(jnp.int32(3)), "x": jnp.ones(2), "n": jnp.int32(1)}
+    new = {"clock": Clock(jnp.int32(4)), "x": jnp.array([jnp.nan, 2.0]), "n": jnp.int32(2)}
+    kept, finite = keep_if_finite(new, old)
+    assert not finite
+    assert (kept["clock"].iteration, kept["n"]) == (4, 1)
+    np.testing.assert_array_equal(kept["x"], old["x"])
+
+
+def test_resumed_vectorized_run_keeps_its_branches():
+    """Statistics, inverses: a cond each, and no eigenvectors outside of one."""
+    env = purerl.make_env(probe_envs.NoisyEnv())
+    config = ACKTRConfig(
+        network=SMALL, stats_every=2, inverse_every=5, damping_kind="eigenbasis", cold_start=1
+    )
+    algorithm = acktr(config, env.action_space)
+    train = purerl.make_train(algorithm, env, 640, num_envs=4, rollout_length=8, evaluations=0)
+    advance = purerl.vectorize(functools.partial(train.advance, iterations=10))
+    keys = jax.random.split(jax.random.key(0), 3)
+    states = jax.jit(purerl.vectorize(train.init))(keys)
+    states, metrics = jax.jit(advance)(states)
+    assert metrics.info["finite"].all()
+    assert states.learner.opt_state[0].clock.iteration == 10
+
+    def inside(jaxpr, depth=0):
+        """Depth of branching at each eigendecomposition, and the number of branches."""
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "eigh":
+                yield depth
+            for value in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+            ):
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    yield from inside(inner, depth + (equation.primitive.name == "cond"))
+
+    depths = list(inside(jax.make_jaxpr(advance)(states).jaxpr))
+    assert len(depths) >= 3
+    assert set(depths) == {1}
+
+
+class Scaled(nn.Module):
+    """Features that differ by eight orders of magnitude."""
+
+    @nn.compact
+    def __call__(self, obs):
+        scale = jnp.array([1e-4, 1e4, 1e2, 1e-2], obs.dtype)
+        return purerl.ActorCritic(Discrete(2))(obs * scale[None])
+
+
+@pytest.mark.parametrize("kind", ["factored", "eigenbasis"])
+@pytest.mark.parametrize("network", [None, Scaled()], ids=["plain", "ill_conditioned"])
+def test_32_seeds_for_500_updates_stay_finite(network, kind):
+    env = purerl.make_env("CartPole-v1")
+    algorithm = acktr(ACKTRConfig(damping_kind=kind), env.action_space, network)
+    sizes = {"num_envs": 4, "rollout_length": 8, "evaluations": 0}
+    train = purerl.make_train(algorithm, env, 500 * 32, **sizes)
+    keys = jax.random.split(jax.random.key(0), 32)
+    result = jax.jit(purerl.vectorize(train.train))(keys)
+    assert not result.failed.any()
+    assert result.metrics.info["finite"].all()
+    assert jnp.isfinite(result.metrics.info["kl"]).all()
