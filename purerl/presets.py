@@ -45,7 +45,7 @@ _A2C_MINATAR = dict(
     evaluation_episodes=32, network=_MLP,
 )  # fmt: skip
 
-_TRPO = {
+_TRPO: dict[str, dict[str, Any]] = {
     "CartPole-v1": dict(steps=100_000),
     "Acrobot-v1": dict(
         steps=200_000, num_envs=16, rollout_length=125, normalize_obs=True, normalize_reward=True,

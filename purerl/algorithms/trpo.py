@@ -359,13 +359,12 @@ def _full_step(evaluate, params: PyTree, step: PyTree, objective: jax.Array) -> 
     point = optax.tree.add(params, step)
     value, kl = evaluate(point)
     accepted = all_finite((step, kl, value))
-    keep = lambda new, old: jnp.where(accepted, new, old)  # noqa: E731
     return LineSearchResult(
-        params=jax.tree.map(keep, point, params),
+        params=jax.tree.map(lambda new, old: jnp.where(accepted, new, old), point, params),
         accepted=accepted,
-        fraction=keep(jnp.ones_like(kl), 0),
-        improvement=keep(value - objective, 0),
-        constraint=keep(kl, 0),
+        fraction=accepted.astype(kl.dtype),
+        improvement=jnp.where(accepted, value - objective, 0.0),
+        constraint=jnp.where(accepted, kl, 0.0),
         tries=jnp.ones((), jnp.int32),
     )
 

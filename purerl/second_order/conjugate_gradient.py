@@ -144,7 +144,7 @@ def _axpy(alpha: float | jax.Array, x: PyTree, y: PyTree) -> PyTree:
 
 def _check_like(x0: PyTree, b: PyTree) -> PyTree:
     shapes = lambda tree: jax.tree.map(jnp.shape, tree)  # noqa: E731
-    if jax.tree.structure(x0) != jax.tree.structure(b) or shapes(x0) != shapes(b):
+    if shapes(x0) != shapes(b):
         raise ValueError(
             f"conjugate_gradient: x0 has shapes {shapes(x0)}, wanted those of b, {shapes(b)}; "
             "leave x0 out to start at zero."
