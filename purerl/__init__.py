@@ -20,7 +20,7 @@ from purerl.plotting import plot_curves
 from purerl.returns import discounted_return, gae, lambda_return, n_step_return, reward_to_go
 from purerl.rollout import unroll
 from purerl.run import RunResult, evaluate_run, run
-from purerl.second_order.conjugate_gradient import CGResult, conjugate_gradient
+from purerl.second_order.conjugate_gradient import CGResult, CGStop, conjugate_gradient
 from purerl.second_order.line_search import LineSearchResult, backtracking_line_search
 from purerl.second_order.products import fisher_diagonal, fisher_vector_product, hvp
 from purerl.statistics import iqm, iqm_interval
@@ -84,6 +84,7 @@ __all__ = [
     "run",
     # Second order
     "CGResult",
+    "CGStop",
     "LineSearchResult",
     "backtracking_line_search",
     "conjugate_gradient",

@@ -197,7 +197,10 @@ def standardize(x: jax.Array, eps: float = 1e-8) -> jax.Array:
         x: ``[B]``.
         eps: Added to the standard deviation.
     """
-    return (x - jnp.mean(x)) / (jnp.std(x) + eps)
+    x = x - jnp.mean(x)
+    # Again, since of equal numbers the first mean may leave a rounding error, large beside eps.
+    x = x - jnp.mean(x)
+    return x / (jnp.std(x) + eps)
 
 
 def approximate_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:

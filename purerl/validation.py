@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl.types import ActionSpace, Box, Discrete, Rollout
+from purerl.types import ActionSpace, Box, Discrete, OnPolicyBatch, PyTree, Rollout
 
 
 def check_range(
@@ -136,6 +136,39 @@ def _check_kind(name: str, array: Any, kind: Any, wanted: str) -> None:
     dtype = jnp.result_type(array)
     if not jnp.issubdtype(dtype, kind):
         raise ValueError(f"{name} has dtype {dtype}, wanted {wanted}; convert it with astype.")
+
+
+def check_batch(batch: OnPolicyBatch) -> None:
+    """Raises ValueError, naming the field, unless a policy loss can read the batch.
+
+    Args:
+        batch: With ``obs``, ``action``, ``log_prob`` and ``advantage``.
+    """
+    size = jnp.shape(batch.obs)[:1]
+    if not size:
+        raise ValueError("batch.obs has no axes, wanted [B, *O], one row a sample.")
+    for name in ("log_prob", "advantage"):
+        _check_shape(f"batch.{name}", getattr(batch, name), size, "one number a row of batch.obs")
+        _check_kind(f"batch.{name}", getattr(batch, name), jnp.floating, "floating point")
+    if jnp.shape(batch.action)[:1] != size:
+        raise ValueError(
+            f"batch.action has shape {jnp.shape(batch.action)}, wanted {size} + action shape, one "
+            f"row for each of batch.obs, which has shape {jnp.shape(batch.obs)}."
+        )
+
+
+def check_like(name: str, tree: PyTree, like: PyTree, like_name: str) -> None:
+    """Raises ValueError, with both, unless the two trees have the same leaves' shapes.
+
+    Args:
+        name: Of ``tree``, for the message.
+        tree: Arrays, or their ``ShapeDtypeStruct``.
+        like: What it should look like.
+        like_name: Of ``like``.
+    """
+    got, wanted = (jax.tree.map(jnp.shape, x) for x in (tree, like))
+    if got != wanted:
+        raise ValueError(f"{name} has shapes {got}, wanted those of {like_name}, {wanted}.")
 
 
 def check_action_space(action_space: ActionSpace) -> None:

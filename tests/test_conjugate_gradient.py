@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import purerl
-from purerl.second_order.conjugate_gradient import Stop
+from purerl import CGStop
 
 N = 20
 
@@ -40,7 +40,7 @@ def test_solution_is_that_of_a_direct_solve(x64):
     a, b = matrix()
     result = solve(a, b, tolerance=1e-12, max_iterations=10 * N)
     np.testing.assert_allclose(result.x, np.linalg.solve(a, b), rtol=1e-9)
-    assert result.reason == Stop.CONVERGED
+    assert result.reason == CGStop.CONVERGED
     assert result.residual_norm <= 1e-12 * np.linalg.norm(b)
     np.testing.assert_allclose(result.residual, b - a @ result.x, atol=1e-12)
 
@@ -54,7 +54,7 @@ def test_same_as_jax_after_the_same_number_of_iterations(k, x64):
     result = solve(a, b, tolerance=0.0, max_iterations=k)
     np.testing.assert_allclose(result.x, wanted, rtol=1e-10)
     assert result.iterations == k
-    assert result.reason == Stop.MAX_ITERATIONS
+    assert result.reason == CGStop.MAX_ITERATIONS
     np.testing.assert_allclose(result.residual_norm, np.linalg.norm(b - a @ wanted), rtol=1e-10)
 
 
@@ -64,7 +64,7 @@ def test_at_most_as_many_iterations_as_eigenvalues(x64):
     a = q @ np.diag(np.repeat([1.0, 3.0, 50.0], [5, 5, 10])) @ q.T
     result = solve(a, matrix()[1], tolerance=1e-10, max_iterations=N)
     assert result.iterations == 3
-    assert result.reason == Stop.CONVERGED
+    assert result.reason == CGStop.CONVERGED
 
 
 def test_damping_is_added_to_the_diagonal_once(x64):
@@ -105,10 +105,31 @@ def test_where_it_starts(x64):
     np.testing.assert_allclose(nearby.x, np.linalg.solve(a + 0.5 * np.eye(N), b), rtol=1e-9)
 
 
-def test_start_of_another_shape():
+def test_start_of_another_dtype(x64):
+    result = purerl.conjugate_gradient(lambda v: 2 * v, jnp.ones(2), x0=jnp.array([1, 2]))
+    np.testing.assert_allclose(result.x, 0.5, rtol=1e-12)
+
+
+def test_start_and_product_of_another_shape():
     a, b = matrix()
     with pytest.raises(ValueError, match=r"x0 has shapes \(3,\), wanted those of b, \(20,\)"):
         solve(a, b, x0=jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"matvec's product has shapes \(1,\), wanted those of b"):
+        purerl.conjugate_gradient(lambda v: v[:1], jnp.asarray(b))
+
+
+def test_right_hand_side_of_integers():
+    with pytest.raises(ValueError, match=r"b has leaves of dtype \['int32'\], wanted floating"):
+        purerl.conjugate_gradient(lambda v: 2 * v, jnp.array([1, 2]))
+
+
+def test_preconditioner_in_another_precision():
+    b = jnp.ones(3, jnp.bfloat16)
+    result = purerl.conjugate_gradient(
+        lambda v: 2 * v, b, preconditioner=lambda r: r.astype(jnp.float32) / 2, tolerance=1e-2
+    )
+    assert result.x.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(result.x, np.float32), 0.5, rtol=1e-2)
 
 
 # Preconditioning.
@@ -148,7 +169,7 @@ def test_the_diagonal_as_preconditioner_needs_fewer(x64):
     options = {"tolerance": 1e-6, "max_iterations": 2000}
     plain = solve(a, b, **options)
     better = solve(a, b, preconditioner=lambda r: r / diagonal, **options)
-    assert better.reason == Stop.CONVERGED
+    assert better.reason == CGStop.CONVERGED
     assert better.residual_norm <= 1e-6 * np.linalg.norm(b)
     assert 3 * better.iterations < plain.iterations
 
@@ -158,7 +179,7 @@ def test_the_diagonal_as_preconditioner_needs_fewer(x64):
 
 def test_right_hand_side_of_zero():
     result = solve(matrix()[0], np.zeros(N))
-    assert result.reason == Stop.CONVERGED
+    assert result.reason == CGStop.CONVERGED
     assert result.iterations == 0
     assert not np.any(result.x)
 
@@ -167,11 +188,11 @@ def test_negative_curvature(x64):
     """Stops at the last good point: with eigenvalues 1 and -1 the first step is not made."""
     a = np.diag([1.0, -1.0])
     result = solve(a, np.array([1.0, 2.0]))
-    assert result.reason == Stop.NON_POSITIVE_CURVATURE
+    assert result.reason == CGStop.NON_POSITIVE_CURVATURE
     assert result.iterations == 0
     assert not np.any(result.x)
     later = solve(np.diag([1.0, 2.0, -0.1]), np.array([1.0, 1.0, 0.1]), tolerance=0.0)
-    assert later.reason == Stop.NON_POSITIVE_CURVATURE
+    assert later.reason == CGStop.NON_POSITIVE_CURVATURE
     assert later.iterations > 0
     x, _ = textbook(np.diag([1.0, 2.0, -0.1]), np.array([1.0, 1.0, 0.1]), int(later.iterations))
     np.testing.assert_allclose(later.x, x, rtol=1e-12)
@@ -180,17 +201,17 @@ def test_negative_curvature(x64):
 def test_singular_matrix_with_a_solution_and_without(x64):
     a = np.diag([1.0, 2.0, 0.0])
     solvable = solve(a, np.array([1.0, 1.0, 0.0]))
-    assert solvable.reason == Stop.CONVERGED
+    assert solvable.reason == CGStop.CONVERGED
     np.testing.assert_allclose(solvable.x, [1.0, 0.5, 0.0], atol=1e-12)
     nothing = solve(a, np.array([0.0, 0.0, 1.0]))
-    assert nothing.reason == Stop.NON_POSITIVE_CURVATURE
+    assert nothing.reason == CGStop.NON_POSITIVE_CURVATURE
     assert not np.any(nothing.x)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_non_finite_right_hand_side(bad):
     result = solve(matrix()[0], np.array([bad] + [1.0] * (N - 1)))
-    assert result.reason == Stop.NON_FINITE
+    assert result.reason == CGStop.NON_FINITE
     assert result.iterations == 0
     assert not np.any(result.x)
 
@@ -201,7 +222,7 @@ def test_non_finite_product_keeps_the_last_good_point(x64):
     options = {"tolerance": 1e-9, "max_iterations": 50}
     product = lambda v: jnp.where(jnp.linalg.norm(v) > 1e-3, 1, jnp.nan) * (a @ v)  # noqa: E731
     result = purerl.conjugate_gradient(product, jnp.asarray(b), **options)
-    assert result.reason == Stop.NON_FINITE
+    assert result.reason == CGStop.NON_FINITE
     assert result.iterations > 3
     wanted = solve(a, b, tolerance=0.0, max_iterations=int(result.iterations))
     np.testing.assert_allclose(result.x, wanted.x, rtol=1e-12)
@@ -212,7 +233,7 @@ def test_overflow(x64):
         result = solve(
             np.float32(1e-30) * np.eye(2, dtype=np.float32), np.full(2, 1e10, np.float32)
         )
-    assert result.reason == Stop.NON_FINITE
+    assert result.reason == CGStop.NON_FINITE
     assert not np.any(result.x)
 
 
@@ -243,7 +264,7 @@ def test_sixteen_systems_at_once_are_sixteen_alone(x64):
         assert many.iterations[i] == one.iterations
         np.testing.assert_allclose(many.x[i], one.x, rtol=1e-6, atol=1e-12)
         reasons.add(int(one.reason))
-    assert reasons == set(Stop)
+    assert reasons == set(CGStop)
     assert np.isfinite(many.x).all()
 
 

@@ -46,7 +46,7 @@ def test_the_smallest_j_that_improves_and_keeps_the_bound(script, j, x64):
     assert (float(found.improvement), float(found.constraint)) == script[j]
 
 
-@pytest.mark.parametrize("pair", [WORSE, FAR, NAN, (1.0, np.nan), (0.0, 0.0)])
+@pytest.mark.parametrize("pair", [WORSE, FAR, NAN, (1.0, np.nan), (0.0, 0.0), (np.inf, 0.5)])
 def test_on_failure_the_old_parameters(pair, x64):
     params = {"x": jnp.array(1e-3), "y": jnp.array([0.1, -0.0])}
     found = purerl.backtracking_line_search(
@@ -118,6 +118,13 @@ def test_sixteen_searches_at_once(x64):
         for got, wanted in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
             np.testing.assert_array_equal(got[i], wanted)
     assert set(many.tries.tolist()) >= {1, 2, 6}
+
+
+def test_step_of_another_shape():
+    with pytest.raises(ValueError, match=r"step has shapes \(1,\), wanted those of params, \(2,\)"):
+        purerl.backtracking_line_search(
+            lambda x: (x.sum(), x.sum()), jnp.ones(2), jnp.ones(1), objective=0.0, bound=1.0
+        )
 
 
 @pytest.mark.parametrize("factor", [0.0, 1.0, -0.5, 1.5, float("nan")])

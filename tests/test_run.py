@@ -226,6 +226,45 @@ def test_ctrl_c_before_the_first_evaluation_keeps_the_learner(tmp_path):
     assert (out / "learner.msgpack").exists()
 
 
+TRUST_REGION = {
+    "max_kl": 0.02,
+    "damping": 0.05,
+    "cg_iterations": 4,
+    "cg_tolerance": 1e-3,
+    "fisher_fraction": 0.5,
+    "normalize_advantage": False,
+    "gamma": 0.98,
+    "gae_lambda": 0.9,
+    "critic_learning_rate": 0.01,
+    "anneal_critic_learning_rate": True,
+    "critic_epochs": 2,
+    "critic_minibatches": 1,
+    "adam_eps": 1e-6,
+}
+LINE_SEARCH = {"backtrack_factor": 0.5, "backtrack_steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("trpo", TRUST_REGION | LINE_SEARCH), ("npg", TRUST_REGION)]
+)
+def test_every_option_of_the_trust_region_from_the_command_line(name, options, tmp_path):
+    fields = set(purerl.ALGORITHMS[name].config.__dataclass_fields__)
+    assert set(options) == fields - {"network"}
+    words = []
+    for field, value in options.items():
+        dashed = field.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{dashed}" if value else f"--no-{dashed}")
+        else:
+            words += [f"--{dashed}", str(value)]
+    of_ppo = SMALL.index("--num-epochs")
+    small = SMALL[:of_ppo] + SMALL[of_ppo + 4 :]
+    arguments = ["train", name, "CartPole-v1", *small, *words, "--out", str(tmp_path / "run")]
+    assert main([*arguments, "--seeds", "1"]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert {field: config[field] for field in options} == options
+
+
 def test_trpo_from_the_command_line(tmp_path, capsys):
     """With options of the loop, of the algorithm and of the network, and what comes after."""
     of_ppo = SMALL.index("--num-epochs")

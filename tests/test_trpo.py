@@ -174,6 +174,27 @@ def test_critic_of_sb3(case, x64):
 
 
 @EACH_CASE
+def test_whole_update_of_sb3(case, x64):
+    """The policy's step, then the critic's fit, as ``update`` has them; every parameter."""
+    oracle = Oracle(case)
+    optimizer = make_optimizer("adam", eps=float(oracle["adam_eps"]) / 2)
+    stepped, _ = make_policy_step(oracle.network, oracle.config())(oracle.params, oracle.batch)
+    params, _, _ = fit(
+        make_critic_loss(oracle.network),
+        stepped,
+        optimizer.init(stepped),
+        oracle.batch,
+        jax.random.key(0),
+        optimizer=optimizer,
+        learning_rate=float(oracle["critic_learning_rate"]),
+        num_epochs=int(oracle["critic_epochs"]),
+        num_minibatches=1,
+    )
+    wanted = flat(oracle.tree("new_params"))
+    np.testing.assert_allclose(flat(params), wanted, rtol=1e-6, atol=1e-10)
+
+
+@EACH_CASE
 def test_policy_step_of_sb3_in_float32(case):
     oracle = Oracle(case)
     params, info = make_policy_step(oracle.network, oracle.config())(oracle.params, oracle.batch)
@@ -256,6 +277,11 @@ def test_the_scale_of_the_advantages_does_not_matter(x64):
     tiny = oracle.batch._replace(advantage=1e-7 * oracle.batch.advantage)
     other, _ = step(oracle.params, tiny)
     np.testing.assert_allclose(flat(other), flat(one), rtol=1e-9)
+    with jax.enable_x64(False):
+        oracle = Oracle("gaussian")
+        tiny = oracle.batch._replace(advantage=1e-7 * oracle.batch.advantage)
+        other, _ = jax.jit(make_policy_step(oracle.network, oracle.config()))(oracle.params, tiny)
+        np.testing.assert_allclose(flat(other), flat(one), rtol=1e-2, atol=1e-3)
 
 
 def test_bound_is_of_old_to_new(x64):
@@ -310,6 +336,7 @@ def test_zero_advantage_changes_nothing():
         params, info = step(oracle.params, batch)
         assert same_bits(params, oracle.params)
         assert info["finite"]
+        assert not info["accepted"]
         assert info["cg_iterations"] == 0
         assert all(np.isfinite(x) for x in info.values())
 
@@ -323,6 +350,44 @@ def test_non_finite_advantage_is_refused(kind, bad):
     assert not info["finite"]
     assert not info["accepted"]
     assert same_bits(params, oracle.params)
+    for name in ("kl", "improvement", "expected_improvement", "step_fraction"):
+        assert info[name] == 0, name
+    assert np.isnan(info["cg_residual"])
+
+
+@pytest.mark.parametrize("kind", [purerl.TRPOConfig, purerl.NPGConfig])
+def test_advantages_out_of_range_are_refused_and_said_so(kind):
+    oracle = Oracle("gaussian")
+    batch = oracle.batch._replace(advantage=1e25 * oracle.batch.advantage)
+    params, info = make_policy_step(oracle.network, oracle.config(kind))(oracle.params, batch)
+    assert not info["finite"]
+    assert not info["accepted"]
+    assert same_bits(params, oracle.params)
+
+
+def test_equal_advantages_are_none():
+    """Not the rounding error of their mean, of which TRPO would make a full step."""
+    for number in (0.1, 1e-3, 1e6, 1 / 3):
+        assert not np.any(standardize(jnp.full(64, number)))
+        assert not np.any(standardize(jnp.full(1000, -number)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("advantage", np.zeros((64, 1)), r"batch.advantage has shape \(64, 1\), wanted \(64,\)"),
+        ("advantage", np.zeros(1), r"batch.advantage has shape \(1,\), wanted \(64,\)"),
+        ("advantage", np.zeros(64, int), r"batch.advantage has dtype int32, wanted floating"),
+        ("log_prob", np.zeros((64, 1)), r"batch.log_prob has shape \(64, 1\), wanted \(64,\)"),
+        ("action", np.zeros((63, 2)), r"batch.action has shape \(63, 2\), wanted \(64,\)"),
+        ("obs", np.zeros((64, 5)), r"obs has shape \(64, 5\), but the parameters were made for"),
+    ],
+)
+def test_batch_of_a_wrong_shape(field, value, message):
+    oracle = Oracle("gaussian")
+    batch = oracle.batch._replace(**{field: jnp.asarray(value)})
+    with pytest.raises(ValueError, match=message):
+        make_policy_step(oracle.network, oracle.config())(oracle.params, batch)
 
 
 def test_surrogate_has_no_gradient_but_the_parameters(x64):
@@ -340,7 +405,7 @@ def test_surrogate_has_no_gradient_but_the_parameters(x64):
 # Many at once.
 
 
-def sixteen():
+def sixteen(kind=purerl.TRPOConfig):
     """Batches of which the fourth is NaN, the fifth has no advantage, the sixth is enormous."""
     oracle = Oracle("gaussian")
     rng = np.random.default_rng(0)
@@ -349,13 +414,14 @@ def sixteen():
     advantage[4] = 0
     advantage[5] *= 1e6
     advantage = jnp.asarray(advantage, jnp.result_type(float))
-    step = make_policy_step(oracle.network, oracle.config(max_kl=0.5))
+    step = make_policy_step(oracle.network, oracle.config(kind, max_kl=0.5))
     one = lambda a: step(oracle.params, oracle.batch._replace(advantage=a))  # noqa: E731
     return oracle, jax.jit(one), jax.jit(jax.vmap(one)), advantage
 
 
-def test_sixteen_steps_at_once_are_sixteen_alone(x64):
-    oracle, one, many, advantage = sixteen()
+@pytest.mark.parametrize("kind", [purerl.TRPOConfig, purerl.NPGConfig])
+def test_sixteen_steps_at_once_are_sixteen_alone(kind, x64):
+    oracle, one, many, advantage = sixteen(kind)
     params, info = many(advantage)
     for i in range(16):
         alone, alone_info = one(advantage[i])
@@ -365,7 +431,8 @@ def test_sixteen_steps_at_once_are_sixteen_alone(x64):
             np.testing.assert_allclose(info[name][i], value, rtol=1e-6, atol=1e-9)
     assert same_bits(jax.tree.map(lambda x: x[3], params), oracle.params)
     assert info["finite"].tolist() == [i != 3 for i in range(16)]
-    assert len(set(info["step_fraction"].tolist())) > 2  # line searches of different lengths
+    if kind is purerl.TRPOConfig:
+        assert len(set(info["step_fraction"].tolist())) > 2  # searches of different lengths
 
 
 def test_a_bad_neighbour_is_not_felt():
@@ -460,6 +527,41 @@ def test_update_is_policy_step_and_critic_fit(space, shared, x64):
     )
 
 
+def tiny_update(data, progress=0.0, **changes):
+    """State before and after an update, and its info."""
+    config = purerl.TRPOConfig(network=NetworkConfig(hidden_sizes=(4,)), **changes)
+    algorithm = purerl.trpo(config, Discrete(3))
+    state = algorithm.init(data.obs[0], jax.random.key(0))
+    update = jax.jit(algorithm.update)
+    return state, *update(state, data, jax.random.key(1), progress=progress)
+
+
+def test_annealing_of_the_critic():
+    data = rollout(Discrete(3))
+    for anneal in (False, True):
+        old, new, info = tiny_update(data, 1.0, anneal_critic_learning_rate=anneal)
+        critics = (s.params["params"]["critic"] for s in (old, new))
+        assert same_bits(*critics) == anneal
+        assert info["accepted"]
+
+
+def test_a_policy_step_that_is_not_finite_refuses_the_critic_too():
+    data = rollout(Discrete(3))
+    data = data._replace(log_prob=data.log_prob.at[0, 0].set(-jnp.inf))
+    old, new, info = tiny_update(data)
+    assert same_bits(old, new)
+    assert not info["finite"]
+    assert not info["accepted"]
+
+
+def test_a_critic_that_is_not_finite_refuses_the_policy_too():
+    rate = jnp.array(jnp.inf)  # as a sweep might put it in
+    old, new, info = tiny_update(rollout(Discrete(3)), critic_learning_rate=rate)
+    assert same_bits(old, new)
+    assert not info["finite"]
+    assert not info["accepted"]
+
+
 def test_advantages_and_targets_are_of_the_old_critic(x64):
     space, config = Discrete(3), purerl.TRPOConfig(gamma=0.9, gae_lambda=0.8)
     network = purerl.default_network(space, config.network)
@@ -478,7 +580,7 @@ def test_advantages_and_targets_are_of_the_old_critic(x64):
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
 def test_over_a_whole_run_every_step_keeps_the_bound(name):
-    """And the reported KL is that of the policies before and after."""
+    """Of seeds that train side by side."""
     env = purerl.make_env(name)
     max_kl = 0.02
     config = purerl.TRPOConfig(
@@ -494,8 +596,6 @@ def test_over_a_whole_run_every_step_keeps_the_bound(name):
     assert not result.failed.any()
     assert info["kl"].shape == (4, 40)
     assert np.all(info["kl"] <= max_kl)
-    assert np.all(info["improvement"] >= 0)
-    assert np.all(info["accepted"] == (info["step_fraction"] > 0))
     assert np.mean(info["accepted"]) > 0.9
     assert np.mean(info["kl"]) > 0.3 * max_kl
     assert np.any((info["step_fraction"] > 0) & (info["step_fraction"] < 1))  # it has backtracked

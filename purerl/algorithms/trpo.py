@@ -45,6 +45,7 @@ import optax
 
 from purerl.actor_critic import (
     advantage_batch,
+    apply_network,
     default_network,
     explained_variance,
     init_params,
@@ -54,11 +55,11 @@ from purerl.actor_critic import (
 from purerl.losses import surrogate_loss, value_loss
 from purerl.networks import NetworkConfig
 from purerl.optimize import all_finite, anneal, fit, keep_if_finite, make_optimizer
-from purerl.second_order.conjugate_gradient import conjugate_gradient
+from purerl.second_order.conjugate_gradient import CGStop, conjugate_gradient
 from purerl.second_order.line_search import LineSearchResult, backtracking_line_search
 from purerl.second_order.products import fisher_vector_product
 from purerl.types import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
-from purerl.validation import check_integer, check_range, check_rollout
+from purerl.validation import check_batch, check_integer, check_range, check_rollout
 
 PolicyStep = Callable[[PyTree, OnPolicyBatch], tuple[PyTree, Info]]
 
@@ -149,7 +150,8 @@ def trpo(config: TRPOConfig, action_space: ActionSpace, network: Any = None) -> 
 
     Returns:
         The algorithm. ``update``'s info is that of :func:`make_policy_step`, and ``entropy`` (of
-        the old policy), ``value_loss``, ``explained_variance``.
+        the old policy), ``value_loss``, ``explained_variance``. Where ``finite`` is False, by the
+        policy's step or the critic's fit, the whole update is refused.
 
     Example:
         >>> import jax, purerl
@@ -206,8 +208,11 @@ def make_policy_step(network: Any, config: NPGConfig) -> PolicyStep:
     Returns:
         The step. Its info: ``kl`` (mean KL(old || new), nats), ``expected_improvement`` (of L, by
         its gradient) and ``improvement`` (what came), ``cg_residual`` (relative),
-        ``cg_iterations``, ``step_fraction`` (:math:`\alpha^j`), ``accepted``, ``finite``. Of a
-        refused step the first three and the fraction are 0.
+        ``cg_iterations``, ``step_fraction`` (:math:`\alpha^j`), ``accepted``, ``finite`` (gradient
+        and conjugate gradient). Of a refused step the first three and the fraction are 0.
+
+    Raises:
+        ValueError: If a field of the batch has another shape than one row a sample.
 
     Example:
         >>> import jax, jax.numpy as jnp, purerl
@@ -224,13 +229,14 @@ def make_policy_step(network: Any, config: NPGConfig) -> PolicyStep:
     """
 
     def policy(params: PyTree, obs: jax.Array) -> Any:
-        return network.apply(params, obs)[0]
+        return apply_network(network, params, obs)[0]
 
     def surrogate(params: PyTree, batch: OnPolicyBatch) -> jax.Array:
         log_prob = policy(params, batch.obs).log_prob(batch.action)
         return -jnp.mean(surrogate_loss(log_prob, batch.log_prob, batch.advantage))
 
     def policy_step(params: PyTree, batch: OnPolicyBatch) -> tuple[PyTree, Info]:
+        check_batch(batch)
         objective, gradient = jax.value_and_grad(surrogate)(params, batch)
         fisher = fisher_vector_product(policy, params, batch.obs, fraction=config.fisher_fraction)
         solution = conjugate_gradient(
@@ -242,7 +248,7 @@ def make_policy_step(network: Any, config: NPGConfig) -> PolicyStep:
         )
         # (F + c I) x = g - residual: the step's length needs no further product.
         product = optax.tree.sub(gradient, solution.residual)
-        step, _ = trust_region_step(solution.x, product, config.max_kl)
+        step, multiplier = trust_region_step(solution.x, product, config.max_kl)
         old = policy(params, batch.obs)
 
         def evaluate(params: PyTree) -> tuple[jax.Array, jax.Array]:
@@ -259,17 +265,18 @@ def make_policy_step(network: Any, config: NPGConfig) -> PolicyStep:
                 max_tries=config.backtrack_steps,
             )
         else:
-            found = _full_step(evaluate, params, step, objective)
+            found = _full_step(evaluate, params, step, objective, multiplier > 0)
         norm = optax.tree.norm(gradient)
+        expected = found.fraction * optax.tree.vdot(gradient, step)
         info = {
             "kl": found.constraint,
-            "expected_improvement": found.fraction * optax.tree.vdot(gradient, step),
+            "expected_improvement": jnp.where(found.accepted, expected, 0.0),
             "improvement": found.improvement,
-            "cg_residual": jnp.where(norm > 0, solution.residual_norm / norm, 0.0),
+            "cg_residual": jnp.where(norm == 0, 0.0, solution.residual_norm / norm),
             "cg_iterations": solution.iterations,
             "step_fraction": found.fraction,
             "accepted": found.accepted,
-            "finite": all_finite((objective, gradient)),
+            "finite": all_finite((objective, gradient)) & (solution.reason != CGStop.NON_FINITE),
         }
         return found.params, info
 
@@ -354,11 +361,13 @@ def make_critic_loss(
     return loss
 
 
-def _full_step(evaluate, params: PyTree, step: PyTree, objective: jax.Array) -> LineSearchResult:
+def _full_step(
+    evaluate, params: PyTree, step: PyTree, objective: jax.Array, possible: jax.Array
+) -> LineSearchResult:
     """The natural policy gradient's step as the result of a search that tried one point."""
     point = optax.tree.add(params, step)
     value, kl = evaluate(point)
-    accepted = all_finite((step, kl, value))
+    accepted = possible & all_finite((step, kl, value))
     return LineSearchResult(
         params=jax.tree.map(lambda new, old: jnp.where(accepted, new, old), point, params),
         accepted=accepted,
@@ -403,6 +412,7 @@ def _make_algorithm(
         more = {
             "entropy": jnp.mean(old.entropy()),
             "explained_variance": explained_variance(batch.value, batch.target),
+            "accepted": info["accepted"] & finite,
             "finite": finite,
         }
         return new, info | critic_info | more

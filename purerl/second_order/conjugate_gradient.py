@@ -10,13 +10,13 @@ import optax
 
 from purerl.optimize import all_finite
 from purerl.types import PyTree
-from purerl.validation import check_integer, check_range
+from purerl.validation import check_integer, check_like, check_range
 
 LinearMap = Callable[[PyTree], PyTree]
 
 
-class Stop(enum.IntEnum):
-    """Why conjugate gradient stopped."""
+class CGStop(enum.IntEnum):
+    """Why :func:`conjugate_gradient` stopped."""
 
     CONVERGED = 0
     MAX_ITERATIONS = 1
@@ -31,7 +31,7 @@ class CGResult(NamedTuple):
     residual: PyTree  # like b: b - (A + damping I) x, as the recursion has it
     residual_norm: jax.Array  # [] Euclidean norm of the residual
     iterations: jax.Array  # [] int32, products with A that made up x
-    reason: jax.Array  # [] int32, a Stop
+    reason: jax.Array  # [] int32, a CGStop
 
 
 class _Carry(NamedTuple):
@@ -59,14 +59,15 @@ def conjugate_gradient(
 ) -> CGResult:
     r"""Solves :math:`(A + c I) x = b` for a symmetric positive definite matrix.
 
-    Stops with the smallest residual norm of at most ``tolerance`` times b's; after
+    Stops at the first residual whose norm is at most ``tolerance`` times b's; after
     ``max_iterations``; where a direction p has :math:`p^\top (A + c I) p \le 0`; and where a number
-    is not finite. In the last two cases x is that of the iteration before. Under ``vmap`` a system
-    that has stopped keeps its values, bit for bit, while others go on, whatever they run into.
+    is not finite (a squared norm beyond the range of the dtype is not, either). In the last two
+    cases x is that of the iteration before. Under ``vmap`` a system that has stopped keeps its
+    values, bit for bit, while others go on, whatever they run into.
 
     Args:
         matvec: ``v -> A v``, on pytrees like b.
-        b: Right-hand side.
+        b: Right-hand side, of floating-point leaves.
         x0: Where to start; zero by default, which saves a product.
         tolerance: Relative to the norm of b.
         max_iterations: At most so many products with A; static.
@@ -78,12 +79,14 @@ def conjugate_gradient(
         A :class:`CGResult`.
 
     Raises:
-        ValueError: If an argument is out of range, or x0 is not shaped like b.
+        ValueError: If an argument is out of range, x0 or a product is not shaped like b, or b is
+            not of floating point.
 
     Example:
         >>> import jax.numpy as jnp
         >>> result = conjugate_gradient(lambda v: jnp.array([2.0, 4.0]) * v, jnp.array([2.0, 2.0]))
-        >>> result.x.round(5).tolist(), int(result.iterations), Stop(int(result.reason)).name
+        >>> stop = CGStop(int(result.reason))
+        >>> result.x.round(5).tolist(), int(result.iterations), stop.name
         ([1.0, 0.5], 2, 'CONVERGED')
 
     References:
@@ -100,17 +103,18 @@ def conjugate_gradient(
     check_range(where, "damping", damping, 0)
     precondition = (lambda r: r) if preconditioner is None else preconditioner
     matrix = lambda v: _axpy(damping, v, matvec(v))  # noqa: E731
-    start = jax.tree.map(jnp.zeros_like, b) if x0 is None else _check_like(x0, b)
+    _check(matvec, b, x0)
+    start = jax.tree.map(jnp.zeros_like, b) if x0 is None else _cast(x0, b)
     residual = b if x0 is None else _axpy(-1.0, matrix(start), b)
-    direction = precondition(residual)
+    direction = _cast(precondition(residual), b)
     threshold = jnp.square(tolerance) * optax.tree.vdot(b, b)
     dtype = threshold.dtype
     rr = optax.tree.vdot(residual, residual).astype(dtype)
 
     def reason(rr, iterations):
         """Of having stopped after a good iteration, or _RUNNING."""
-        going = jnp.where(iterations < max_iterations, _RUNNING, Stop.MAX_ITERATIONS)
-        return jnp.where(rr <= threshold, Stop.CONVERGED, going).astype(jnp.int32)
+        going = jnp.where(iterations < max_iterations, _RUNNING, CGStop.MAX_ITERATIONS)
+        return jnp.where(rr <= threshold, CGStop.CONVERGED, going).astype(jnp.int32)
 
     def iterate(c: _Carry) -> _Carry:
         product = matrix(c.direction)
@@ -119,18 +123,19 @@ def conjugate_gradient(
         x = _axpy(alpha, c.direction, c.x)
         residual = _axpy(-alpha, product, c.residual)
         z = precondition(residual)
-        rz, rr = optax.tree.vdot(residual, z), optax.tree.vdot(residual, residual)
-        direction = _axpy(rz / c.rz, c.direction, z)
+        rz = optax.tree.vdot(residual, z).astype(dtype)
+        rr = optax.tree.vdot(residual, residual).astype(dtype)
+        direction = _axpy(rz / c.rz, c.direction, _cast(z, b))
         iterations = c.iterations + 1
         new = _Carry(x, residual, direction, rz, rr, iterations, reason(rr, iterations))
         # Where rr = 0 the new direction may be 0 / 0, but it is not used any more.
-        bad = jnp.where(curvature <= 0, Stop.NON_POSITIVE_CURVATURE, Stop.NON_FINITE)
+        bad = jnp.where(curvature <= 0, CGStop.NON_POSITIVE_CURVATURE, CGStop.NON_FINITE)
         good = (curvature > 0) & all_finite((x, rz, rr))
         old = c._replace(reason=bad.astype(jnp.int32))
         return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
     zero = jnp.zeros((), jnp.int32)
-    first = jnp.where(jnp.isfinite(rr), reason(rr, zero), Stop.NON_FINITE).astype(jnp.int32)
+    first = jnp.where(jnp.isfinite(rr), reason(rr, zero), CGStop.NON_FINITE).astype(jnp.int32)
     rz = optax.tree.vdot(residual, direction).astype(dtype)
     carry = _Carry(start, residual, direction, rz, rr, zero, first)
     end = jax.lax.while_loop(lambda c: c.reason == _RUNNING, iterate, carry)
@@ -142,11 +147,17 @@ def _axpy(alpha: float | jax.Array, x: PyTree, y: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: (alpha * x + y).astype(jnp.result_type(y)), x, y)
 
 
-def _check_like(x0: PyTree, b: PyTree) -> PyTree:
-    shapes = lambda tree: jax.tree.map(jnp.shape, tree)  # noqa: E731
-    if shapes(x0) != shapes(b):
+def _cast(tree: PyTree, like: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: jnp.asarray(x, jnp.result_type(y)), tree, like)
+
+
+def _check(matvec: LinearMap, b: PyTree, x0: PyTree | None) -> None:
+    kinds = {str(jnp.result_type(x)) for x in jax.tree.leaves(b)}
+    if not kinds or not all(jnp.issubdtype(kind, jnp.floating) for kind in kinds):
         raise ValueError(
-            f"conjugate_gradient: x0 has shapes {shapes(x0)}, wanted those of b, {shapes(b)}; "
-            "leave x0 out to start at zero."
+            f"conjugate_gradient: b has leaves of dtype {sorted(kinds)}, wanted floating point; "
+            "convert them with astype."
         )
-    return x0
+    if x0 is not None:
+        check_like("conjugate_gradient: x0", x0, b, "b")
+    check_like("conjugate_gradient: matvec's product", jax.eval_shape(matvec, b), b, "b")

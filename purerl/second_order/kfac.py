@@ -86,7 +86,7 @@ def scale_by_kfac(
         ValueError: If a number is out of range.
 
     Example:
-        >>> import jax, jax.numpy as jnp, optax
+        >>> import jax, jax.numpy as jnp, optax, purerl
         >>> network, obs = purerl.MLP(purerl.NetworkConfig(hidden_sizes=(2,))), jnp.ones((5, 3))
         >>> params = network.init(jax.random.key(0), obs)
         >>> layers = find_layers(network, params, obs)

@@ -63,7 +63,7 @@ def find_layers(
             ``nn.jit``, layers whose input's first axis is not the batch.
 
     Example:
-        >>> import jax, jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp, purerl
         >>> network, obs = purerl.MLP(purerl.NetworkConfig(hidden_sizes=(8,))), jnp.zeros((5, 3))
         >>> params = network.init(jax.random.key(0), obs)
         >>> find_layers(network, params, obs)[0]._asdict()
@@ -107,7 +107,7 @@ def tap(
         *args: Further arguments of the network.
 
     Example:
-        >>> import jax, jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp, purerl
         >>> network, obs = purerl.MLP(purerl.NetworkConfig(hidden_sizes=(8,))), jnp.ones((5, 3))
         >>> params = network.init(jax.random.key(0), obs)
         >>> tapped = tap(network, find_layers(network, params, obs), params, obs)

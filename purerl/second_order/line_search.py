@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.types import PyTree
-from purerl.validation import check_integer, check_range
+from purerl.validation import check_integer, check_like, check_range
 
 
 class LineSearchResult(NamedTuple):
@@ -34,8 +34,8 @@ def backtracking_line_search(
     r"""The smallest j in 0, 1, ... for which :math:`\theta + \alpha^j \Delta` improves the
     objective and keeps the constraint.
 
-    Both conditions are checked anew at every point. A point where either number is NaN is not
-    accepted.
+    Both conditions are checked anew at every point. A point whose objective is not finite, or whose
+    constraint is NaN, is not accepted.
 
     Args:
         evaluate: ``params -> (objective, constraint)``, scalars; the objective is maximized.
@@ -51,7 +51,8 @@ def backtracking_line_search(
         for bit.
 
     Raises:
-        ValueError: If ``factor`` or ``max_tries`` is out of range.
+        ValueError: If ``factor`` or ``max_tries`` is out of range, or ``step`` is not shaped like
+            ``params``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -73,14 +74,16 @@ def backtracking_line_search(
     where = "backtracking_line_search"
     check_range(where, "factor", factor, 0, 1, low_open=True, high_open=True)
     check_integer(where, "max_tries", max_tries, 1)
+    check_like(f"{where}: step", step, params, "params")
+    params = jax.tree.map(jnp.asarray, params)
     dtype = jnp.result_type(objective)
     zero = jnp.zeros((), dtype)
 
     def attempt(found: LineSearchResult) -> LineSearchResult:
         fraction = jnp.asarray(factor, dtype) ** found.tries
-        point = jax.tree.map(lambda p, s: p + fraction.astype(p.dtype) * s, params, step)
+        point = jax.tree.map(lambda p, s: (p + fraction * s).astype(p.dtype), params, step)
         value, constraint = evaluate(point)
-        accepted = (value > objective) & (constraint <= bound)
+        accepted = (value > objective) & jnp.isfinite(value) & (constraint <= bound)
         keep = lambda new: jnp.where(accepted, new, zero).astype(dtype)  # noqa: E731
         return LineSearchResult(
             params=jax.tree.map(lambda new, old: jnp.where(accepted, new, old), point, params),

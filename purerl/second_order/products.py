@@ -85,10 +85,12 @@ def fisher_vector_product(
         parameters.
     """
     obs = _subsample(obs, fraction)
-    distribution, push = jax.linearize(lambda p: policy(p, obs), params)
+    distribution = policy(params, obs)
+    z, rebuild = _floating_leaves(distribution)
+    _, push = jax.linearize(lambda p: _floating_leaves(policy(p, obs))[0], params)
     pull = jax.linear_transpose(push, params)
-    kl_gradient = jax.grad(lambda other: jnp.mean(distribution.kl(other)))
-    _, curvature = jax.linearize(kl_gradient, distribution)
+    kl_gradient = jax.grad(lambda z: jnp.mean(distribution.kl(rebuild(z))))
+    _, curvature = jax.linearize(kl_gradient, z)
 
     def product(v: PyTree) -> PyTree:
         (out,) = pull(curvature(push(v)))
@@ -120,11 +122,12 @@ def fisher_diagonal(policy: Policy, params: PyTree, obs: jax.Array) -> PyTree:
 
     def of_one(observation):
         def flat(p):
-            return ravel_pytree(policy(p, observation[None]))[0]
+            return ravel_pytree(_floating_leaves(policy(p, observation[None]))[0])[0]
 
         distribution = policy(params, observation[None])
-        z, unravel = ravel_pytree(distribution)
-        curvature = jax.hessian(lambda z: jnp.sum(distribution.kl(unravel(z))))(z)
+        leaves, rebuild = _floating_leaves(distribution)
+        z, unravel = ravel_pytree(leaves)
+        curvature = jax.hessian(lambda z: jnp.sum(distribution.kl(rebuild(unravel(z)))))(z)
         jacobian = jax.jacrev(flat)(params)
         return jax.tree.map(lambda j: jnp.einsum("i...,ij,j...->...", j, curvature, j), jacobian)
 
@@ -140,8 +143,21 @@ def fisher_diagonal(policy: Policy, params: PyTree, obs: jax.Array) -> PyTree:
     return jax.tree.map(lambda x: x / size, total)
 
 
+def _floating_leaves(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]:
+    """The leaves that can be differentiated, and what makes the tree of them, the rest as it is."""
+    leaves, treedef = jax.tree.flatten(tree)
+    real = [jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves]
+
+    def rebuild(new):
+        values = iter(new)
+        merged = [next(values) if r else x for r, x in zip(real, leaves, strict=True)]
+        return jax.tree.unflatten(treedef, merged)
+
+    return [x for r, x in zip(real, leaves, strict=True) if r], rebuild
+
+
 def _subsample(obs: jax.Array, fraction: float) -> jax.Array:
-    """``fraction`` of the samples, spread over time steps and environments alike.
+    """``fraction`` of the samples, spread over time steps and environments about alike.
 
     Every k-th sample of ``[T * N]`` would be the same environments again and again where k and N
     have a common divisor; multiples of a step near the golden section have no such pattern.
