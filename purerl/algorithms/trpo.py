@@ -249,6 +249,7 @@ def make_policy_step(network: Any, config: NPGConfig) -> PolicyStep:
         # (F + c I) x = g - residual: the step's length needs no further product.
         product = optax.tree.sub(gradient, solution.residual)
         step, multiplier = trust_region_step(solution.x, product, config.max_kl)
+        objective = jnp.where(multiplier > 0, objective, jnp.inf)  # a step of zero is refused
         old = policy(params, batch.obs)
 
         def evaluate(params: PyTree) -> tuple[jax.Array, jax.Array]:
@@ -265,7 +266,7 @@ def make_policy_step(network: Any, config: NPGConfig) -> PolicyStep:
                 max_tries=config.backtrack_steps,
             )
         else:
-            found = _full_step(evaluate, params, step, objective, multiplier > 0)
+            found = _full_step(evaluate, params, step, objective)
         norm = optax.tree.norm(gradient)
         expected = found.fraction * optax.tree.vdot(gradient, step)
         info = {
@@ -361,13 +362,11 @@ def make_critic_loss(
     return loss
 
 
-def _full_step(
-    evaluate, params: PyTree, step: PyTree, objective: jax.Array, possible: jax.Array
-) -> LineSearchResult:
+def _full_step(evaluate, params: PyTree, step: PyTree, objective: jax.Array) -> LineSearchResult:
     """The natural policy gradient's step as the result of a search that tried one point."""
     point = optax.tree.add(params, step)
     value, kl = evaluate(point)
-    accepted = possible & all_finite((step, kl, value))
+    accepted = all_finite((step, kl, value, objective))
     return LineSearchResult(
         params=jax.tree.map(lambda new, old: jnp.where(accepted, new, old), point, params),
         accepted=accepted,

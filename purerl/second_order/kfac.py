@@ -87,6 +87,8 @@ def scale_by_kfac(
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, purerl
+        >>> from purerl.second_order.kfac_capture import find_layers, tap
+        >>> from purerl.second_order.kfac_factors import fisher_factors
         >>> network, obs = purerl.MLP(purerl.NetworkConfig(hidden_sizes=(2,))), jnp.ones((5, 3))
         >>> params = network.init(jax.random.key(0), obs)
         >>> layers = find_layers(network, params, obs)
