@@ -277,7 +277,7 @@ def make_policy_step(network: Any, config: NPGConfig) -> PolicyStep:
             "cg_iterations": solution.iterations,
             "step_fraction": found.fraction,
             "accepted": found.accepted,
-            "finite": all_finite((objective, gradient)) & (solution.reason != CGStop.NON_FINITE),
+            "finite": all_finite(gradient) & (solution.reason != CGStop.NON_FINITE),
         }
         return found.params, info
 
