@@ -51,6 +51,9 @@ CELLS = [
     Cell(algorithm="ppo_clip", env="Breakout-MinAtar", target=15, seeds=4),
     Cell(algorithm="ppo_penalty", env="CartPole-v1", target=475),
     Cell(algorithm="a2c", env="CartPole-v1", target=480),
+    Cell(algorithm="acktr", env="CartPole-v1", target=490),
+    Cell(algorithm="acktr", env="Acrobot-v1", target=-90),
+    Cell(algorithm="acktr", env="Pendulum-v1", target=-250),
     Cell(algorithm="policy_gradient", env="CartPole-v1", target=470),
     *(
         Cell(
