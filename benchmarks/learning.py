@@ -57,6 +57,9 @@ CELLS = [
     Cell(algorithm="trpo", env="Pendulum-v1", target=-250),
     Cell(algorithm="trpo", env="MountainCar-v0", above=-150),
     Cell(algorithm="npg", env="CartPole-v1", target=475),
+    Cell(algorithm="acktr", env="CartPole-v1", target=490),
+    Cell(algorithm="acktr", env="Acrobot-v1", target=-90),
+    Cell(algorithm="acktr", env="Pendulum-v1", target=-250),
     Cell(algorithm="policy_gradient", env="CartPole-v1", target=470),
     *(
         Cell(

@@ -83,6 +83,17 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "trpo": _TRPO,
     "npg": _TRPO | {"CartPole-v1": dict(steps=150_000)},
+    "acktr": {
+        "*": dict(rollout_length=20),
+        "CartPole-v1": dict(steps=200_000),
+        # A wider step and longer rollouts: with short ones a few seeds never find the goal.
+        "Acrobot-v1": dict(
+            steps=500_000, num_envs=16, rollout_length=50, kl_clip=0.003, normalize_obs=True,
+        ),
+        "Pendulum-v1": dict(
+            steps=500_000, rollout_length=50, gamma=0.9, gae_lambda=0.95, normalize_obs=True,
+        ),
+    },
     "policy_gradient": {
         "CartPole-v1": dict(steps=300_000, num_envs=8, rollout_length=125),
     },

@@ -26,7 +26,6 @@ def a2c(space, **kw):
 
 
 def acktr(space, **kw):
-    # The table's critic is right within 0.1 only if its last steps are small.
     kw = (
         {"cold_start": 1, "learning_rate": 0.3, "critic_kl_clip": 0.1, "kl_clip": 0.01}
         | COMMON
