@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl.types import ActionSpace, Box, Discrete, Rollout
+from purerl.types import ActionSpace, Batch, Box, Discrete, Rollout
 
 
 def check_range(
@@ -123,6 +123,33 @@ def check_rollout(rollout: Rollout, action_space: ActionSpace) -> None:
         wanted = lead + tuple(action_space.shape)
         _check_shape("rollout.action", rollout.action, wanted, f"for {action_space.shape} actions")
         _check_kind("rollout.action", rollout.action, jnp.floating, "floating point (Box actions)")
+
+
+def check_batch(batch: Batch) -> None:
+    """Raises ValueError, naming the field, unless shapes and dtypes are those of a Batch.
+
+    Args:
+        batch: As given to ``update``; with discrete actions.
+    """
+    if jnp.ndim(batch.reward) != 1:
+        raise ValueError(
+            f"batch.reward has shape {jnp.shape(batch.reward)}, wanted [B]; flatten time and "
+            "environments: reward.reshape(-1)."
+        )
+    lead = jnp.shape(batch.reward)
+    for name in ("action", "discount", "weight", "index"):
+        _check_shape(f"batch.{name}", getattr(batch, name), lead, "as batch.reward")
+    for name in ("reward", "discount", "weight"):
+        _check_kind(f"batch.{name}", getattr(batch, name), jnp.floating, "floating point")
+    for name in ("action", "index"):
+        _check_kind(f"batch.{name}", getattr(batch, name), jnp.integer, "integer")
+    obs_shape = jnp.shape(batch.obs)
+    if obs_shape[:1] != lead:
+        raise ValueError(
+            f"batch.obs has shape {obs_shape}, wanted {lead} + observation shape, since "
+            f"batch.reward has shape {lead}."
+        )
+    _check_shape("batch.next_obs", batch.next_obs, obs_shape, "as batch.obs")
 
 
 def _check_shape(name: str, array: Any, wanted: tuple[int, ...], why: str) -> None:
