@@ -7,29 +7,37 @@ of pure functions; every piece is usable alone.
 from purerl.actor_critic import default_network
 from purerl.algorithms import ALGORITHMS
 from purerl.algorithms.a2c import A2CConfig, a2c
+from purerl.algorithms.dqn import DQNConfig, dqn
 from purerl.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
 from purerl.algorithms.ppo import PPOClipConfig, PPOPenaltyConfig, ppo_clip, ppo_penalty
 from purerl.distributions import Categorical, DiagGaussian
 from purerl.envs import Env, list_envs, make_env
 from purerl.experiment import Experiment, LoopConfig, make_experiment
 from purerl.minibatch import minibatches, permutation
-from purerl.networks import MLP, ActorCritic, ActorQCritic, NetworkConfig
+from purerl.networks import MLP, ActorCritic, ActorQCritic, NetworkConfig, QNetwork
 from purerl.plotting import plot_curves
+from purerl.replay import Replay, n_step_batch, prioritized, uniform
 from purerl.returns import discounted_return, gae, lambda_return, n_step_return, reward_to_go
 from purerl.rollout import unroll
 from purerl.run import RunResult, evaluate_run, run
 from purerl.statistics import iqm, iqm_interval
 from purerl.train.evaluate import Evaluation, evaluate
-from purerl.train.on_policy import Train, TrainResult, TrainState, make_train
+from purerl.train.loop import Train, TrainResult, TrainState
+from purerl.train.off_policy import make_off_policy_train
+from purerl.train.on_policy import make_train
 from purerl.train.vectorize import use_all_cores, vectorize
 from purerl.types import (
     ActionSpace,
+    Batch,
     Box,
     Clock,
+    Cursor,
     Discrete,
+    OffPolicyAlgorithm,
     OnPolicyAlgorithm,
     OnPolicyBatch,
     Rollout,
+    Transition,
 )
 
 __all__ = [
@@ -43,21 +51,26 @@ __all__ = [
     # Algorithms
     "ALGORITHMS",
     "A2CConfig",
+    "DQNConfig",
+    "OffPolicyAlgorithm",
     "OnPolicyAlgorithm",
     "PPOClipConfig",
     "PPOPenaltyConfig",
     "PolicyGradientConfig",
     "a2c",
+    "dqn",
     "policy_gradient",
     "ppo_clip",
     "ppo_penalty",
     # Whole runs
     "Clock",
+    "Cursor",
     "Evaluation",
     "Train",
     "TrainResult",
     "TrainState",
     "evaluate",
+    "make_off_policy_train",
     "make_train",
     "use_all_cores",
     "vectorize",
@@ -74,19 +87,26 @@ __all__ = [
     # Pieces
     "ActorCritic",
     "ActorQCritic",
+    "Batch",
     "Categorical",
     "DiagGaussian",
     "MLP",
     "NetworkConfig",
     "OnPolicyBatch",
+    "QNetwork",
+    "Replay",
     "Rollout",
+    "Transition",
     "default_network",
     "discounted_return",
     "gae",
     "lambda_return",
     "minibatches",
+    "n_step_batch",
     "n_step_return",
     "permutation",
+    "prioritized",
     "reward_to_go",
+    "uniform",
     "unroll",
 ]

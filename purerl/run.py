@@ -20,7 +20,7 @@ from purerl.logging import PLOT, RunFolder
 from purerl.plotting import plot_curves, save_plot
 from purerl.statistics import iqm, iqm_interval
 from purerl.train.evaluate import Evaluation
-from purerl.train.on_policy import Metrics, Train, TrainState, evaluation_iterations
+from purerl.train.loop import Metrics, Train, TrainState, evaluation_iterations
 from purerl.train.vectorize import use_all_cores, vectorize
 from purerl.validation import check_integer
 
