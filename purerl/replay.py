@@ -169,8 +169,6 @@ def prioritized(
         tree = state.tree
         power = (jnp.abs(td_error) + eps) ** alpha
         power = jnp.where(jnp.isfinite(power), power, _take(tree.leaves, index))
-        same = index[:, None] == index
-        power = jnp.max(jnp.where(same, power, 0), axis=1)  # duplicates write the same number
         tree = tree._replace(largest=jnp.maximum(tree.largest, jnp.max(power)))
         return state._replace(tree=set_leaves(tree, index, power))
 
@@ -255,11 +253,11 @@ def set_leaves(tree: Tree, index: jax.Array, power: jax.Array) -> Tree:
 
     Args:
         tree: The priorities.
-        index: ``[B]``, which leaves; where one occurs twice, its power must be the same.
+        index: ``[B]``, which leaves; one that occurs several times gets the largest power.
         power: ``[B]``, their p^alpha.
     """
     put = lambda x, i, value: x.at[i].set(value, mode="promise_in_bounds")  # noqa: E731
-    leaves = put(tree.leaves, index, power)
+    leaves = put(tree.leaves, index, 0).at[index].max(power, mode="promise_in_bounds")
     node = index // BRANCHES
     below = _children(leaves, node)
     below_sums, below_minima = below, jnp.where(below > 0, below, jnp.inf)
