@@ -235,7 +235,9 @@ class QNetwork(nn.Module):
         """``[B, *O] -> [B, K]``."""
         count, orthogonal = self.action_space.num_actions, self.config.orthogonal_init
         if not self.dueling:
-            return dense(count, 1.0, orthogonal, name="q_head")(Torso(self.config, name="torso")(obs))
+            return dense(count, 1.0, orthogonal, name="q_head")(
+                Torso(self.config, name="torso")(obs)
+            )
         *shared, last = self.config.hidden_sizes or (None,)
         config = dataclasses.replace(self.config, hidden_sizes=tuple(shared))
         features = Torso(config, name="torso")(obs)

@@ -90,7 +90,7 @@ class _Driver:
     @property
     def step(self) -> int:
         """Environment steps of each seed so far."""
-        return self.done * self.train.steps_per_iteration
+        return self.train.warmup_steps + self.done * self.train.steps_per_iteration
 
     def _lower(self, length: int) -> Any:
         advance = vectorize(functools.partial(self.train.advance, iterations=length))

@@ -76,7 +76,8 @@ class Train(NamedTuple):
     iterations: int
     steps_per_iteration: int
     evaluate_every: int  # iterations; the last iteration is always followed by an evaluation
-    total_steps: int  # iterations * steps_per_iteration: what is really run
+    total_steps: int  # warmup_steps + iterations * steps_per_iteration: what is really run
+    warmup_steps: int  # environment steps that init takes
 
 
 class Sizes(NamedTuple):
@@ -89,6 +90,7 @@ class Sizes(NamedTuple):
     evaluation_episodes: int
     greedy_evaluation: bool
     max_episode_steps: int | None
+    warmup_steps: int = 0  # environment steps that init takes, of the total
 
     @property
     def steps_per_iteration(self) -> int:
@@ -98,7 +100,15 @@ class Sizes(NamedTuple):
     @property
     def iterations(self) -> int:
         """Of the whole run; the number of steps is rounded up."""
-        return -(-self.total_steps // self.steps_per_iteration)
+        return -(-(self.total_steps - self.warmup_steps) // self.steps_per_iteration)
+
+    def step(self, iteration: jax.Array | int) -> Any:
+        """Environment steps after so many iterations.
+
+        Args:
+            iteration: Iterations finished.
+        """
+        return self.warmup_steps + iteration * self.steps_per_iteration
 
     def check(self, where: str, env: Env) -> None:
         """Raises ValueError where a size is out of range or does not fit the others.
@@ -207,7 +217,7 @@ def assemble(
         state, (metrics, evaluation) = jax.lax.scan(iterate_and_evaluate, state, length=iterations)
         done = evaluation_iterations(iterations, evaluate_every)
         evaluation = jax.tree.map(lambda x: x[jnp.array(done) - 1], evaluation)
-        step = jnp.array(done, jnp.int32) * sizes.steps_per_iteration
+        step = sizes.step(jnp.array(done, jnp.int32))
         return TrainResult(state, metrics, LearningCurve(step, evaluation), failed(state))
 
     return Train(
@@ -219,7 +229,8 @@ def assemble(
         iterations,
         sizes.steps_per_iteration,
         evaluate_every,
-        iterations * sizes.steps_per_iteration,
+        sizes.step(iterations),
+        sizes.warmup_steps,
     )
 
 

@@ -21,7 +21,7 @@ from purerl.types import (
     Rollout,
     Transition,
 )
-from purerl.validation import check_choice, check_integer
+from purerl.validation import check_choice, check_integer, check_key
 
 OBS_DTYPES = ("float", "uint8", "bool")
 
@@ -56,8 +56,9 @@ def make_off_policy_train(
         num_envs: N, environments side by side.
         rollout_length: T, steps of each in an iteration.
         updates: Updates in an iteration, each with a batch of its own.
-        warmup: Environment steps after which the first update is made; until then the algorithm
-            acts (DQN: at random, as long as its epsilon is 1) and only the buffer is filled.
+        warmup: Environment steps before the first iteration, rounded up to whole steps of all
+            environments: ``init`` acts as at the start of the run (DQN: at random, where its
+            epsilon starts at 1) and fills the buffer with them.
         evaluations: About how many evaluations; the interval is a whole number of iterations, and
             the last iteration is always followed by one. 0 for none.
         evaluation_episodes: Episodes of one evaluation.
@@ -93,39 +94,51 @@ def make_off_policy_train(
         max_episode_steps,
     )
     _check(algorithm, env, sizes, updates, warmup, replay_obs)
+    warmup_length = -(-warmup // num_envs)
+    sizes = sizes._replace(warmup_steps=warmup_length * num_envs)
     real = jnp.result_type(float)
     held = {"float": real, "uint8": jnp.dtype("uint8"), "bool": jnp.dtype("bool")}[replay_obs]
 
+    def play(state: TrainState, key: jax.Array, length: int, progress: float | jax.Array):
+        """Acts for so many steps, and remembers them."""
+
+        def act(obs, key):
+            obs = state.normalizer.observe(obs)
+            return algorithm.act(state.learner, obs, key, progress=progress)
+
+        actors, rollout, statistics = rollouts.unroll(act, env, state.actors, key, length)
+        replay = algorithm.replay.add(state.replay, _transitions(rollout))
+        normalizer = state.normalizer
+        if normalizer.obs is not None:
+            normalizer = Normalizer(merge_moments(normalizer.obs, rollout.obs), None)
+        return state._replace(actors=actors, normalizer=normalizer, replay=replay), statistics
+
     def init(key: jax.Array) -> TrainState:
+        check_key(key)
+        key, play_key = jax.random.split(key)
         normalizer = Normalizer(init_moments(env.obs_shape, real) if normalize_obs else None, None)
         state = start(algorithm, env, sizes, normalizer, key)
-        return state._replace(replay=algorithm.replay.init(_item(env, held)))
+        state = state._replace(replay=algorithm.replay.init(_item(env, held)))
+        return play(state, play_key, warmup_length, 0.0)[0]
 
     def learn(
-        carry: tuple[PyTree, ReplayState], key: jax.Array, state: TrainState, progress: jax.Array
+        carry: tuple[PyTree, ReplayState],
+        key: jax.Array,
+        normalizer: Normalizer,
+        progress: jax.Array,
     ) -> tuple[tuple[PyTree, ReplayState], Info]:
-        """One update: the buffer is read before and written after the branch, never in it."""
+        """One update, and the priorities after it."""
         learner, replay = carry
         sample_key, update_key = jax.random.split(key)
-        sample = algorithm.replay.sample(
-            replay, sample_key, algorithm.batch_size, progress=progress
-        )
+        size = algorithm.batch_size
+        sample = algorithm.replay.sample(replay, sample_key, size, progress=progress)
         batch = n_step_batch(
             replay, sample, gamma=algorithm.gamma, n_step=algorithm.n_step, num_envs=num_envs
         )
         batch = batch._replace(
-            obs=state.normalizer.observe(batch.obs),
-            next_obs=state.normalizer.observe(batch.next_obs),
+            obs=normalizer.observe(batch.obs), next_obs=normalizer.observe(batch.next_obs)
         )
-
-        def update(learner):
-            return algorithm.update(learner, batch, update_key, progress=progress)
-
-        def wait(learner):
-            return learner, _nothing(jax.eval_shape(update, learner)[1])
-
-        warm = (state.clock.iteration + 1) * sizes.steps_per_iteration >= warmup
-        learner, info = jax.lax.cond(warm, update, wait, learner)
+        learner, info = algorithm.update(learner, batch, update_key, progress=progress)
         td_error = info.pop("td_error")
         replay = algorithm.replay.update_priorities(replay, batch.index, td_error)
         return (learner, replay), info | {"td_error": jnp.mean(jnp.abs(td_error))}
@@ -133,31 +146,21 @@ def make_off_policy_train(
     def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
         progress = state.clock.iteration / sizes.iterations
         key = jax.random.fold_in(state.key, state.clock.iteration)
-        unroll_key, learn_key = jax.random.split(key)
+        play_key, learn_key = jax.random.split(key)
 
-        def act(obs, key):
-            obs = state.normalizer.observe(obs)
-            return algorithm.act(state.learner, obs, key, progress=progress)
-
-        actors, rollout, statistics = rollouts.unroll(
-            act, env, state.actors, unroll_key, rollout_length
-        )
-        replay = algorithm.replay.add(state.replay, _transitions(rollout))
+        state, statistics = play(state, play_key, rollout_length, progress)
         (learner, replay), info = jax.lax.scan(
-            lambda carry, key: learn(carry, key, state, progress),
-            (state.learner, replay),
+            lambda carry, key: learn(carry, key, state.normalizer, progress),
+            (state.learner, state.replay),
             jax.random.split(learn_key, updates),
         )
         refused = state.refused + jnp.sum(~info["finite"], dtype=jnp.int32)
         info = {name: jnp.mean(x) for name, x in info.items()} | {"finite": info["finite"].all()}
-        normalizer = state.normalizer
-        if normalizer.obs is not None:
-            normalizer = Normalizer(merge_moments(normalizer.obs, rollout.obs), None)
         iteration = state.clock.iteration + 1
-        state = TrainState(
-            Clock(iteration), state.key, learner, actors, normalizer, refused, replay
+        state = state._replace(
+            clock=Clock(iteration), learner=learner, replay=replay, refused=refused
         )
-        return state, Metrics(iteration * sizes.steps_per_iteration, statistics, info)
+        return state, Metrics(sizes.step(iteration), statistics, info)
 
     return assemble(algorithm, env, sizes, init, iterate)
 
@@ -177,16 +180,6 @@ def _item(env: Env, obs_dtype: Any) -> Transition:
     else:
         action = jax.ShapeDtypeStruct((), jnp.int32)
     return Transition(obs, action, number, flag, flag, obs)
-
-
-def _nothing(info: Info) -> Info:
-    """The info of an update that was not due: NaN, and nothing refused."""
-
-    def nothing(x):
-        fill = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0
-        return jnp.full(x.shape, fill, x.dtype)
-
-    return {name: nothing(x) for name, x in info.items()} | {"finite": jnp.array(True)}
 
 
 def _check(
@@ -211,14 +204,15 @@ def _check(
             f"{where}: warmup={warmup} is less than batch_size={algorithm.batch_size}; start to "
             "learn when there is at least one batch to learn from."
         )
-    if warmup > sizes.total_steps:
+    if sizes.total_steps < warmup + sizes.steps_per_iteration:
         raise ValueError(
-            f"{where}: warmup={warmup} is more than total_steps={sizes.total_steps}, so nothing "
-            "would be learned; ask for more steps, or a shorter warm-up."
+            f"{where}: total_steps={sizes.total_steps} is less than warmup={warmup} and one "
+            f"iteration of {sizes.steps_per_iteration} steps, so nothing would be learned; ask for "
+            "more steps, or a shorter warm-up."
         )
-    if sizes.steps_per_iteration > algorithm.replay.capacity:
-        raise ValueError(
-            f"{where}: an iteration adds num_envs * rollout_length = {sizes.steps_per_iteration} "
-            f"transitions to a buffer of capacity={algorithm.replay.capacity}; make the capacity "
-            "larger, or an iteration smaller."
-        )
+    for what, steps in (("the warm-up", warmup), ("an iteration", sizes.steps_per_iteration)):
+        if steps > algorithm.replay.capacity:
+            raise ValueError(
+                f"{where}: {what} adds {steps} transitions to a buffer of capacity="
+                f"{algorithm.replay.capacity}; make the capacity larger, or {what} smaller."
+            )

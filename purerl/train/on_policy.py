@@ -16,6 +16,7 @@ from purerl.train.loop import Metrics, Normalizer, Sizes, Train, TrainState, ass
 from purerl.types import Clock, OffPolicyAlgorithm, OnPolicyAlgorithm
 from purerl.validation import check_range
 
+
 def make_train(
     algorithm: OnPolicyAlgorithm,
     env: Env,
@@ -123,7 +124,7 @@ def make_train(
         iteration = state.clock.iteration + 1
         refused = state.refused + ~info["finite"]
         state = TrainState(Clock(iteration), state.key, learner, actors, normalizer, refused)
-        return state, Metrics(iteration * sizes.steps_per_iteration, statistics, info)
+        return state, Metrics(sizes.step(iteration), statistics, info)
 
     return assemble(algorithm, env, sizes, init, iterate)
 

@@ -124,9 +124,7 @@ def _partition(leaves: list[Any]) -> tuple[list[Any], list[Clock | Cursor]]:
     return [x for x in leaves if not _is_clock(x)], [x for x in leaves if _is_clock(x)]
 
 
-def _merge(
-    template: list[Any], batched: list[Any], clocks: list[Clock | Cursor]
-) -> list[Any]:
+def _merge(template: list[Any], batched: list[Any], clocks: list[Clock | Cursor]) -> list[Any]:
     rest, times = iter(batched), iter(clocks)
     return [next(times) if _is_clock(x) else next(rest) for x in template]
 
