@@ -10,7 +10,7 @@ Prioritized replay (proportional) draws item i with probability
 
 and weighs it with :math:`w_i = (C P(i))^{-\beta} / \max_j w_j`, the maximum being that over the
 whole buffer, so :math:`w_i = (\min_j P(j) / P(i))^\beta`. A tree with four branches a node holds
-the sums and the minima of :math:`p^\alpha`; drawing and updating read and write one node a level.
+the sums and the minima of :math:`p^\alpha`: drawing and updating touch one node a level.
 
 References:
     Schaul et al. 2016, "Prioritized Experience Replay", section 3.3, algorithm 1.
@@ -35,12 +35,26 @@ BRANCHES = 4  # of each node of the tree of priorities
 
 
 class Tree(NamedTuple):
-    """Sums and minima of the priorities' powers; level 0 holds one node for four leaves."""
+    """The priorities, and above every four nodes one that holds their sum and their minimum.
 
-    leaves: jax.Array  # [>= C] p^alpha, zero in an empty place
-    sums: tuple[jax.Array, ...]  # each level's nodes, the last level of at most four
-    minima: tuple[jax.Array, ...]  # of the leaves that are not zero; infinite if all are
+    Each level is an array of its own, and what is read of one before it is written always has a
+    part in what is written: otherwise XLA, not knowing which comes first, would copy the level.
+    """
+
+    leaves: jax.Array  # [>= C] p^alpha, zero where no item is
+    nodes: tuple[jax.Array, ...]  # of level 1, 2, ...: [>= C / 4, 2], [>= C / 16, 2], ..., [4, 2]:
+    # sum, and minimum of the leaves above zero (infinite where none is)
     largest: jax.Array  # [] the largest p^alpha so far: that of a new item
+
+    @property
+    def total(self) -> jax.Array:
+        """The sum of all leaves."""
+        return jnp.sum(self.nodes[-1][:, 0])
+
+    @property
+    def least(self) -> jax.Array:
+        """The smallest leaf above zero."""
+        return jnp.min(self.nodes[-1][:, 1])
 
 
 class ReplayState(NamedTuple):
@@ -148,7 +162,7 @@ def prioritized(
     check_range("prioritized", "eps", eps, 0)
 
     def init(item: PyTree) -> ReplayState:
-        return ReplayState(_empty(item, capacity), _start(), _empty_tree(capacity))
+        return ReplayState(_empty(item, capacity), _start(), empty_tree(capacity))
 
     def add(state: ReplayState, items: PyTree) -> ReplayState:
         index, cursor = _places(state.cursor, _count(items, capacity), capacity)
@@ -159,16 +173,17 @@ def prioritized(
     def sample(
         state: ReplayState, key: jax.Array, size: int, *, progress: float | jax.Array = 0.0
     ) -> Sample:
-        index = draw(state.tree, stratified(key, size))
-        smallest = jnp.min(state.tree.minima[-1])
+        tree = state.tree
+        index = draw(tree, stratified(key, size))
         exponent = beta + progress * (1 - beta)
-        weight = (smallest / _take(state.tree.leaves, index)) ** exponent
+        weight = (tree.least / _take(tree.leaves, index)) ** exponent
         return Sample(index, weight)
 
     def update_priorities(state: ReplayState, index: jax.Array, td_error: jax.Array) -> ReplayState:
         tree = state.tree
         power = (jnp.abs(td_error) + eps) ** alpha
-        power = jnp.where(jnp.isfinite(power), power, _take(tree.leaves, index))
+        before = _take(tree.leaves, index)
+        power = jnp.where(jnp.isfinite(power), power, before)
         tree = tree._replace(largest=jnp.maximum(tree.largest, jnp.max(power)))
         return state._replace(tree=set_leaves(tree, index, power))
 
@@ -218,57 +233,61 @@ def _write(items: PyTree, index: jax.Array, new: PyTree) -> PyTree:
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:
-    return x.at[index].get(mode="promise_in_bounds")
+    return x.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
+def _put(x: jax.Array, index: jax.Array, value: jax.Array | int) -> jax.Array:
+    return x.at[index].set(value, mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 # The tree of priorities.
 
 
-def _empty_tree(capacity: int) -> Tree:
-    sizes = [_rounded(capacity)]
-    while not sizes[1:] or sizes[-1] > BRANCHES:
-        sizes.append(_rounded(sizes[-1] // BRANCHES))
-    leaves, *levels = sizes
-    return Tree(
-        jnp.zeros(leaves),
-        tuple(jnp.zeros(size) for size in levels),
-        tuple(jnp.full(size, jnp.inf) for size in levels),
-        jnp.ones(()),
-    )
+def empty_tree(capacity: int) -> Tree:
+    """A tree of no items.
 
-
-def _rounded(size: int) -> int:
-    return -(-size // BRANCHES) * BRANCHES
+    Args:
+        capacity: C.
+    """
+    round_up = lambda size: -(-size // BRANCHES) * BRANCHES  # noqa: E731
+    sizes = [round_up(capacity)]
+    while sizes[-1] > BRANCHES or len(sizes) == 1:
+        sizes.append(round_up(sizes[-1] // BRANCHES))
+    nothing = jnp.array([0, jnp.inf])
+    nodes = tuple(jnp.broadcast_to(nothing, (size, 2)) for size in sizes[1:])
+    return Tree(jnp.zeros(sizes[0]), nodes, jnp.ones(()))
 
 
 def _children(level: jax.Array, node: jax.Array) -> jax.Array:
-    """``[B, 4]``: the four nodes below each node."""
-    return _take(level.reshape(-1, BRANCHES), node)
+    """``[B, 4, ...]`` of the level below."""
+    return _take(level.reshape(-1, BRANCHES, *level.shape[1:]), node)
 
 
 def set_leaves(tree: Tree, index: jax.Array, power: jax.Array) -> Tree:
-    """Writes leaves, and computes the nodes above them anew from their children.
+    """Writes leaves, and computes what is above them anew from the level below.
 
     Nothing is added to a sum that is there, so rounding errors do not pile up.
 
     Args:
         tree: The priorities.
-        index: ``[B]``, which leaves; one that occurs several times gets the largest power.
-        power: ``[B]``, their p^alpha.
+        index: ``[B]``, which items; one that occurs several times gets the largest power.
+        power: ``[B]``, their p^alpha; above zero.
     """
-    put = lambda x, i, value: x.at[i].set(value, mode="promise_in_bounds")  # noqa: E731
-    leaves = put(tree.leaves, index, 0).at[index].max(power, mode="promise_in_bounds")
-    node = index // BRANCHES
+    node = index.astype(jnp.uint32)  # unsigned: the division is a shift
+    # Something below them first, then the maxima: the order of duplicates does not matter.
+    leaves = _put(tree.leaves, node, -power)
+    leaves = leaves.at[node].max(power, mode="promise_in_bounds", wrap_negative_indices=False)
+    node = node // BRANCHES
     below = _children(leaves, node)
-    below_sums, below_minima = below, jnp.where(below > 0, below, jnp.inf)
-    sums: list[jax.Array] = []
-    minima: list[jax.Array] = []
-    for level_sums, level_minima in zip(tree.sums, tree.minima, strict=True):
-        sums.append(put(level_sums, node, jnp.sum(below_sums, axis=1)))
-        minima.append(put(level_minima, node, jnp.min(below_minima, axis=1)))
+    least = jnp.min(jnp.where(below > 0, below, jnp.inf), axis=1)
+    pair = jnp.stack([jnp.sum(below, axis=1), least], axis=1)
+    nodes: list[jax.Array] = []
+    for level in tree.nodes:
+        nodes.append(_put(level, node, pair))
         node = node // BRANCHES
-        below_sums, below_minima = _children(sums[-1], node), _children(minima[-1], node)
-    return Tree(leaves, tuple(sums), tuple(minima), tree.largest)
+        below = _children(nodes[-1], node)
+        pair = jnp.stack([jnp.sum(below[..., 0], axis=1), jnp.min(below[..., 1], axis=1)], axis=1)
+    return Tree(leaves, tuple(nodes), tree.largest)
 
 
 def stratified(key: jax.Array, size: int) -> jax.Array:
@@ -282,11 +301,11 @@ def stratified(key: jax.Array, size: int) -> jax.Array:
 
 
 def draw(tree: Tree, fraction: jax.Array) -> jax.Array:
-    """The leaves at these fractions of the sum of all leaves, in their order.
+    """The items at these fractions of the sum of all leaves, in their order.
 
-    A leaf that is zero is never drawn, whatever the rounding errors of the sums: below each node
-    the first child whose running sum exceeds what is left, or else the last child, is taken among
-    the children that are not zero.
+    A leaf that is zero is never drawn, whatever the rounding errors of the sums: among four
+    children, the first whose running sum exceeds what is left is taken, or else the last, and only
+    those that are not zero count.
 
     Args:
         tree: The priorities, at least one of them above zero.
@@ -295,29 +314,31 @@ def draw(tree: Tree, fraction: jax.Array) -> jax.Array:
     Returns:
         ``[B]`` int32.
     """
-    top = tree.sums[-1]
-    rest = fraction * jnp.sum(top)
-    child, rest = _choose(jnp.broadcast_to(top, (*fraction.shape, BRANCHES)), rest)
-    for level in (*tree.sums[-2::-1], tree.leaves):
-        node = child
-        child, rest = _choose(_children(level, node), rest)
-        child = node * BRANCHES + child
-    return child
+    node = jnp.zeros(fraction.shape, jnp.uint32)
+    rest = fraction * tree.total
+    for level in (*reversed(tree.nodes), tree.leaves):
+        below = _children(level, node)
+        child, before = _choose(below if level is tree.leaves else below[..., 0], rest)
+        node, rest = BRANCHES * node + child, jnp.maximum(rest - before, 0)
+    return node.astype(jnp.int32)
 
 
-def _choose(children: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Which of the four children ``[B, 4]`` holds the point ``rest`` ``[B]``, and what is left."""
-    chosen = jnp.zeros(rest.shape, jnp.int32)
-    before, total = jnp.zeros_like(rest), jnp.zeros_like(rest)
-    found = jnp.zeros(rest.shape, bool)
-    for i in range(BRANCHES):
-        mass = children[:, i]
-        take = (mass > 0) & ~found
-        chosen = jnp.where(take, i, chosen)
-        before = jnp.where(take, total, before)
-        total = total + mass
-        found = found | (take & (total > rest))
-    return chosen, jnp.maximum(rest - before, 0)
+def _choose(mass: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which of four siblings ``[B, 4]`` holds the point ``rest`` ``[B]``, and the sum before it.
+
+    In reductions, since XLA on a CPU computes what only consists of selections again wherever it is
+    used, with the levels above it.
+    """
+    running = [mass[:, 0]]
+    for i in range(1, BRANCHES):
+        running.append(running[-1] + mass[:, i])
+    place = jnp.arange(BRANCHES)
+    beyond = jnp.stack(running, axis=1) > rest[:, None]
+    rank = jnp.where(beyond, 2 * BRANCHES - place, place)  # the first beyond, or else the last
+    rank = jnp.max(jnp.where(mass > 0, rank, 0), axis=1)
+    chosen = jnp.where(rank > BRANCHES, 2 * BRANCHES - rank, rank)
+    before = jnp.sum(jnp.where(place < chosen[:, None], mass, 0), axis=1)
+    return chosen.astype(jnp.uint32), before
 
 
 # Transitions.

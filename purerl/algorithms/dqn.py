@@ -7,8 +7,8 @@ One step of gradient descent on the mean over a batch from the replay buffer of
     y = r + d \max_{a'} q(s', a'; \theta^-)
 
 (Mnih et al. 2015), where :math:`\ell` is Huber's loss or half the square, and w is 1 without
-prioritized replay. :math:`\theta^-` follows :math:`\theta`, and no gradient reaches it. The switches
-change one thing each, in any combination:
+prioritized replay. :math:`\theta^-` follows :math:`\theta`, and no gradient reaches it. The
+switches change one thing each, in any combination:
 
 * ``double``: :math:`y = r + d \, q(s', \arg\max_{a'} q(s', a'; \theta); \theta^-)` (van Hasselt et
   al. 2016).
