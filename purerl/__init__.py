@@ -12,7 +12,13 @@ from purerl.algorithms.policy_gradient import PolicyGradientConfig, policy_gradi
 from purerl.algorithms.ppo import PPOClipConfig, PPOPenaltyConfig, ppo_clip, ppo_penalty
 from purerl.distributions import Categorical, DiagGaussian
 from purerl.envs import Env, list_envs, make_env
-from purerl.experiment import Experiment, LoopConfig, make_experiment
+from purerl.experiment import (
+    Experiment,
+    LoopConfig,
+    OffPolicyLoopConfig,
+    OnPolicyLoopConfig,
+    make_experiment,
+)
 from purerl.minibatch import minibatches, permutation
 from purerl.networks import MLP, ActorCritic, ActorQCritic, NetworkConfig, QNetwork
 from purerl.plotting import plot_curves
@@ -77,6 +83,8 @@ __all__ = [
     # From the host
     "Experiment",
     "LoopConfig",
+    "OffPolicyLoopConfig",
+    "OnPolicyLoopConfig",
     "RunResult",
     "evaluate_run",
     "iqm",

@@ -62,13 +62,13 @@ class ReplayState(NamedTuple):
 
     items: PyTree  # leaves [C, ...]
     cursor: Cursor  # unbatched under purerl.vectorize
-    tree: Tree | None  # for prioritized replay
+    tree: Any  # the Tree of prioritized replay; None for uniform replay
 
 
 class Sample(NamedTuple):
     """Items drawn from a buffer."""
 
-    index: jax.Array  # [B] int32, their places
+    indices: jax.Array  # [B] int32, their places
     weight: jax.Array  # [B] importance weights in (0, 1]
 
 
@@ -78,7 +78,7 @@ class Replay(NamedTuple):
     init: Callable[..., ReplayState]  # (item) -> state; shapes and dtypes of one item
     add: Callable[..., ReplayState]  # (state, items [N, ...]) -> state; N <= capacity
     sample: Callable[..., Sample]  # (state, key, size, *, progress) -> places and weights
-    update_priorities: Callable[..., ReplayState]  # (state, index [B], td_error [B]) -> state
+    update_priorities: Callable[..., ReplayState]  # (state, indices [B], td_error [B]) -> state
     capacity: int
 
 
@@ -153,7 +153,7 @@ def prioritized(
         >>> state.tree.leaves.tolist()
         [3.0, 2.0, 1.0, 1.0]
         >>> sample = replay.sample(state, jax.random.key(0), 7)
-        >>> sample.index.tolist()  # one out of each seventh of the sum
+        >>> sample.indices.tolist()  # one out of each seventh of the sum
         [0, 0, 0, 1, 1, 2, 3]
     """
     check_integer("prioritized", "capacity", capacity, 1)
@@ -384,7 +384,7 @@ def n_step_batch(
         ([1.5, 1.0, 1.0], [0.25, 0.5, 0.5], [2.0, 2.0, 3.0])
     """
     items: Transition = state.items
-    index = sample.index
+    index = sample.indices
     take = lambda x, i=index: _take(x, i)  # noqa: E731
     capacity = items.reward.shape[0]
     newer = (state.cursor.next - 1 - index) % capacity  # items that were added after this one
@@ -405,26 +405,10 @@ def n_step_batch(
         discount=jnp.where(take(items.terminated, last), 0, discount),
         next_obs=_real(take(items.next_obs, last)),
         weight=sample.weight,
-        index=index,
+        indices=index,
     )
 
 
 def _real(obs: jax.Array) -> jax.Array:
     """Observations that are held as bytes, as numbers again."""
     return obs if jnp.issubdtype(obs.dtype, jnp.floating) else obs.astype(jnp.result_type(float))
-
-
-def nbytes(replay: Replay, item: Any) -> int:
-    """Bytes that one buffer takes.
-
-    Args:
-        replay: A buffer.
-        item: Shapes and dtypes of one item.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> nbytes(uniform(1000), {"obs": jnp.zeros(4), "done": jnp.array(False)})
-        17008
-    """
-    leaves = jax.tree.leaves(jax.eval_shape(replay.init, item))
-    return sum(x.size * x.dtype.itemsize for x in leaves)

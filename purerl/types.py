@@ -110,7 +110,7 @@ class Batch(NamedTuple):
     discount: jax.Array  # [B] what the value of next_obs is multiplied with
     next_obs: jax.Array  # [B, *O]
     weight: jax.Array  # [B] importance weights in (0, 1]; ones for uniform replay
-    index: jax.Array  # [B] int32, places in the replay buffer
+    indices: jax.Array  # [B] int32, places in the replay buffer
 
 
 class OffPolicyAlgorithm(NamedTuple):

@@ -137,11 +137,11 @@ def check_batch(batch: Batch) -> None:
             "environments: reward.reshape(-1)."
         )
     lead = jnp.shape(batch.reward)
-    for name in ("action", "discount", "weight", "index"):
+    for name in ("action", "discount", "weight", "indices"):
         _check_shape(f"batch.{name}", getattr(batch, name), lead, "as batch.reward")
     for name in ("reward", "discount", "weight"):
         _check_kind(f"batch.{name}", getattr(batch, name), jnp.floating, "floating point")
-    for name in ("action", "index"):
+    for name in ("action", "indices"):
         _check_kind(f"batch.{name}", getattr(batch, name), jnp.integer, "integer")
     obs_shape = jnp.shape(batch.obs)
     if obs_shape[:1] != lead:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from purerl.algorithms import a2c, policy_gradient, ppo
+from purerl.algorithms import a2c, dqn, policy_gradient, ppo
 
 
 class Entry(NamedTuple):
@@ -11,6 +11,7 @@ class Entry(NamedTuple):
 
     config: type
     build: Callable[..., Any]  # (config, action_space, network=None) -> algorithm
+    off_policy: bool = False  # which of the two loops trains it
 
 
 ALGORITHMS = {
@@ -18,4 +19,5 @@ ALGORITHMS = {
     "a2c": Entry(a2c.A2CConfig, a2c.a2c),
     "ppo_clip": Entry(ppo.PPOClipConfig, ppo.ppo_clip),
     "ppo_penalty": Entry(ppo.PPOPenaltyConfig, ppo.ppo_penalty),
+    "dqn": Entry(dqn.DQNConfig, dqn.dqn, off_policy=True),
 }

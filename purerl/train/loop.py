@@ -10,7 +10,6 @@ from purerl import rollout as rollouts
 from purerl.envs import Env
 from purerl.normalize import Moments, RewardScaler, normalize
 from purerl.optimize import all_finite
-from purerl.replay import ReplayState
 from purerl.train.evaluate import Evaluation, evaluate
 from purerl.types import Clock, Info, PyTree
 from purerl.validation import check_integer, check_key
@@ -38,7 +37,7 @@ class TrainState(NamedTuple):
     actors: rollouts.Actors
     normalizer: Normalizer
     refused: jax.Array  # [] int32, updates that were not finite and therefore not made
-    replay: ReplayState | None = None  # of an off-policy run
+    replay: Any = None  # the ReplayState of an off-policy run
 
 
 class Metrics(NamedTuple):

@@ -1,6 +1,7 @@
 """The off-policy loop: act, remember, learn from what is remembered, again."""
 
-from typing import Any
+import typing
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from purerl.types import (
 )
 from purerl.validation import check_choice, check_integer, check_key
 
-OBS_DTYPES = ("float", "uint8", "bool")
+ObsDtype = Literal["float", "uint8", "bool"]
 
 
 def make_off_policy_train(
@@ -40,7 +41,7 @@ def make_off_policy_train(
     greedy_evaluation: bool = True,
     max_episode_steps: int | None = None,
     normalize_obs: bool = False,
-    replay_obs: str = "float",
+    replay_obs: ObsDtype = "float",
 ) -> Train:
     """A whole run as pure functions, as :func:`purerl.make_train` gives.
 
@@ -140,7 +141,7 @@ def make_off_policy_train(
         )
         learner, info = algorithm.update(learner, batch, update_key, progress=progress)
         td_error = info.pop("td_error")
-        replay = algorithm.replay.update_priorities(replay, batch.index, td_error)
+        replay = algorithm.replay.update_priorities(replay, batch.indices, td_error)
         return (learner, replay), info | {"td_error": jnp.mean(jnp.abs(td_error))}
 
     def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
@@ -173,10 +174,11 @@ def _transitions(rollout: Rollout) -> Transition:
 def _item(env: Env, obs_dtype: Any) -> Transition:
     """Shapes and dtypes of one transition."""
     real, space = jnp.result_type(float), env.action_space
-    obs = jax.ShapeDtypeStruct(env.obs_shape, obs_dtype)
-    number, flag = jax.ShapeDtypeStruct((), real), jax.ShapeDtypeStruct((), jnp.bool_)
+    obs: Any = jax.ShapeDtypeStruct(env.obs_shape, obs_dtype)
+    number: Any = jax.ShapeDtypeStruct((), real)
+    flag: Any = jax.ShapeDtypeStruct((), jnp.bool_)
     if isinstance(space, Box):
-        action = jax.ShapeDtypeStruct(space.shape, real)
+        action: Any = jax.ShapeDtypeStruct(space.shape, real)
     else:
         action = jax.ShapeDtypeStruct((), jnp.int32)
     return Transition(obs, action, number, flag, flag, obs)
@@ -198,7 +200,7 @@ def _check(
     sizes.check(where, env)
     check_integer(where, "updates", updates, 1)
     check_integer(where, "warmup", warmup, 0)
-    check_choice(where, "replay_obs", replay_obs, OBS_DTYPES)
+    check_choice(where, "replay_obs", replay_obs, typing.get_args(ObsDtype))
     if warmup < algorithm.batch_size:
         raise ValueError(
             f"{where}: warmup={warmup} is less than batch_size={algorithm.batch_size}; start to "
