@@ -250,4 +250,5 @@ def taken(q: jax.Array, action: jax.Array) -> jax.Array:
     Returns:
         ``[B]``.
     """
-    return jnp.sum(jnp.where(action[:, None] == jnp.arange(q.shape[-1]), q, 0), axis=-1)
+    place = jnp.arange(q.shape[-1])[None]
+    return jnp.sum(jnp.where(action[:, None] == place, q, 0), axis=-1)
