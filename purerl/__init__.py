@@ -8,15 +8,23 @@ from purerl.actor_critic import default_network
 from purerl.algorithms import ALGORITHMS
 from purerl.algorithms.a2c import A2CConfig, a2c
 from purerl.algorithms.acktr import ACKTRConfig, acktr
+from purerl.algorithms.dqn import DQNConfig, dqn
 from purerl.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
 from purerl.algorithms.ppo import PPOClipConfig, PPOPenaltyConfig, ppo_clip, ppo_penalty
 from purerl.algorithms.trpo import NPGConfig, TRPOConfig, npg, trpo
 from purerl.distributions import Categorical, DiagGaussian
 from purerl.envs import Env, list_envs, make_env
-from purerl.experiment import Experiment, LoopConfig, make_experiment
+from purerl.experiment import (
+    Experiment,
+    LoopConfig,
+    OffPolicyLoopConfig,
+    OnPolicyLoopConfig,
+    make_experiment,
+)
 from purerl.minibatch import minibatches, permutation
-from purerl.networks import MLP, ActorCritic, ActorQCritic, NetworkConfig
+from purerl.networks import MLP, ActorCritic, ActorQCritic, NetworkConfig, QNetwork
 from purerl.plotting import plot_curves
+from purerl.replay import Replay, n_step_batch, prioritized, uniform
 from purerl.returns import discounted_return, gae, lambda_return, n_step_return, reward_to_go
 from purerl.rollout import unroll
 from purerl.run import RunResult, evaluate_run, run
@@ -25,16 +33,22 @@ from purerl.second_order.line_search import LineSearchResult, backtracking_line_
 from purerl.second_order.products import fisher_diagonal, fisher_vector_product, hvp
 from purerl.statistics import iqm, iqm_interval
 from purerl.train.evaluate import Evaluation, evaluate
-from purerl.train.on_policy import Train, TrainResult, TrainState, make_train
+from purerl.train.loop import Train, TrainResult, TrainState
+from purerl.train.off_policy import make_off_policy_train
+from purerl.train.on_policy import make_train
 from purerl.train.vectorize import use_all_cores, vectorize
 from purerl.types import (
     ActionSpace,
+    Batch,
     Box,
     Clock,
+    Cursor,
     Discrete,
+    OffPolicyAlgorithm,
     OnPolicyAlgorithm,
     OnPolicyBatch,
     Rollout,
+    Transition,
 )
 
 __all__ = [
@@ -49,7 +63,9 @@ __all__ = [
     "ALGORITHMS",
     "A2CConfig",
     "ACKTRConfig",
+    "DQNConfig",
     "NPGConfig",
+    "OffPolicyAlgorithm",
     "OnPolicyAlgorithm",
     "PPOClipConfig",
     "PPOPenaltyConfig",
@@ -57,6 +73,7 @@ __all__ = [
     "TRPOConfig",
     "a2c",
     "acktr",
+    "dqn",
     "npg",
     "policy_gradient",
     "ppo_clip",
@@ -64,17 +81,21 @@ __all__ = [
     "trpo",
     # Whole runs
     "Clock",
+    "Cursor",
     "Evaluation",
     "Train",
     "TrainResult",
     "TrainState",
     "evaluate",
+    "make_off_policy_train",
     "make_train",
     "use_all_cores",
     "vectorize",
     # From the host
     "Experiment",
     "LoopConfig",
+    "OffPolicyLoopConfig",
+    "OnPolicyLoopConfig",
     "RunResult",
     "evaluate_run",
     "iqm",
@@ -94,19 +115,26 @@ __all__ = [
     # Pieces
     "ActorCritic",
     "ActorQCritic",
+    "Batch",
     "Categorical",
     "DiagGaussian",
     "MLP",
     "NetworkConfig",
     "OnPolicyBatch",
+    "QNetwork",
+    "Replay",
     "Rollout",
+    "Transition",
     "default_network",
     "discounted_return",
     "gae",
     "lambda_return",
     "minibatches",
+    "n_step_batch",
     "n_step_return",
     "permutation",
+    "prioritized",
     "reward_to_go",
+    "uniform",
     "unroll",
 ]

@@ -1,6 +1,6 @@
 """The command line: ``purerl train | evaluate | plot | list``.
 
-The options of ``train`` are the fields of ``LoopConfig`` and of the algorithm's configuration, with
+The options of ``train`` are the fields of the loop's and of the algorithm's configuration, with
 this environment's defaults; there is no second list of them.
 """
 

@@ -8,7 +8,9 @@ from typing import Any
 from purerl.algorithms import ALGORITHMS
 from purerl.envs import make_env
 from purerl.presets import preset
-from purerl.train.on_policy import Train, make_train
+from purerl.train.loop import Train
+from purerl.train.off_policy import ObsDtype, make_off_policy_train
+from purerl.train.on_policy import make_train
 from purerl.validation import check_choice, suggest
 
 
@@ -21,7 +23,7 @@ class LoopConfig:
     num_envs: int = 8
     """Environments side by side."""
     rollout_length: int = 128
-    """Steps of each environment between two updates."""
+    """Steps of each environment in one iteration."""
     evaluations: int = 20
     """About how many evaluations; the interval is a whole number of iterations."""
     evaluation_episodes: int = 128
@@ -30,8 +32,28 @@ class LoopConfig:
     """Evaluate the policy's most probable action instead of samples."""
     normalize_obs: bool = False
     """Observations to running mean 0 and standard deviation 1."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnPolicyLoopConfig(LoopConfig):
+    """Sizes of an on-policy run; all static."""
+
     normalize_reward: bool = False
     """Rewards divided by the running standard deviation of the discounted return."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OffPolicyLoopConfig(LoopConfig):
+    """Sizes of an off-policy run; all static."""
+
+    rollout_length: int = 1
+    """Steps of each environment in one iteration."""
+    updates: int = 1
+    """Updates in one iteration."""
+    warmup: int = 1000
+    """Environment steps before the first iteration; they only fill the replay buffer."""
+    replay_obs: ObsDtype = "float"
+    """How the replay buffer holds observations; uint8 and bool take a quarter of the memory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +71,8 @@ class Experiment:
         env = make_env(self.env, **self.env_params)
         algorithm = ALGORITHMS[self.algorithm].build(self.config, env.action_space)
         loop = {k: v for k, v in vars(self.loop).items() if k != "steps"}
+        if ALGORITHMS[self.algorithm].off_policy:
+            return make_off_policy_train(algorithm, env, self.loop.steps, **loop)
         return make_train(algorithm, env, self.loop.steps, reward_gamma=self.config.gamma, **loop)
 
     def to_json(self) -> dict[str, Any]:
@@ -71,7 +95,7 @@ class Experiment:
             algorithm=data["algorithm"],
             env=data["env"],
             config=_from_dict(config, data["config"]),
-            loop=_from_dict(LoopConfig, data["loop"]),
+            loop=_from_dict(_loop_config(data["algorithm"]), data["loop"]),
             env_params=data["env_params"],
         )
 
@@ -93,8 +117,8 @@ def make_experiment(algorithm: str, env: str, **changes: Any) -> Experiment:
         (50000, 0.1)
     """
     check_choice("make_experiment", "algorithm", algorithm, ALGORITHMS)
-    config_type = ALGORITHMS[algorithm].config
-    loop_fields = [field.name for field in dataclasses.fields(LoopConfig)]
+    config_type, loop_type = ALGORITHMS[algorithm].config, _loop_config(algorithm)
+    loop_fields = [field.name for field in dataclasses.fields(loop_type)]
     config_fields = [field.name for field in dataclasses.fields(config_type)]
     for name in changes:
         if name not in loop_fields + config_fields:
@@ -106,8 +130,12 @@ def make_experiment(algorithm: str, env: str, **changes: Any) -> Experiment:
         algorithm=algorithm,
         env=env,
         config=config_type(**pick(config_fields)),
-        loop=LoopConfig(**pick(loop_fields)),
+        loop=loop_type(**pick(loop_fields)),
     )
+
+
+def _loop_config(algorithm: str) -> type[LoopConfig]:
+    return OffPolicyLoopConfig if ALGORITHMS[algorithm].off_policy else OnPolicyLoopConfig
 
 
 def _from_dict(cls: type, data: dict[str, Any]) -> Any:

@@ -212,3 +212,68 @@ def huber_loss(value: jax.Array, target: jax.Array, delta: float | jax.Array = 1
         Huber 1964; Mnih et al. 2015 clip the TD error to [-1, 1], which is this loss's gradient.
     """
     return optax.losses.huber_loss(value, stop(target), delta=delta)
+
+
+def q_target(reward: jax.Array, discount: jax.Array, next_q: jax.Array) -> jax.Array:
+    r""":math:`y = r + d \max_{a'} q(s', a'; \theta^-)`.
+
+    Args:
+        reward: :math:`r`, ``[B]``.
+        discount: :math:`d`, ``[B]``: gamma, and zero where s' is terminal.
+        next_q: :math:`q(s', \cdot; \theta^-)` of the target network, ``[B, K]``.
+
+    Returns:
+        ``[B]``, constant: no gradient goes through it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> q_target(jnp.ones(1), jnp.full(1, 0.5), jnp.array([[2.0, 4.0]])).tolist()
+        [3.0]
+
+    References:
+        Mnih et al. 2015, "Human-level control through deep reinforcement learning", algorithm 1.
+    """
+    return stop(reward + discount * jnp.max(next_q, axis=-1))
+
+
+def double_q_target(
+    reward: jax.Array, discount: jax.Array, next_q: jax.Array, selector: jax.Array
+) -> jax.Array:
+    r""":math:`y = r + d \, q(s', \arg\max_{a'} q(s', a'; \theta); \theta^-)`.
+
+    Args:
+        reward: :math:`r`, ``[B]``.
+        discount: :math:`d`, ``[B]``: gamma, and zero where s' is terminal.
+        next_q: :math:`q(s', \cdot; \theta^-)` of the target network, ``[B, K]``.
+        selector: :math:`q(s', \cdot; \theta)` of the online network, ``[B, K]``: it only selects.
+
+    Returns:
+        ``[B]``, constant: no gradient goes through it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> next_q, selector = jnp.array([[2.0, 4.0]]), jnp.array([[1.0, 0.0]])
+        >>> double_q_target(jnp.ones(1), jnp.full(1, 0.5), next_q, selector).tolist()
+        [2.0]
+
+    References:
+        van Hasselt et al. 2016, "Deep Reinforcement Learning with Double Q-learning", eq. 4.
+
+    Differs from:
+        Document 002 leaves out that the bootstrap is zero after a terminal state.
+    """
+    return stop(reward + discount * taken(next_q, jnp.argmax(selector, axis=-1)))
+
+
+def taken(q: jax.Array, action: jax.Array) -> jax.Array:
+    """``q[b, action[b]]``, as a masked sum: its gradient is no scatter.
+
+    Args:
+        q: ``[B, K]``.
+        action: ``[B]`` integer.
+
+    Returns:
+        ``[B]``.
+    """
+    place = jnp.arange(q.shape[-1])[None]
+    return jnp.sum(jnp.where(action[:, None] == place, q, 0), axis=-1)

@@ -212,3 +212,42 @@ class ActorQCritic(nn.Module):
         pair = jnp.concatenate([obs.reshape(obs.shape[0], -1), action], axis=-1)
         q = dense(1, 1.0, orthogonal, name="q_head")(MLP(self.config, name="critic")(pair))
         return distribution, q[:, 0]
+
+
+class QNetwork(nn.Module):
+    r"""Action values for discrete actions; ``dueling`` splits them into value and advantages.
+
+    .. math::
+        q(s, a) = v(s) + A(s, a) - \tfrac1K \sum_{a'} A(s, a').
+
+    Each of the two streams has the last hidden layer to itself, as in the paper.
+
+    References:
+        Wang et al. 2016, "Dueling Network Architectures for Deep Reinforcement Learning", eq. 9.
+
+    Differs from:
+        Document 002 derives from the mean an update towards :math:`r + \gamma \, mean Q`. There is
+        none: the target stays :math:`r + \gamma \max Q`, and any q can be represented.
+    """
+
+    action_space: Discrete
+    config: NetworkConfig = NetworkConfig()
+    dueling: bool = False
+
+    @nn.compact
+    def __call__(self, obs: jax.Array) -> jax.Array:
+        """``[B, *O] -> [B, K]``."""
+        count, orthogonal = self.action_space.num_actions, self.config.orthogonal_init
+        if not self.dueling:
+            return dense(count, 1.0, orthogonal, name="q_head")(
+                Torso(self.config, name="torso")(obs)
+            )
+        *shared, last = self.config.hidden_sizes or (None,)
+        config = dataclasses.replace(self.config, hidden_sizes=tuple(shared))
+        features = Torso(config, name="torso")(obs)
+        streams = dataclasses.replace(self.config, hidden_sizes=() if last is None else (last,))
+        value = dense(1, 1.0, orthogonal, name="value_head")(MLP(streams, name="value")(features))
+        advantage = dense(count, 1.0, orthogonal, name="advantage_head")(
+            MLP(streams, name="advantage")(features)
+        )
+        return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
 """Default numbers of each algorithm on each environment.
 
 Fields of the loop and of the algorithm's configuration together, by name. What is not named here
-has its general default (row ``*``, else ``LoopConfig`` and the configuration's class). The figures
+has its general default (row ``*``, else the classes of the two configurations). The figures
 start from published settings (the zoo of Stable-Baselines3, SLM-Lab, gymnax-blines, PureJaxRL) and
 were then tuned with ``benchmarks/learning.py``, whose table is their justification.
 """
@@ -59,6 +59,7 @@ _TRPO: dict[str, dict[str, Any]] = {
         normalize_obs=True, normalize_reward=True,
     ),
 }  # fmt: skip
+_RELU = NetworkConfig(hidden_sizes=(64, 64), activation="relu")
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ppo_clip": {
@@ -96,6 +97,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "policy_gradient": {
         "CartPole-v1": dict(steps=300_000, num_envs=8, rollout_length=125),
+    },
+    "dqn": {
+        "*": dict(network=_RELU),
+        "CartPole-v1": dict(steps=100_000, target_every=200),
+        "Acrobot-v1": dict(steps=200_000),
     },
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import signal
 import threading
@@ -20,8 +21,9 @@ from purerl.logging import PLOT, RunFolder
 from purerl.plotting import plot_curves, save_plot
 from purerl.statistics import iqm, iqm_interval
 from purerl.train.evaluate import Evaluation
-from purerl.train.on_policy import Metrics, Train, TrainState, evaluation_iterations
+from purerl.train.loop import Metrics, Train, TrainState, evaluation_iterations
 from purerl.train.vectorize import use_all_cores, vectorize
+from purerl.types import PyTree
 from purerl.validation import check_integer
 
 
@@ -65,7 +67,7 @@ class _Driver:
             self.chunk = _chunk(train.evaluate_every)
             # XLA compiles outside the interpreter's lock: two programs, two cores.
             with concurrent.futures.ThreadPoolExecutor(2) as pool:
-                evaluate = jax.jit(vectorize(train.evaluate)).lower(self.state)
+                evaluate = jax.jit(vectorize(train.evaluate)).lower(_seen(self.state))
                 advance = self._lower(self.chunk)
                 jobs = pool.submit(evaluate.compile), pool.submit(advance.compile)
                 self._evaluate, compiled = (job.result() for job in jobs)
@@ -85,12 +87,12 @@ class _Driver:
 
     def evaluate(self) -> Evaluation:
         with self._clock("evaluating"):
-            return jax.device_get(self._evaluate(self.state))
+            return jax.device_get(self._evaluate(_seen(self.state)))
 
     @property
     def step(self) -> int:
         """Environment steps of each seed so far."""
-        return self.done * self.train.steps_per_iteration
+        return self.train.warmup_steps + self.done * self.train.steps_per_iteration
 
     def _lower(self, length: int) -> Any:
         advance = vectorize(functools.partial(self.train.advance, iterations=length))
@@ -149,12 +151,16 @@ def run(
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: If ``seeds`` is less than 1, or the experiment's numbers do not fit together.
+        ValueError: If ``seeds`` is less than 1, the experiment's numbers do not fit together, or
+            the replay buffers do not fit into memory.
         FileExistsError: If ``out`` exists and is not to be overwritten.
     """
     check_integer("run", "seeds", seeds, 1)
     use_all_cores()
     train = experiment.build()
+    needed = _check_memory(train, seeds)
+    if needed and progress:
+        print(f"replay buffers: {_bytes(needed)} for {seeds} seeds")
     folder = None if out is None else RunFolder(out)
     if folder is not None:
         folder.check(overwrite)
@@ -189,7 +195,7 @@ def run(
         driver.state,
         np.array(steps, int),
         np.stack(returns, axis=1) if returns else np.zeros((seeds, 0)),
-        np.asarray(jax.jit(vectorize(train.failed))(driver.state)),
+        np.asarray(jax.jit(vectorize(train.failed))(_seen(driver.state))),
         driver.seconds,
         driver.step * seeds / max(driver.seconds["training"], 1e-9),
         bool(interrupted),
@@ -227,7 +233,7 @@ def evaluate_run(
     use_all_cores()
     train = dataclasses.replace(experiment, loop=loop).build()
     keys = jax.random.split(jax.random.key(seed), data["seeds"])
-    state = jax.jit(vectorize(train.init))(keys)
+    state = jax.jit(vectorize(lambda key: _seen(train.init(key))))(keys)
     state = state._replace(**folder.read_learner(_saved_part(jax.device_get(state))))
     return jax.device_get(jax.jit(vectorize(train.evaluate))(state))
 
@@ -273,3 +279,57 @@ def _rows(
 def _saved_part(state: TrainState) -> dict[str, Any]:
     """What of a state is saved: all that acting needs."""
     return {"learner": state.learner, "normalizer": state.normalizer}
+
+
+def _seen(state: TrainState) -> TrainState:
+    """What of a state an evaluation sees: all but the replay buffer."""
+    return state._replace(replay=None)
+
+
+def _check_memory(train: Train, seeds: int) -> int:
+    """Bytes of all seeds' replay buffers.
+
+    Raises:
+        ValueError: If the memory is smaller.
+    """
+    replay = jax.eval_shape(train.init, jax.random.key(0)).replay
+    if replay is None:
+        return 0
+    needed, memory = seeds * tree_bytes(replay), memory_bytes()
+    if needed > memory:
+        capacity = jax.tree.leaves(replay.items)[0].shape[0]
+        raise ValueError(
+            f"the replay buffers of {seeds} seeds need {_bytes(needed)}, but there are "
+            f"{_bytes(memory)}; set capacity to {int(capacity * memory / needed):,} or less "
+            "(--capacity), or train fewer seeds at a time, or hold observations as bytes "
+            "(replay_obs)."
+        )
+    return needed
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes that arrays take.
+
+    Args:
+        tree: Arrays, or their shapes and dtypes.
+    """
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def memory_bytes() -> int:
+    """Memory of all devices; on a CPU the host's, as far as this process may use it."""
+    devices = jax.local_devices()
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
+    if all(limits):
+        return sum(limits)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    container = pathlib.Path("/sys/fs/cgroup/memory.max")
+    limit = container.read_text().strip() if container.exists() else "max"
+    return memory if limit == "max" else min(memory, int(limit))
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 2**10:.1f} KiB"

@@ -82,11 +82,69 @@ class OnPolicyAlgorithm(NamedTuple):
     whole_episodes: bool = False  # each rollout starts at a reset and holds the first episode whole
 
 
+class Transition(NamedTuple):
+    """What N environments did in one step, as a replay buffer holds it.
+
+    ``next_obs`` is the observation *before* any reset; the flags are never merged.
+    """
+
+    obs: jax.Array  # [N, *O]
+    action: jax.Array  # [N, *A]
+    reward: jax.Array  # [N]
+    terminated: jax.Array  # [N] bool
+    truncated: jax.Array  # [N] bool
+    next_obs: jax.Array  # [N, *O]
+
+
+class Batch(NamedTuple):
+    """What an off-policy algorithm learns from.
+
+    A target is ``reward + discount * (value of next_obs)``. With one-step returns ``discount`` is
+    gamma, and zero after ``terminated``; n-step returns have gamma to the power of the steps that
+    each of them really spans.
+    """
+
+    obs: jax.Array  # [B, *O]
+    action: jax.Array  # [B, *A]
+    reward: jax.Array  # [B] of one or several steps, discounted
+    discount: jax.Array  # [B] what the value of next_obs is multiplied with
+    next_obs: jax.Array  # [B, *O]
+    weight: jax.Array  # [B] importance weights in (0, 1]; ones for uniform replay
+    indices: jax.Array  # [B] int32, places in the replay buffer
+
+
+class OffPolicyAlgorithm(NamedTuple):
+    """An off-policy algorithm: the three functions of an on-policy one, and what it replays.
+
+    ``update`` takes a batch instead of a rollout. The loop reads two entries of its info:
+    ``finite``, as for an on-policy algorithm, and ``td_error`` ``[B]``, the new priorities.
+    """
+
+    init: Callable[..., Any]  # (obs [N, *O], key) -> state
+    act: Callable[..., Any]  # (state, obs [N, *O], key, *, greedy, progress) -> (action, extras)
+    update: Callable[..., Any]  # (state, batch [B], key, *, progress) -> (state, info)
+    replay: Any  # purerl.replay.Replay: where transitions are kept and how they are drawn
+    batch_size: int  # B
+    n_step: int  # rewards in a return
+    gamma: float | jax.Array  # discount factor of those returns
+
+
 class Clock(NamedTuple):
-    """What drives periodic work; the one part of a TrainState that is never batched.
+    """What drives periodic work; a part of a TrainState that is never batched.
 
     Under ``jax.vmap`` a batched predicate turns ``lax.cond`` into a select that runs both branches
     for every seed at every step. ``purerl.vectorize`` therefore maps a Clock with axis ``None``.
     """
 
     iteration: jax.Array  # [] int32, iterations finished
+
+
+class Cursor(NamedTuple):
+    """Where a replay buffer is written next; never batched either.
+
+    All seeds write to the same place of their buffers, so that adding under ``jax.vmap`` is one
+    write of N rows a seed; with a place of its own for each seed it would be a scatter of rows.
+    """
+
+    next: jax.Array  # [] int32, the place of the next item
+    size: jax.Array  # [] int32, items held

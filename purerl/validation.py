@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl.types import ActionSpace, Box, Discrete, OnPolicyBatch, PyTree, Rollout
+from purerl.types import ActionSpace, Batch, Box, Discrete, OnPolicyBatch, PyTree, Rollout
 
 
 def check_range(
@@ -127,6 +127,33 @@ def check_rollout(rollout: Rollout, action_space: ActionSpace) -> None:
         _check_kind("rollout.action", rollout.action, jnp.floating, "floating point (Box actions)")
 
 
+def check_batch(batch: Batch) -> None:
+    """Raises ValueError, naming the field, unless shapes and dtypes are those of a Batch.
+
+    Args:
+        batch: As given to ``update``; with discrete actions.
+    """
+    if jnp.ndim(batch.reward) != 1:
+        raise ValueError(
+            f"batch.reward has shape {jnp.shape(batch.reward)}, wanted [B]; flatten time and "
+            "environments: reward.reshape(-1)."
+        )
+    lead = jnp.shape(batch.reward)
+    for name in ("action", "discount", "weight", "indices"):
+        _check_shape(f"batch.{name}", getattr(batch, name), lead, "as batch.reward")
+    for name in ("reward", "discount", "weight"):
+        _check_kind(f"batch.{name}", getattr(batch, name), jnp.floating, "floating point")
+    for name in ("action", "indices"):
+        _check_kind(f"batch.{name}", getattr(batch, name), jnp.integer, "integer")
+    obs_shape = jnp.shape(batch.obs)
+    if obs_shape[:1] != lead:
+        raise ValueError(
+            f"batch.obs has shape {obs_shape}, wanted {lead} + observation shape, since "
+            f"batch.reward has shape {lead}."
+        )
+    _check_shape("batch.next_obs", batch.next_obs, obs_shape, "as batch.obs")
+
+
 def _check_shape(name: str, array: Any, wanted: tuple[int, ...], why: str) -> None:
     if jnp.shape(array) != wanted:
         raise ValueError(f"{name} has shape {jnp.shape(array)}, wanted {wanted} ({why}).")
@@ -138,7 +165,7 @@ def _check_kind(name: str, array: Any, kind: Any, wanted: str) -> None:
         raise ValueError(f"{name} has dtype {dtype}, wanted {wanted}; convert it with astype.")
 
 
-def check_batch(batch: OnPolicyBatch) -> None:
+def check_on_policy_batch(batch: OnPolicyBatch) -> None:
     """Raises ValueError, naming the field, unless a policy loss can read the batch.
 
     Args:

@@ -9,7 +9,7 @@ import pytest
 import purerl
 from purerl import NetworkConfig
 from purerl.envs import Env, Step
-from purerl.train.on_policy import evaluation_iterations
+from purerl.train.loop import evaluation_iterations
 from purerl.types import Box, Clock, Discrete, OnPolicyAlgorithm
 
 TINY = NetworkConfig(hidden_sizes=(8,))

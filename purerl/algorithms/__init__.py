@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from purerl.algorithms import a2c, acktr, policy_gradient, ppo, trpo
+from purerl.algorithms import a2c, acktr, dqn, policy_gradient, ppo, trpo
 
 
 class Entry(NamedTuple):
@@ -11,6 +11,7 @@ class Entry(NamedTuple):
 
     config: type
     build: Callable[..., Any]  # (config, action_space, network=None) -> algorithm
+    off_policy: bool = False  # which of the two loops trains it
 
 
 ALGORITHMS = {
@@ -21,4 +22,5 @@ ALGORITHMS = {
     "ppo_penalty": Entry(ppo.PPOPenaltyConfig, ppo.ppo_penalty),
     "trpo": Entry(trpo.TRPOConfig, trpo.trpo),
     "npg": Entry(trpo.NPGConfig, trpo.npg),
+    "dqn": Entry(dqn.DQNConfig, dqn.dqn, off_policy=True),
 }

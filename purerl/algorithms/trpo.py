@@ -59,7 +59,7 @@ from purerl.second_order.conjugate_gradient import CGStop, conjugate_gradient
 from purerl.second_order.line_search import LineSearchResult, backtracking_line_search
 from purerl.second_order.products import fisher_vector_product
 from purerl.types import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
-from purerl.validation import check_batch, check_integer, check_range, check_rollout
+from purerl.validation import check_integer, check_on_policy_batch, check_range, check_rollout
 
 PolicyStep = Callable[[PyTree, OnPolicyBatch], tuple[PyTree, Info]]
 
@@ -236,7 +236,7 @@ def make_policy_step(network: Any, config: NPGConfig) -> PolicyStep:
         return -jnp.mean(surrogate_loss(log_prob, batch.log_prob, batch.advantage))
 
     def policy_step(params: PyTree, batch: OnPolicyBatch) -> tuple[PyTree, Info]:
-        check_batch(batch)
+        check_on_policy_batch(batch)
         objective, gradient = jax.value_and_grad(surrogate)(params, batch)
         fisher = fisher_vector_product(policy, params, batch.obs, fraction=config.fisher_fraction)
         solution = conjugate_gradient(

@@ -1,84 +1,20 @@
 """The on-policy loop: unroll, update, again."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from purerl import rollout as rollouts
 from purerl.envs import Env
 from purerl.normalize import (
-    Moments,
-    RewardScaler,
     init_moments,
     init_reward_scaler,
     merge_moments,
     normalize,
     scale_rewards,
 )
-from purerl.optimize import all_finite
-from purerl.train.evaluate import Evaluation, evaluate
-from purerl.types import Clock, Info, OnPolicyAlgorithm, PyTree
-from purerl.validation import check_integer, check_key, check_range
-
-_EVALUATION = 2**32 - 1  # folded into the run's key: no iteration has this number
-
-
-class Normalizer(NamedTuple):
-    """Running moments; None for what is not normalized."""
-
-    obs: Moments | None
-    reward: RewardScaler | None
-
-
-class TrainState(NamedTuple):
-    """All that the rest of a run depends on."""
-
-    clock: Clock
-    key: jax.Array  # [] the run's key; iteration i uses fold_in(key, i)
-    learner: PyTree  # the algorithm's state
-    actors: rollouts.Actors
-    normalizer: Normalizer
-    refused: jax.Array  # [] int32, updates that were not finite and therefore not made
-
-
-class Metrics(NamedTuple):
-    """What happened in each iteration."""
-
-    step: jax.Array  # [I] environment steps finished
-    episodes: rollouts.EpisodeStatistics  # [I] training episodes that ended
-    info: Info  # [I] the algorithm's own
-
-
-class LearningCurve(NamedTuple):
-    """Evaluations at chosen steps."""
-
-    step: jax.Array  # [E] environment steps before the evaluation
-    evaluation: Evaluation  # [E]
-
-
-class TrainResult(NamedTuple):
-    """A finished run."""
-
-    state: TrainState
-    metrics: Metrics
-    curve: LearningCurve
-    failed: jax.Array  # [] bool: an update was refused, or something became non-finite
-
-
-class Train(NamedTuple):
-    """A whole training run, as pure functions of one seed; ``purerl.vectorize`` maps them."""
-
-    init: Callable[..., TrainState]  # (key) -> state
-    advance: Callable[..., tuple[TrainState, Metrics]]  # (state, iterations) -> (state, metrics)
-    evaluate: Callable[..., Evaluation]  # (state) -> evaluation; changes nothing
-    train: Callable[..., TrainResult]  # (key) -> result: init, then everything
-    failed: Callable[..., jax.Array]  # (state) -> bool
-    iterations: int
-    steps_per_iteration: int
-    evaluate_every: int  # iterations; the last iteration is always followed by an evaluation
-    total_steps: int  # iterations * steps_per_iteration: what is really run
+from purerl.train.loop import Metrics, Normalizer, Sizes, Train, TrainState, assemble, start
+from purerl.types import Clock, OffPolicyAlgorithm, OnPolicyAlgorithm
+from purerl.validation import check_range
 
 
 def make_train(
@@ -135,61 +71,43 @@ def make_train(
         ([2048, 4096], (2, 2))
     """
     if not isinstance(algorithm, OnPolicyAlgorithm):
+        advice = (
+            "train it with purerl.make_off_policy_train"
+            if isinstance(algorithm, OffPolicyAlgorithm)
+            else "purerl.ppo_clip(config, env.action_space) returns one"
+        )
         raise TypeError(
-            f"algorithm is a {type(algorithm).__name__}, wanted an OnPolicyAlgorithm such as "
-            "purerl.ppo_clip(config, env.action_space) returns."
+            f"algorithm is a {type(algorithm).__name__}, wanted an OnPolicyAlgorithm: {advice}."
         )
-    for name, value, low in (
-        ("total_steps", total_steps, 1),
-        ("num_envs", num_envs, 1),
-        ("rollout_length", rollout_length, 1),
-        ("evaluations", evaluations, 0),
-        ("evaluation_episodes", evaluation_episodes, 1),
-    ):
-        check_integer("make_train", name, value, low)
-    if max_episode_steps is not None:
-        check_integer("make_train", "max_episode_steps", max_episode_steps, 1)
-    elif evaluations and env.max_episode_steps is None:
-        raise ValueError(
-            f"make_train: {env.name} has no known time limit to end an evaluation with; give "
-            "max_episode_steps, or evaluations=0."
-        )
+    sizes = Sizes(
+        total_steps,
+        num_envs,
+        rollout_length,
+        evaluations,
+        evaluation_episodes,
+        greedy_evaluation,
+        max_episode_steps,
+    )
+    sizes.check("make_train", env)
     check_range("make_train", "reward_gamma", reward_gamma, 0, 1)
-    steps_per_iteration = num_envs * rollout_length
-    if total_steps < steps_per_iteration:
-        raise ValueError(
-            f"make_train: total_steps={total_steps} is less than one iteration, num_envs * "
-            f"rollout_length = {num_envs} * {rollout_length} = {steps_per_iteration} steps; ask "
-            "for more steps, or make num_envs or rollout_length smaller."
-        )
     if algorithm.whole_episodes:
         _check_whole_episodes(env, rollout_length)
-    iterations = -(-total_steps // steps_per_iteration)
-    evaluate_every = max(1, round(iterations / evaluations)) if evaluations else iterations
     real = jnp.result_type(float)
 
-    def observe(obs: jax.Array, normalizer: Normalizer) -> jax.Array:
-        return obs if normalizer.obs is None else normalize(obs, normalizer.obs)
-
     def init(key: jax.Array) -> TrainState:
-        check_key(key)
-        run_key, reset_key, learner_key = jax.random.split(key, 3)
-        actors = rollouts.reset(env, num_envs, reset_key)
         normalizer = Normalizer(
             init_moments(env.obs_shape, real) if normalize_obs else None,
             init_reward_scaler(num_envs, real) if normalize_reward else None,
         )
-        learner = algorithm.init(actors.obs, learner_key)
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(Clock(zero), run_key, learner, actors, normalizer, zero)
+        return start(algorithm, env, sizes, normalizer, key)
 
     def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
-        progress = state.clock.iteration / iterations
+        progress = state.clock.iteration / sizes.iterations
         key = jax.random.fold_in(state.key, state.clock.iteration)
         reset_key, unroll_key, update_key = jax.random.split(key, 3)
 
         def act(obs, key):
-            obs = observe(obs, state.normalizer)
+            obs = state.normalizer.observe(obs)
             return algorithm.act(state.learner, obs, key, progress=progress)
 
         actors, normalizer, whole = state.actors, state.normalizer, algorithm.whole_episodes
@@ -206,73 +124,9 @@ def make_train(
         iteration = state.clock.iteration + 1
         refused = state.refused + ~info["finite"]
         state = TrainState(Clock(iteration), state.key, learner, actors, normalizer, refused)
-        return state, Metrics(iteration * steps_per_iteration, statistics, info)
+        return state, Metrics(sizes.step(iteration), statistics, info)
 
-    def advance(state: TrainState, iterations: int) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(lambda state, _: iterate(state), state, length=iterations)
-
-    def evaluate_state(state: TrainState) -> Evaluation:
-        def policy(obs, key):
-            obs = observe(obs, state.normalizer)
-            return algorithm.act(state.learner, obs, key, greedy=greedy_evaluation, progress=1.0)[0]
-
-        key = jax.random.fold_in(state.key, _EVALUATION)
-        key = jax.random.fold_in(key, state.clock.iteration)
-        limit = max_episode_steps
-        return evaluate(policy, env, key, episodes=evaluation_episodes, max_steps=limit)
-
-    def failed(state: TrainState) -> jax.Array:
-        return (state.refused > 0) | ~all_finite((state.learner, state.normalizer))
-
-    def train(key: jax.Array) -> TrainResult:
-        state = init(key)
-        if evaluations == 0:
-            state, metrics = advance(state, iterations)
-            nothing = jax.tree.map(
-                lambda x: jnp.zeros((0, *x.shape), x.dtype), _empty_evaluation(real)
-            )
-            curve = LearningCurve(jnp.zeros(0, jnp.int32), nothing)
-            return TrainResult(state, metrics, curve, failed(state))
-
-        def iterate_and_evaluate(state, _):
-            state, metrics = iterate(state)
-            iteration = state.clock.iteration  # unbatched under vectorize: a real branch
-            due = (iteration % evaluate_every == 0) | (iteration == iterations)
-            evaluation = jax.lax.cond(due, evaluate_state, lambda _: _empty_evaluation(real), state)
-            return state, (metrics, evaluation)
-
-        state, (metrics, evaluation) = jax.lax.scan(iterate_and_evaluate, state, length=iterations)
-        done = evaluation_iterations(iterations, evaluate_every)
-        evaluation = jax.tree.map(lambda x: x[jnp.array(done) - 1], evaluation)
-        curve = LearningCurve(jnp.array(done, jnp.int32) * steps_per_iteration, evaluation)
-        return TrainResult(state, metrics, curve, failed(state))
-
-    return Train(
-        init,
-        advance,
-        evaluate_state,
-        train,
-        failed,
-        iterations,
-        steps_per_iteration,
-        evaluate_every,
-        iterations * steps_per_iteration,
-    )
-
-
-def evaluation_iterations(iterations: int, every: int) -> list[int]:
-    """The iterations after which a run is evaluated: every ``every``-th and the last.
-
-    Args:
-        iterations: Of the whole run.
-        every: Interval.
-    """
-    return sorted({*range(every, iterations + 1, every), iterations})
-
-
-def _empty_evaluation(dtype: Any) -> Evaluation:
-    nan = jnp.full((), jnp.nan, dtype)
-    return Evaluation(nan, nan, jnp.zeros((), jnp.int32))
+    return assemble(algorithm, env, sizes, init, iterate)
 
 
 def _normalize_rollout(rollout, normalizer: Normalizer, gamma):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from purerl.types import Clock
+from purerl.types import Clock, Cursor
 
 GROUP = 8  # seeds that one CPU core trains side by side
 
@@ -32,17 +32,18 @@ def use_all_cores() -> int:
 
 
 def vectorize(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``jax.vmap`` over the leading axis of all arguments, but not over a Clock in them.
+    """``jax.vmap`` over the leading axis of all arguments, but not over a Clock or Cursor in them.
 
     The mapped axis, usually seeds, is also sharded over the devices (over the largest number of
     them that divides it). Each device runs its own loops and waits for no other. A Clock goes in
-    and comes out unbatched, so that a ``lax.cond`` on it stays one under vmap.
+    and comes out unbatched, so that a ``lax.cond`` on it stays one under vmap; so does a replay
+    buffer's Cursor.
 
     Args:
         function: Of arguments that are pytrees of arrays.
 
     Returns:
-        A function of the same arguments with a leading axis on every leaf outside a Clock. Wrap it
+        A function of the same arguments with a leading axis on every leaf outside those. Wrap it
         in ``jax.jit``.
 
     Raises:
@@ -116,14 +117,14 @@ def _alone(of_one: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_clock(x: Any) -> bool:
-    return isinstance(x, Clock)
+    return isinstance(x, Clock | Cursor)
 
 
-def _partition(leaves: list[Any]) -> tuple[list[Any], list[Clock]]:
+def _partition(leaves: list[Any]) -> tuple[list[Any], list[Clock | Cursor]]:
     return [x for x in leaves if not _is_clock(x)], [x for x in leaves if _is_clock(x)]
 
 
-def _merge(template: list[Any], batched: list[Any], clocks: list[Clock]) -> list[Any]:
+def _merge(template: list[Any], batched: list[Any], clocks: list[Clock | Cursor]) -> list[Any]:
     rest, times = iter(batched), iter(clocks)
     return [next(times) if _is_clock(x) else next(rest) for x in template]
 

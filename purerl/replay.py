@@ -1,0 +1,425 @@
+r"""Replay buffers: uniform and prioritized, over any pytree of items.
+
+A buffer is a ring of ``capacity`` places. Adding N items writes N places and nothing else, sampling
+reads B; nothing is ever copied as a whole, under ``jit``, ``scan`` and ``vmap``.
+
+Prioritized replay (proportional) draws item i with probability
+
+.. math::
+    P(i) = \frac{p_i^\alpha}{\sum_k p_k^\alpha}, \qquad p_i = |\delta_i| + \epsilon
+
+and weighs it with :math:`w_i = (C P(i))^{-\beta} / \max_j w_j`, the maximum being that over the
+whole buffer, so :math:`w_i = (\min_j P(j) / P(i))^\beta`. A tree with four branches a node holds
+the sums and the minima of :math:`p^\alpha`: drawing and updating touch one node a level.
+
+References:
+    Schaul et al. 2016, "Prioritized Experience Replay", section 3.3, algorithm 1.
+
+Differs from:
+    Document 002 raises the priority to the power of alpha twice, in :math:`p_i` and in
+    :math:`P(i)`; here, as in the paper, once.
+    The paper and most implementations hold a binary tree: four branches halve the levels, and are
+    three times as fast on a CPU.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purerl.types import Batch, Cursor, PyTree, Transition
+from purerl.validation import check_integer, check_range
+
+BRANCHES = 4  # of each node of the tree of priorities
+
+
+class Tree(NamedTuple):
+    """The priorities, and above every four nodes one that holds their sum and their minimum.
+
+    Each level is an array of its own, and what is read of one before it is written always has a
+    part in what is written: otherwise XLA, not knowing which comes first, would copy the level.
+    """
+
+    leaves: jax.Array  # [>= C] p^alpha, zero where no item is
+    nodes: tuple[jax.Array, ...]  # of level 1, 2, ...: [>= C / 4, 2], [>= C / 16, 2], ..., [4, 2]:
+    # sum, and minimum of the leaves above zero (infinite where none is)
+    largest: jax.Array  # [] the largest p^alpha so far: that of a new item
+
+    @property
+    def total(self) -> jax.Array:
+        """The sum of all leaves."""
+        return jnp.sum(self.nodes[-1][:, 0])
+
+    @property
+    def least(self) -> jax.Array:
+        """The smallest leaf above zero."""
+        return jnp.min(self.nodes[-1][:, 1])
+
+
+class ReplayState(NamedTuple):
+    """A buffer."""
+
+    items: PyTree  # leaves [C, ...]
+    cursor: Cursor  # unbatched under purerl.vectorize
+    tree: Any  # the Tree of prioritized replay; None for uniform replay
+
+
+class Sample(NamedTuple):
+    """Items drawn from a buffer."""
+
+    indices: jax.Array  # [B] int32, their places
+    weight: jax.Array  # [B] importance weights in (0, 1]
+
+
+class Replay(NamedTuple):
+    """A replay buffer as pure functions; :func:`uniform` and :func:`prioritized` make one."""
+
+    init: Callable[..., ReplayState]  # (item) -> state; shapes and dtypes of one item
+    add: Callable[..., ReplayState]  # (state, items [N, ...]) -> state; N <= capacity
+    sample: Callable[..., Sample]  # (state, key, size, *, progress) -> places and weights
+    update_priorities: Callable[..., ReplayState]  # (state, indices [B], td_error [B]) -> state
+    capacity: int
+
+
+def uniform(capacity: int) -> Replay:
+    """Every item that is held is equally probable; drawn with replacement.
+
+    Args:
+        capacity: C, how many items are held; the oldest are overwritten.
+
+    Raises:
+        ValueError: If the capacity is no positive integer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> replay = uniform(3)
+        >>> state = replay.add(replay.init(jnp.float32(0)), jnp.array([1.0, 2.0]))
+        >>> state = replay.add(state, jnp.array([3.0, 4.0]))
+        >>> state.items.tolist()
+        [4.0, 2.0, 3.0]
+        >>> sample = replay.sample(state, jax.random.key(0), 5)
+        >>> sample.weight.tolist()
+        [1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+    check_integer("uniform", "capacity", capacity, 1)
+
+    def init(item: PyTree) -> ReplayState:
+        return ReplayState(_empty(item, capacity), _start(), None)
+
+    def add(state: ReplayState, items: PyTree) -> ReplayState:
+        index, cursor = _places(state.cursor, _count(items, capacity), capacity)
+        return ReplayState(_write(state.items, index, items), cursor, None)
+
+    def sample(
+        state: ReplayState, key: jax.Array, size: int, *, progress: float | jax.Array = 0.0
+    ) -> Sample:
+        index = jax.random.randint(key, (size,), 0, state.cursor.size)
+        return Sample(index, jnp.ones(size))
+
+    def update_priorities(state: ReplayState, index: jax.Array, td_error: jax.Array) -> ReplayState:
+        return state
+
+    return Replay(init, add, sample, update_priorities, capacity)
+
+
+def prioritized(
+    capacity: int,
+    *,
+    alpha: float | jax.Array = 0.6,
+    beta: float | jax.Array = 0.4,
+    eps: float | jax.Array = 1e-6,
+) -> Replay:
+    """Items with a large TD error are drawn more often, and weighed less.
+
+    A new item has the largest priority so far. An index that occurs several times in one update
+    gets the largest of its new priorities. A TD error that is not finite leaves the priority as it
+    was.
+
+    Args:
+        capacity: C, how many items are held; the oldest are overwritten.
+        alpha: Exponent of the priorities; 0 is uniform replay.
+        beta: Exponent of the importance weights at the start of the run; rises linearly to 1.
+        eps: Added to the absolute TD error, so that every item keeps a chance.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> replay = prioritized(4, alpha=1.0, beta=1.0, eps=0.0)
+        >>> state = replay.add(replay.init(jnp.float32(0)), jnp.arange(4.0))
+        >>> state = replay.update_priorities(state, jnp.array([0, 1]), jnp.array([3.0, -2.0]))
+        >>> state.tree.leaves.tolist()
+        [3.0, 2.0, 1.0, 1.0]
+        >>> sample = replay.sample(state, jax.random.key(0), 7)
+        >>> sample.indices.tolist()  # one out of each seventh of the sum
+        [0, 0, 0, 1, 1, 2, 3]
+    """
+    check_integer("prioritized", "capacity", capacity, 1)
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        check_range("prioritized", name, value, 0, 1)
+    check_range("prioritized", "eps", eps, 0)
+
+    def init(item: PyTree) -> ReplayState:
+        return ReplayState(_empty(item, capacity), _start(), empty_tree(capacity))
+
+    def add(state: ReplayState, items: PyTree) -> ReplayState:
+        index, cursor = _places(state.cursor, _count(items, capacity), capacity)
+        priority = jnp.broadcast_to(state.tree.largest, index.shape)
+        tree = set_leaves(state.tree, index, priority)
+        return ReplayState(_write(state.items, index, items), cursor, tree)
+
+    def sample(
+        state: ReplayState, key: jax.Array, size: int, *, progress: float | jax.Array = 0.0
+    ) -> Sample:
+        tree = state.tree
+        index = draw(tree, *stratified(key, size))
+        exponent = beta + progress * (1 - beta)
+        weight = (tree.least / _take(tree.leaves, index)) ** exponent
+        return Sample(index, weight)
+
+    def update_priorities(state: ReplayState, index: jax.Array, td_error: jax.Array) -> ReplayState:
+        tree = state.tree
+        power = (jnp.abs(td_error) + eps) ** alpha
+        before = _take(tree.leaves, index)
+        power = jnp.where(jnp.isfinite(power), power, before)
+        tree = tree._replace(largest=jnp.maximum(tree.largest, jnp.max(power)))
+        return state._replace(tree=set_leaves(tree, index, power))
+
+    return Replay(init, add, sample, update_priorities, capacity)
+
+
+# The ring.
+
+
+def _empty(item: PyTree, capacity: int) -> PyTree:
+    return jax.tree.map(lambda x: jnp.zeros((capacity, *jnp.shape(x)), jnp.result_type(x)), item)
+
+
+def _start() -> Cursor:
+    return Cursor(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def _count(items: PyTree, capacity: int) -> int:
+    counts = {jnp.shape(x)[:1] for x in jax.tree.leaves(items)}
+    if len(counts) != 1 or () in counts:
+        raise ValueError(
+            f"add got leading axes {sorted(counts)}, wanted [N, ...] with the same N on every "
+            "leaf; give a single item an axis: x[None]."
+        )
+    ((count,),) = counts
+    if count > capacity:
+        raise ValueError(
+            f"add got {count} items at once, wanted at most the capacity, {capacity}; make the "
+            "capacity larger, or num_envs * rollout_length smaller."
+        )
+    return count
+
+
+def _places(cursor: Cursor, count: int, capacity: int) -> tuple[jax.Array, Cursor]:
+    """Where the next ``count`` items go, in order, and the cursor after them."""
+    index = (cursor.next + jnp.arange(count, dtype=jnp.int32)) % capacity
+    size = jnp.minimum(cursor.size + count, capacity)
+    return index, Cursor((cursor.next + count) % capacity, size)
+
+
+def _write(items: PyTree, index: jax.Array, new: PyTree) -> PyTree:
+    def write(old, new):
+        new = new.astype(old.dtype)
+        return old.at[index].set(new, mode="promise_in_bounds", unique_indices=True)
+
+    return jax.tree.map(write, items, new)
+
+
+def _take(x: jax.Array, index: jax.Array) -> jax.Array:
+    return x.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
+def _put(x: jax.Array, index: jax.Array, value: jax.Array | int) -> jax.Array:
+    return x.at[index].set(value, mode="promise_in_bounds", wrap_negative_indices=False)
+
+
+# The tree of priorities.
+
+
+def empty_tree(capacity: int) -> Tree:
+    """A tree of no items.
+
+    Args:
+        capacity: C.
+    """
+    round_up = lambda size: -(-size // BRANCHES) * BRANCHES  # noqa: E731
+    sizes = [round_up(capacity)]
+    while sizes[-1] > BRANCHES or len(sizes) == 1:
+        sizes.append(round_up(sizes[-1] // BRANCHES))
+    nothing = jnp.array([0, jnp.inf])
+    nodes = tuple(jnp.broadcast_to(nothing, (size, 2)) for size in sizes[1:])
+    return Tree(jnp.zeros(sizes[0]), nodes, jnp.ones(()))
+
+
+def _children(level: jax.Array, node: jax.Array) -> jax.Array:
+    """``[B, 4, ...]`` of the level below."""
+    return _take(level.reshape(-1, BRANCHES, *level.shape[1:]), node)
+
+
+def set_leaves(tree: Tree, index: jax.Array, power: jax.Array) -> Tree:
+    """Writes leaves, and computes what is above them anew from the level below.
+
+    Nothing is added to a sum that is there, so rounding errors do not pile up.
+
+    Args:
+        tree: The priorities.
+        index: ``[B]``, which items; one that occurs several times gets the largest power.
+        power: ``[B]``, their p^alpha; above zero.
+    """
+    node = index.astype(jnp.uint32)  # unsigned: the division is a shift
+    # Something below them first, then the maxima: the order of duplicates does not matter.
+    leaves = _put(tree.leaves, node, -power)
+    leaves = leaves.at[node].max(power, mode="promise_in_bounds", wrap_negative_indices=False)
+    node = node // BRANCHES
+    below = _children(leaves, node)
+    least = jnp.min(jnp.where(below > 0, below, jnp.inf), axis=1)
+    pair = jnp.stack([jnp.sum(below, axis=1), least], axis=1)
+    nodes: list[jax.Array] = []
+    for level in tree.nodes:
+        nodes.append(_put(level, node, pair))
+        node = node // BRANCHES
+        below = _children(nodes[-1], node)
+        pair = jnp.stack([jnp.sum(below[..., 0], axis=1), jnp.min(below[..., 1], axis=1)], axis=1)
+    return Tree(leaves, tuple(nodes), tree.largest)
+
+
+def stratified(key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """One uniform number out of each of ``size`` equal parts of [0, 1), and bits below its last.
+
+    Args:
+        key: PRNG key.
+        size: B.
+
+    Returns:
+        ``(fraction [B], fine [B])``, both in [0, 1).
+    """
+    within, fine = jax.random.uniform(key, (2, size))
+    return (jnp.arange(size) + within) / size, fine
+
+
+def draw(tree: Tree, fraction: jax.Array, fine: jax.Array) -> jax.Array:
+    """The items at these fractions of the sum of all leaves, in their order.
+
+    A leaf that is zero is never drawn, whatever the rounding errors of the sums: among four
+    children, the first whose running sum exceeds what is left is taken, or else the last, and only
+    those that are not zero count.
+
+    Args:
+        tree: The priorities, at least one of them above zero.
+        fraction: ``[B]`` in [0, 1].
+        fine: ``[B]`` in [0, 1): random bits below the last of ``fraction``. With a million items
+            a fraction in float32 knows sixteen points in each, so its bits alone would draw some
+            of them 6 % too often. They are added half way down, where what is left is small.
+
+    Returns:
+        ``[B]`` int32.
+    """
+    node = jnp.zeros(fraction.shape, jnp.uint32)
+    total = tree.total
+    rest, last_bit = fraction * total, total * jnp.finfo(total.dtype).eps / 2
+    levels = (*reversed(tree.nodes), tree.leaves)
+    for i, level in enumerate(levels):
+        if i == len(levels) // 2:
+            rest = rest + fine * last_bit
+        below = _children(level, node)
+        child, before = _choose(below if level is tree.leaves else below[..., 0], rest)
+        node, rest = BRANCHES * node + child, jnp.maximum(rest - before, 0)
+    return node.astype(jnp.int32)
+
+
+def _choose(mass: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which of four siblings ``[B, 4]`` holds the point ``rest`` ``[B]``, and the sum before it.
+
+    In reductions, since XLA on a CPU computes what only consists of selections again wherever it is
+    used, with the levels above it.
+    """
+    running = [mass[:, 0]]
+    for i in range(1, BRANCHES):
+        running.append(running[-1] + mass[:, i])
+    place = jnp.arange(BRANCHES)[None]
+    beyond = jnp.stack(running, axis=1) > rest[:, None]
+    rank = jnp.where(beyond, 2 * BRANCHES - place, place)  # the first beyond, or else the last
+    rank = jnp.max(jnp.where(mass > 0, rank, 0), axis=1)
+    chosen = jnp.where(rank > BRANCHES, 2 * BRANCHES - rank, rank)
+    before = jnp.sum(jnp.where(place < chosen[:, None], mass, 0), axis=1)
+    return chosen.astype(jnp.uint32), before
+
+
+# Transitions.
+
+
+def n_step_batch(
+    state: ReplayState,
+    sample: Sample,
+    *,
+    gamma: float | jax.Array,
+    n_step: int = 1,
+    num_envs: int = 1,
+) -> Batch:
+    r"""Transitions as an off-policy algorithm takes them, with n-step returns.
+
+    .. math::
+        r = \sum_{k < m} \gamma^k r_{t+k}, \qquad
+        d = \gamma^m (1 - \text{terminated}_{t+m-1})
+
+    and ``next_obs`` is that of step t + m - 1, before any reset. The sum stops after ``terminated``
+    and after ``truncated``, and at the newest step that the buffer holds: m is n or less. Where
+    both flags are set, terminated wins.
+
+    Args:
+        state: A buffer of :class:`purerl.Transition` items, to which the steps of ``num_envs``
+            environments were added time by time: the step after place i is at i + num_envs.
+        sample: Places and weights.
+        gamma: Discount factor.
+        n_step: n, rewards in a return.
+        num_envs: N.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> replay, no, yes = uniform(3), jnp.array(False), jnp.array(True)
+        >>> zero = jnp.float32(0)
+        >>> state = replay.init(Transition(zero, zero, zero, no, no, zero))
+        >>> for t, last in enumerate((no, yes, no)):
+        ...     item = Transition(zero + t, zero, zero + 1, no, last, zero + t + 1)
+        ...     state = replay.add(state, jax.tree.map(lambda x: x[None], item))
+        >>> sample = Sample(jnp.array([0, 1, 2]), jnp.ones(3))
+        >>> batch = n_step_batch(state, sample, gamma=0.5, n_step=3)
+        >>> batch.reward.tolist(), batch.discount.tolist(), batch.next_obs.tolist()
+        ([1.5, 1.0, 1.0], [0.25, 0.5, 0.5], [2.0, 2.0, 3.0])
+    """
+    items: Transition = state.items
+    index = sample.indices
+    take = lambda x, i=index: _take(x, i)  # noqa: E731
+    capacity = items.reward.shape[0]
+    newer = (state.cursor.next - 1 - index) % capacity  # items that were added after this one
+    last, reward = index, take(items.reward)
+    discount = jnp.full_like(reward, gamma)
+    going = ~(take(items.terminated) | take(items.truncated))
+    for k in range(1, n_step):
+        following = (index + k * num_envs) % capacity
+        going = going & (k * num_envs <= newer)
+        last = jnp.where(going, following, last)
+        reward = reward + jnp.where(going, discount * take(items.reward, following), 0)
+        discount = jnp.where(going, discount * gamma, discount)
+        going = going & ~(take(items.terminated, following) | take(items.truncated, following))
+    return Batch(
+        obs=_real(take(items.obs)),
+        action=take(items.action),
+        reward=reward,
+        discount=jnp.where(take(items.terminated, last), 0, discount),
+        next_obs=_real(take(items.next_obs, last)),
+        weight=sample.weight,
+        indices=index,
+    )
+
+
+def _real(obs: jax.Array) -> jax.Array:
+    """Observations that are held as bytes, as numbers again."""
+    return obs if jnp.issubdtype(obs.dtype, jnp.floating) else obs.astype(jnp.result_type(float))
