@@ -254,7 +254,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
     """Cost against batch and width; iterations against the residual."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure = Figure(figsize=(14, 4.4), layout="constrained")
     batch_axes, width_axes, cg_axes = figure.subplots(1, 3)
     of_one = [c for c in record["cells"] if c["seeds"] == 1]
     for axes, varied, other, fixed in (
@@ -265,8 +265,10 @@ def plot(record: dict[str, Any], path: Path) -> None:
         for name in line[0]["ms"]:
             axes.loglog([c[varied] for c in line], [c["ms"][name] for c in line], "o-", label=name)
         axes.set(xlabel=varied, ylabel="ms", title=f"{other} {fixed}, 1 seed")
+        axes.set_xticks([c[varied] for c in line], [str(c[varied]) for c in line], minor=False)
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
-    batch_axes.legend()
+    width_axes.legend(fontsize="small")
     found = record["preconditioner"]
     for name in ("plain", "diagonal Fisher"):
         counts = list(zip(*found[name], strict=True))
@@ -284,7 +286,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
     cg_axes.set(
         xlabel="relative residual",
         ylabel="iterations of conjugate gradient",
-        title=f"observations in units of 1e-2 ... 1e2, {len(found['plain'])} problems",
+        title=f"observations in different units, {len(found['plain'])} problems",
     )
     cg_axes.invert_xaxis()
     cg_axes.grid(alpha=0.3)
