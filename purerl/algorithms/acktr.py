@@ -200,17 +200,20 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
         )
         old, new = tapped.output[0], network.apply(params, batch.obs)[0]
         kl = jnp.mean(old.kl(new))
-        learned = ACKTRState(params, opt_state, adapt(config, state.learning_rate, kl))
+        kfac, momentum = opt_state
+        learned = params, momentum, adapt(config, state.learning_rate, kl)
+        before = state.params, state.opt_state[1], state.learning_rate
+        # K-FAC's own state is large, and takes nothing in that is not finite.
+        (params, momentum, rate), finite = keep_if_finite(learned, before)
         info |= {
             "explained_variance": explained_variance(batch.value, batch.target),
             "kl": kl,
             "learning_rate": learning_rate,
-            "trust": next(iter(opt_state[0].trust.values())),
+            "trust": next(iter(kfac.trust.values())),
             "damping": jnp.asarray(config.damping, kl.dtype),
-            "condition": opt_state[0].inverse.condition,
+            "condition": kfac.inverse.condition,
         }
-        state, finite = keep_if_finite(learned, state)
-        return state, info | {"finite": finite}
+        return ACKTRState(params, (kfac, momentum), rate), info | {"finite": finite}
 
     return OnPolicyAlgorithm(init, make_act(network), update)
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from purerl.optimize import all_finite, keep_where
 from purerl.second_order.kfac_capture import Layer
 from purerl.second_order.kfac_factors import (
     INVERT,
@@ -64,6 +65,9 @@ def scale_by_kfac(
     ``update`` takes two more keywords: ``statistics``, a function without arguments that gives this
     batch's :class:`Factors` and is called where they are due; and ``learning_rate``, with which the
     step will be multiplied *afterwards*, because the KL clip bounds the step and not its direction.
+
+    Curvature that is not finite is not taken in, nor is any with a gradient that is not: then the
+    state stays as it was, but for the clock.
 
     What is due is decided by a Clock in the state, which ``purerl.vectorize`` leaves unbatched, so
     that under ``vmap`` inverses are computed when they are due and not at every update.
@@ -150,15 +154,22 @@ def scale_by_kfac(
         **_: Any,
     ) -> tuple[PyTree, KfacState]:
         now = state.clock.iteration
-
-        def measured():
-            return average(state.factors, state.weight, statistics(), decay)
-
+        finite = all_finite(gradient)
         old = state.factors, state.weight
+
+        # The factors are most of the state, so they are checked where they change and only then.
+        def measured():
+            new = statistics()
+            # No entry of a second moment is larger than its largest diagonal entry.
+            diagonals = jax.tree.map(jnp.diag, (new.a, new.g)), new.rest
+            mixed = average(*old, new, decay)
+            return keep_where(finite & all_finite(diagonals), mixed, old)
+
         factors, weight = _when(now % stats_every == 0, stats_every == 1, measured, old)
 
         def inverted():
-            return INVERT[damping_kind](corrected(factors, weight), damping)
+            new = INVERT[damping_kind](corrected(factors, weight), damping)
+            return keep_where(finite & all_finite(new), new, state.inverse)
 
         warm = now - cold_start
         due = (warm >= 0) & (warm % inverse_every == 0)
@@ -168,7 +179,8 @@ def scale_by_kfac(
         natural, trust = clip_kl(gradient, natural, learning_rate, clips, regions)
         if cold_start:
             plain = optax.clip_by_global_norm(cold_max_norm).update(gradient, optax.EmptyState())[0]
-            natural = jax.tree.map(lambda n, p: jnp.where(warm < 0, p, n), natural, plain)
+            natural = keep_where(warm >= 0, natural, plain)
+        trust = keep_where(finite, trust, state.trust)
         return natural, KfacState(Clock(now + 1), weight, factors, inverse, trust)
 
     return optax.GradientTransformationExtraArgs(init, update)
