@@ -321,16 +321,36 @@ def test_values_of_the_probes_are_learned_with_every_combination_of_switches(swi
     assert q[where["action"]][0, 1] - q[where["action"]][0, 0] == pytest.approx(2, abs=0.1)
 
 
+def test_cartpole_is_learned():
+    """The mean over 4 seeds; a random policy reaches 20, the limit here is 200."""
+    env = purerl.make_env("CartPole-v1", max_steps_in_episode=200)
+    config = DQNConfig(
+        learning_rate=3e-3,
+        loss="squared",
+        target_every=50,
+        batch_size=32,
+        capacity=15_000,
+        network=NetworkConfig(hidden_sizes=(32,), activation="relu"),
+        double=True,
+    )
+    algorithm = purerl.dqn(config, env.action_space)
+    sizes = {"num_envs": 4, "evaluations": 1, "evaluation_episodes": 8}
+    train = make_off_policy_train(algorithm, env, 15_000, **sizes)
+    result = jax.jit(purerl.vectorize(train.train))(jax.random.split(jax.random.key(0), 4))
+    assert not result.failed.any()
+    assert np.mean(result.curve.evaluation.mean_return[:, -1]) > 80
+
+
 # Bad input.
 
 
 def test_an_algorithm_in_the_wrong_loop():
     ppo = purerl.ppo_clip(purerl.PPOClipConfig(network=TINY), NOISY.action_space)
     with pytest.raises(
-        TypeError, match="wanted an OffPolicyAlgorithm: train it with purerl.make_train"
+        TypeError, match=r"wanted an OffPolicyAlgorithm: train it with purerl.make_train"
     ):
         make_off_policy_train(ppo, NOISY, 10_000)
-    with pytest.raises(TypeError, match="wanted an OnPolicyAlgorithm: .*make_off_policy_train"):
+    with pytest.raises(TypeError, match=r"wanted an OnPolicyAlgorithm: .*make_off_policy_train"):
         purerl.make_train(learner(), NOISY, 10_000)
     with pytest.raises(TypeError, match=r"algorithm is a DQNConfig, .*purerl.dqn\(config"):
         make_off_policy_train(DQNConfig(), NOISY, 10_000)
