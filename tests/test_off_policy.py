@@ -364,7 +364,7 @@ def test_an_algorithm_in_the_wrong_loop():
         ({"rollout_length": 0}, "rollout_length=0 is out of range"),
         ({"warmup": -1}, "warmup=-1 is out of range"),
         ({"warmup": 7}, "warmup=7 is less than batch_size=8"),
-        ({"warmup": 51}, "the warm-up adds 51 transitions to a buffer of capacity=50"),
+        ({"warmup": 51}, "the warm-up adds 52 transitions to a buffer of capacity=50"),
         ({"num_envs": 64}, "an iteration adds 128 transitions to a buffer of capacity=50"),
         ({"total_steps": 20}, "total_steps=20 is less than warmup=16 and one iteration of 8 steps"),
         ({"replay_obs": "uint16"}, "unknown replay_obs 'uint16'. Did you mean uint8"),
