@@ -76,6 +76,19 @@ CELLS = [
             "td_error": {},
         }.items()
     ),
+    *(
+        Cell(algorithm="dqn", env="CartPole-v1", target=475, changes=changes, suffix=suffix)
+        for suffix, changes in {
+            "": {},
+            "[double]": {"double": True},
+            "[dueling]": {"dueling": True},
+            "[prioritized]": {"prioritized": True},
+            "[all]": {"double": True, "dueling": True, "prioritized": True},
+        }.items()
+    ),
+    Cell(algorithm="dqn", env="Acrobot-v1", target=-90),
+    Cell(algorithm="dqn", env="MountainCar-v0"),
+    Cell(algorithm="dqn", env="Catch-bsuite", target=0.95),
 ]
 
 

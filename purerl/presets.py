@@ -100,8 +100,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "dqn": {
         "*": dict(network=_RELU),
-        "CartPole-v1": dict(steps=100_000, target_every=200),
-        "Acrobot-v1": dict(steps=200_000),
+        # Huber's loss pays too little attention to the few transitions that end an episode.
+        "CartPole-v1": dict(
+            steps=100_000, updates=2, target_every=50, capacity=100_000, loss="squared",
+            anneal_learning_rate=True,
+        ),
+        "Acrobot-v1": dict(
+            steps=200_000, updates=2, target_every=50, capacity=100_000,
+            anneal_learning_rate=True,
+        ),
     },
 }  # fmt: skip
 

@@ -9,8 +9,8 @@ Prioritized replay (proportional) draws item i with probability
     P(i) = \frac{p_i^\alpha}{\sum_k p_k^\alpha}, \qquad p_i = |\delta_i| + \epsilon
 
 and weighs it with :math:`w_i = (C P(i))^{-\beta} / \max_j w_j`, the maximum being that over the
-whole buffer, so :math:`w_i = (\min_j P(j) / P(i))^\beta`. A tree with four branches a node holds
-the sums and the minima of :math:`p^\alpha`: drawing and updating touch one node a level.
+whole buffer, so :math:`w_i = (\min_j P(j) / P(i))^\beta`. A tree holds the sums and the minima of
+:math:`p^\alpha`; drawing and updating touch one node a level.
 
 References:
     Schaul et al. 2016, "Prioritized Experience Replay", section 3.3, algorithm 1.
@@ -18,8 +18,7 @@ References:
 Differs from:
     Document 002 raises the priority to the power of alpha twice, in :math:`p_i` and in
     :math:`P(i)`; here, as in the paper, once.
-    The paper and most implementations hold a binary tree: four branches halve the levels, and are
-    three times as fast on a CPU.
+    The paper and most implementations hold a binary tree; see :mod:`purerl.priority_tree`.
 """
 
 from collections.abc import Callable
@@ -28,33 +27,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from purerl.priority_tree import draw, empty_tree, set_leaves, stratified, take
 from purerl.types import Batch, Cursor, PyTree, Transition
 from purerl.validation import check_integer, check_range
-
-BRANCHES = 4  # of each node of the tree of priorities
-
-
-class Tree(NamedTuple):
-    """The priorities, and above every four nodes one that holds their sum and their minimum.
-
-    Each level is an array of its own, and what is read of one before it is written always has a
-    part in what is written: otherwise XLA, not knowing which comes first, would copy the level.
-    """
-
-    leaves: jax.Array  # [>= C] p^alpha, zero where no item is
-    nodes: tuple[jax.Array, ...]  # of level 1, 2, ...: [>= C / 4, 2], [>= C / 16, 2], ..., [4, 2]:
-    # sum, and minimum of the leaves above zero (infinite where none is)
-    largest: jax.Array  # [] the largest p^alpha so far: that of a new item
-
-    @property
-    def total(self) -> jax.Array:
-        """The sum of all leaves."""
-        return jnp.sum(self.nodes[-1][:, 0])
-
-    @property
-    def least(self) -> jax.Array:
-        """The smallest leaf above zero."""
-        return jnp.min(self.nodes[-1][:, 1])
 
 
 class ReplayState(NamedTuple):
@@ -176,13 +151,13 @@ def prioritized(
         tree = state.tree
         index = draw(tree, *stratified(key, size))
         exponent = beta + progress * (1 - beta)
-        weight = (tree.least / _take(tree.leaves, index)) ** exponent
+        weight = (tree.least / take(tree.leaves, index)) ** exponent
         return Sample(index, weight)
 
     def update_priorities(state: ReplayState, index: jax.Array, td_error: jax.Array) -> ReplayState:
         tree = state.tree
         power = (jnp.abs(td_error) + eps) ** alpha
-        before = _take(tree.leaves, index)
+        before = take(tree.leaves, index)
         power = jnp.where(jnp.isfinite(power), power, before)
         tree = tree._replace(largest=jnp.maximum(tree.largest, jnp.max(power)))
         return state._replace(tree=set_leaves(tree, index, power))
@@ -232,126 +207,6 @@ def _write(items: PyTree, index: jax.Array, new: PyTree) -> PyTree:
     return jax.tree.map(write, items, new)
 
 
-def _take(x: jax.Array, index: jax.Array) -> jax.Array:
-    return x.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
-
-
-def _put(x: jax.Array, index: jax.Array, value: jax.Array | int) -> jax.Array:
-    return x.at[index].set(value, mode="promise_in_bounds", wrap_negative_indices=False)
-
-
-# The tree of priorities.
-
-
-def empty_tree(capacity: int) -> Tree:
-    """A tree of no items.
-
-    Args:
-        capacity: C.
-    """
-    round_up = lambda size: -(-size // BRANCHES) * BRANCHES  # noqa: E731
-    sizes = [round_up(capacity)]
-    while sizes[-1] > BRANCHES or len(sizes) == 1:
-        sizes.append(round_up(sizes[-1] // BRANCHES))
-    nothing = jnp.array([0, jnp.inf])
-    nodes = tuple(jnp.broadcast_to(nothing, (size, 2)) for size in sizes[1:])
-    return Tree(jnp.zeros(sizes[0]), nodes, jnp.ones(()))
-
-
-def _children(level: jax.Array, node: jax.Array) -> jax.Array:
-    """``[B, 4, ...]`` of the level below."""
-    return _take(level.reshape(-1, BRANCHES, *level.shape[1:]), node)
-
-
-def set_leaves(tree: Tree, index: jax.Array, power: jax.Array) -> Tree:
-    """Writes leaves, and computes what is above them anew from the level below.
-
-    Nothing is added to a sum that is there, so rounding errors do not pile up.
-
-    Args:
-        tree: The priorities.
-        index: ``[B]``, which items; one that occurs several times gets the largest power.
-        power: ``[B]``, their p^alpha; above zero.
-    """
-    node = index.astype(jnp.uint32)  # unsigned: the division is a shift
-    # Something below them first, then the maxima: the order of duplicates does not matter.
-    leaves = _put(tree.leaves, node, -power)
-    leaves = leaves.at[node].max(power, mode="promise_in_bounds", wrap_negative_indices=False)
-    node = node // BRANCHES
-    below = _children(leaves, node)
-    least = jnp.min(jnp.where(below > 0, below, jnp.inf), axis=1)
-    pair = jnp.stack([jnp.sum(below, axis=1), least], axis=1)
-    nodes: list[jax.Array] = []
-    for level in tree.nodes:
-        nodes.append(_put(level, node, pair))
-        node = node // BRANCHES
-        below = _children(nodes[-1], node)
-        pair = jnp.stack([jnp.sum(below[..., 0], axis=1), jnp.min(below[..., 1], axis=1)], axis=1)
-    return Tree(leaves, tuple(nodes), tree.largest)
-
-
-def stratified(key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """One uniform number out of each of ``size`` equal parts of [0, 1), and bits below its last.
-
-    Args:
-        key: PRNG key.
-        size: B.
-
-    Returns:
-        ``(fraction [B], fine [B])``, both in [0, 1).
-    """
-    within, fine = jax.random.uniform(key, (2, size))
-    return (jnp.arange(size) + within) / size, fine
-
-
-def draw(tree: Tree, fraction: jax.Array, fine: jax.Array) -> jax.Array:
-    """The items at these fractions of the sum of all leaves, in their order.
-
-    A leaf that is zero is never drawn, whatever the rounding errors of the sums: among four
-    children, the first whose running sum exceeds what is left is taken, or else the last, and only
-    those that are not zero count.
-
-    Args:
-        tree: The priorities, at least one of them above zero.
-        fraction: ``[B]`` in [0, 1].
-        fine: ``[B]`` in [0, 1): random bits below the last of ``fraction``. With a million items
-            a fraction in float32 knows sixteen points in each, so its bits alone would draw some
-            of them 6 % too often. They are added half way down, where what is left is small.
-
-    Returns:
-        ``[B]`` int32.
-    """
-    node = jnp.zeros(fraction.shape, jnp.uint32)
-    total = tree.total
-    rest, last_bit = fraction * total, total * jnp.finfo(total.dtype).eps / 2
-    levels = (*reversed(tree.nodes), tree.leaves)
-    for i, level in enumerate(levels):
-        if i == len(levels) // 2:
-            rest = rest + fine * last_bit
-        below = _children(level, node)
-        child, before = _choose(below if level is tree.leaves else below[..., 0], rest)
-        node, rest = BRANCHES * node + child, jnp.maximum(rest - before, 0)
-    return node.astype(jnp.int32)
-
-
-def _choose(mass: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Which of four siblings ``[B, 4]`` holds the point ``rest`` ``[B]``, and the sum before it.
-
-    In reductions, since XLA on a CPU computes what only consists of selections again wherever it is
-    used, with the levels above it.
-    """
-    running = [mass[:, 0]]
-    for i in range(1, BRANCHES):
-        running.append(running[-1] + mass[:, i])
-    place = jnp.arange(BRANCHES)[None]
-    beyond = jnp.stack(running, axis=1) > rest[:, None]
-    rank = jnp.where(beyond, 2 * BRANCHES - place, place)  # the first beyond, or else the last
-    rank = jnp.max(jnp.where(mass > 0, rank, 0), axis=1)
-    chosen = jnp.where(rank > BRANCHES, 2 * BRANCHES - rank, rank)
-    before = jnp.sum(jnp.where(place < chosen[:, None], mass, 0), axis=1)
-    return chosen.astype(jnp.uint32), before
-
-
 # Transitions.
 
 
@@ -396,25 +251,25 @@ def n_step_batch(
     """
     items: Transition = state.items
     index = sample.indices
-    take = lambda x, i=index: _take(x, i)  # noqa: E731
+    read = lambda x, i=index: take(x, i)  # noqa: E731
     capacity = items.reward.shape[0]
     newer = (state.cursor.next - 1 - index) % capacity  # items that were added after this one
-    last, reward = index, take(items.reward)
+    last, reward = index, read(items.reward)
     discount = jnp.full_like(reward, gamma)
-    going = ~(take(items.terminated) | take(items.truncated))
+    going = ~(read(items.terminated) | read(items.truncated))
     for k in range(1, n_step):
         following = (index + k * num_envs) % capacity
         going = going & (k * num_envs <= newer)
         last = jnp.where(going, following, last)
-        reward = reward + jnp.where(going, discount * take(items.reward, following), 0)
+        reward = reward + jnp.where(going, discount * read(items.reward, following), 0)
         discount = jnp.where(going, discount * gamma, discount)
-        going = going & ~(take(items.terminated, following) | take(items.truncated, following))
+        going = going & ~(read(items.terminated, following) | read(items.truncated, following))
     return Batch(
-        obs=_real(take(items.obs)),
-        action=take(items.action),
+        obs=_real(read(items.obs)),
+        action=read(items.action),
         reward=reward,
-        discount=jnp.where(take(items.terminated, last), 0, discount),
-        next_obs=_real(take(items.next_obs, last)),
+        discount=jnp.where(read(items.terminated, last), 0, discount),
+        next_obs=_real(read(items.next_obs, last)),
         weight=sample.weight,
         indices=index,
     )

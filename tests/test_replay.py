@@ -13,7 +13,7 @@ import scipy.stats
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import purerl
-from purerl import replay as replays
+from purerl import priority_tree
 from purerl.replay import Sample, n_step_batch, prioritized, uniform
 from purerl.types import Transition
 
@@ -177,7 +177,7 @@ def test_leaves_sums_minima_and_probabilities(capacity, x64):
     edges = np.concatenate([[0], np.cumsum(power)]) / power.sum()
     for shift in (1e-9, 0.5, 1 - 1e-9):
         point = edges[:-1] + shift * (power / power.sum())
-        drawn = jax.jit(replays.draw)(state.tree, jnp.array(point), jnp.zeros(capacity))
+        drawn = jax.jit(priority_tree.draw)(state.tree, jnp.array(point), jnp.zeros(capacity))
         np.testing.assert_array_equal(drawn, np.arange(capacity))
 
 
@@ -308,21 +308,21 @@ def test_no_empty_place_is_ever_drawn_in_float32():
     )
     fraction = np.clip(fraction, 0, 1).astype(np.float32)
     for fine in (0.0, 1.0):
-        drawn = jax.jit(replays.draw)(state.tree, fraction, jnp.full(len(fraction), fine))
+        drawn = jax.jit(priority_tree.draw)(state.tree, fraction, jnp.full(len(fraction), fine))
         assert (np.asarray(state.tree.leaves)[np.asarray(drawn)] > 0).all()
     assert_tree_is_consistent(state.tree)
 
 
 def test_a_million_equal_items_are_equally_probable_in_float32():
-    """The bits of one float32 alone would draw some items 6 % too often; see replay.draw."""
+    """The bits of one float32 alone would draw some items 6 % too often; see priority_tree.draw."""
     capacity = 10**6
-    tree = replays.empty_tree(capacity)
-    tree = jax.jit(replays.set_leaves)(tree, jnp.arange(capacity), jnp.ones(capacity))
+    tree = priority_tree.empty_tree(capacity)
+    tree = jax.jit(priority_tree.set_leaves)(tree, jnp.arange(capacity), jnp.ones(capacity))
     # Every point that a fraction in float32 can have in some items near the end, with fine bits.
     place, fine = 950_000, (np.arange(64) + 0.5) / 64
     bits = np.arange(2**24 * place // capacity - 100, 2**24 * (place + 40) // capacity + 100)
     fraction = np.repeat((bits / 2**24).astype(np.float32), 64)
-    drawn = jax.jit(replays.draw)(tree, fraction, np.tile(fine, len(bits)).astype(np.float32))
+    drawn = jax.jit(priority_tree.draw)(tree, fraction, np.tile(fine, len(bits)).astype(np.float32))
     drawn = np.asarray(drawn)
     count = np.array([(drawn == i).sum() for i in range(place, place + 40)])
     np.testing.assert_allclose(count, 2**24 / capacity * 64, rtol=0.02)

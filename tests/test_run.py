@@ -17,6 +17,7 @@ import pytest
 import purerl
 from purerl.cli import main
 from purerl.logging import RunFolder
+from purerl.run import memory_bytes
 
 SMALL = [
     *("--steps", "512", "--num-envs", "4", "--rollout-length", "32", "--evaluations", "2"),
@@ -101,6 +102,45 @@ def test_plot_writes_one_picture_of_several_runs(trained, tmp_path, capsys):
     assert main([*arguments, "--overwrite"]) == 0
 
 
+OFF_POLICY = [
+    *("--steps", "400", "--num-envs", "4", "--warmup", "200", "--capacity", "300"),
+    *("--batch-size", "16", "--evaluations", "2", "--evaluation-episodes", "4"),
+    *("--hidden-sizes", "8", "--seeds", "2", "--no-progress"),
+]
+
+
+def test_off_policy_run_with_every_switch(tmp_path, capsys):
+    """Trained, evaluated and plotted by the command line; the buffer is not saved."""
+    out = tmp_path / "dqn"
+    switches = ["--double", "--dueling", "--prioritized", "--n-step", "2", "--updates", "2"]
+    train = ["train", "dqn", "CartPole-v1", *OFF_POLICY, *switches, "--out", str(out)]
+    assert main(train) == 0
+    experiment = purerl.Experiment.from_json(json.loads((out / "config.json").read_text()))
+    assert experiment.config.double
+    assert experiment.loop.updates == 2
+    with (out / "evaluations.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows[::2]] == [300, 400]
+    assert {"loss", "q", "td_error"} <= set(rows[0])
+    assert (out / "learner.msgpack").stat().st_size < 50_000
+    assert main(["evaluate", str(out), "--episodes", "4"]) == 0
+    assert main(["plot", str(out), "--out", str(tmp_path / "plot.png")]) == 0
+    assert "IQM of 2 seeds" in capsys.readouterr().out
+
+
+def test_a_buffer_larger_than_the_memory(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("purerl.run.memory_bytes", lambda: 10_000_000)
+    train = ("train", "dqn", "CartPole-v1", "--seeds", "4", "--out", tmp_path / "run")
+    message = failure(capsys, *train, "--capacity", "1000000")
+    assert "replay buffers of 4 seeds need 160.2 MiB, but there are 9.5 MiB" in message
+    assert "set capacity to 59,523 or less" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_is_that_of_the_devices_or_the_host():
+    assert 2**28 < memory_bytes() < 2**50
+
+
 def test_list_names_algorithms_and_environments(capsys):
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
@@ -151,6 +191,12 @@ def test_folder_that_cannot_be_written(tmp_path, capsys):
         (["train", "ppo_clip", "CartPole-v1", "--clip", "-1"], "clip=-1.0 is out of range"),
         (["train", "ppo_clip", "CartPole-v1", "--num-minibatches", "7"], "7 equal minibatches"),
         (["train", "ppo_clip", "MNISTBandit-bsuite"], "download"),
+        (["train", "dqn", "Pendulum-v1"], "choose an environment with Discrete actions"),
+        (["train", "dqn", "CartPole-v1", "--capacity", "10"], "capacity=10 is less than batch"),
+        (["train", "dqn", "CartPole-v1", "--warmup", "9"], "warmup=9 is less than batch_size"),
+        (["train", "dqn", "CartPole-v1", "--alpha", "2"], "alpha=2.0 is out of range"),
+        (["train", "dqn", "CartPole-v1", "--beta", "-1"], "beta=-1.0 is out of range"),
+        (["train", "dqn", "CartPole-v1", "--epsilon-end", "7"], "epsilon_end=7.0 is out of range"),
         (["evaluate", "no-such-run"], "is no run"),
         (["plot"], "wanted run folders"),
         (["plot", "no-such-run"], "is no run"),

@@ -212,6 +212,7 @@ def _check(
             f"iteration of {sizes.steps_per_iteration} steps, so nothing would be learned; ask for "
             "more steps, or a shorter warm-up."
         )
+    warmup = -(-warmup // sizes.num_envs) * sizes.num_envs
     for what, steps in (("the warm-up", warmup), ("an iteration", sizes.steps_per_iteration)):
         if steps > algorithm.replay.capacity:
             raise ValueError(
