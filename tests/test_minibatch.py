@@ -135,6 +135,6 @@ def test_keys_give_different_minibatches(key):
 
 
 def test_a_count_that_does_not_divide_is_an_error(key):
-    message = "12 samples cannot be split into 5 equal minibatches; choose num_minibatches"
+    message = "12 samples cannot be split into 5 equal minibatches; choose a number of minibatches"
     with pytest.raises(ValueError, match=message):
         minibatches(key, batch_of(12), 5)
