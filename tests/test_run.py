@@ -129,7 +129,7 @@ def test_off_policy_run_with_every_switch(tmp_path, capsys):
 
 
 def test_a_buffer_larger_than_the_memory(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("purerl.run.memory_bytes", lambda: 10_000_000)
+    monkeypatch.setattr(sys.modules["purerl.run"], "memory_bytes", lambda: 10_000_000)
     train = ("train", "dqn", "CartPole-v1", "--seeds", "4", "--out", tmp_path / "run")
     message = failure(capsys, *train, "--capacity", "1000000")
     assert "replay buffers of 4 seeds need 160.2 MiB, but there are 9.5 MiB" in message
