@@ -153,7 +153,12 @@ class Buffer(RuleBasedStateMachine):
 
 
 TestBuffer = Buffer.TestCase
-TestBuffer.settings = hypothesis.settings(max_examples=25, stateful_step_count=15, deadline=None)
+TestBuffer.settings = hypothesis.settings(
+    max_examples=25,
+    stateful_step_count=15,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 
 
 # Priorities.
