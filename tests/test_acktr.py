@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import probe_envs
 import pytest
+from test_kfac import branches_around
 
 import purerl
 from purerl import NetworkConfig
-from purerl.algorithms.acktr import ACKTRConfig, acktr, adapt, make_batch, score
+from purerl.algorithms.acktr import ACKTRConfig, acktr, adapt, make_batch, make_loss, score
 from purerl.distributions import Categorical, DiagGaussian
 from purerl.optimize import keep_if_finite
 from purerl.types import Clock, Discrete, Rollout
@@ -124,6 +125,20 @@ def test_update_by_hand(kind, critic_std, x64):
         assert kl > 1e-6
         assert info["kl"] == pytest.approx(kl, rel=1e-6)
         assert info["learning_rate"] == pytest.approx(rate)
+
+
+def test_loss_of_the_parameters_is_what_is_reported_and_followed(x64):
+    """The first step of plain gradient descent, which a cold start makes."""
+    config = ACKTRConfig(network=SMALL, momentum=0.0, cold_max_norm=1e9, entropy_coef=0.1)
+    algorithm, data = acktr(config, SPACE), rollout()
+    state = algorithm.init(data.obs[0], jax.random.key(0))
+    network = purerl.ActorCritic(SPACE, SMALL)
+    batch = make_batch(network, config, state.params, data)
+    loss = make_loss(network, config)
+    (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+    new, info = algorithm.update(state, data, jax.random.key(0))
+    assert info["loss"] == pytest.approx(float(value), abs=1e-12)
+    np.testing.assert_allclose(flat(new.params), flat(state.params) - 0.25 * flat(gradient))
 
 
 def test_predicted_kl_is_half_of_the_clip_and_what_is_measured():
@@ -321,19 +336,7 @@ def test_resumed_vectorized_run_keeps_its_branches():
     assert metrics.info["finite"].all()
     assert states.learner.opt_state[0].clock.iteration == 10
 
-    def inside(jaxpr, depth=0):
-        """Depth of branching at each eigendecomposition, and the number of branches."""
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "eigh":
-                yield depth
-            for value in jax.tree.leaves(
-                list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-            ):
-                inner = getattr(value, "jaxpr", value)
-                if hasattr(inner, "eqns"):
-                    yield from inside(inner, depth + (equation.primitive.name == "cond"))
-
-    depths = list(inside(jax.make_jaxpr(advance)(states).jaxpr))
+    depths = branches_around("eigh", advance, states)
     assert len(depths) >= 3
     assert set(depths) == {1}
 

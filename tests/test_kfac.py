@@ -483,6 +483,15 @@ def test_kl_clip_by_hand(x64):
     np.testing.assert_array_equal(scaled["w"], 0)
 
 
+@pytest.mark.parametrize(
+    ("kl_clip", "regions"), [({"a": 1.0}, None), ({"a": 1.0}, {"w": "a", "v": "b"})]
+)
+def test_region_without_a_bound(kl_clip, regions):
+    tree = {"w": jnp.ones(2), "v": jnp.ones(1)}
+    with pytest.raises(ValueError, match=r"kl_clip is given for a, but the regions are also"):
+        clip_kl(tree, tree, 0.1, kl_clip, regions)
+
+
 def stepper(network=None, **options):
     """A transformation, and functions for its start and for one update with random numbers."""
     network = Net() if network is None else network

@@ -75,7 +75,7 @@ class ACKTRConfig:
     """epsilon, added to the Fisher's diagonal (swept)."""
     damping_kind: DampingKind = "factored"
     """factored: the root of epsilon to each factor, as in the paper; eigenbasis: epsilon to the
-    whole, as in OpenAI baselines, five times the time to invert."""
+    whole, as in OpenAI baselines, which takes three to five times as long to invert."""
     decay: float | jax.Array = 0.99
     """Of the factors' moving averages, in [0, 1) (swept)."""
     stats_every: int = 1
@@ -176,8 +176,7 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
         layers = find_layers(network, state.params, batch.obs)
         tapped = tap(network, layers, state.params, batch.obs)
 
-        variance = critic_variance(config, batch)
-        output_loss = make_output_loss(config, variance, progress=progress)
+        output_loss = make_output_loss(config, progress=progress)
         slope, info = jax.grad(output_loss, has_aux=True)(tapped.output, batch)
         gradient, _ = tapped.pullback(slope)
 
@@ -187,7 +186,9 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
                 actions = actions[:: config.stats_stride]
                 some = tap(network, layers, state.params, batch.obs[:: config.stats_stride])
             taken = actions if config.fisher_actions == "taken" else None
-            return fisher_factors(layers, some, score(some.output, variance, key, taken))
+            return fisher_factors(
+                layers, some, score(some.output, critic_variance(config, batch), key, taken)
+            )
 
         learning_rate = anneal(state.learning_rate, progress, config.anneal_learning_rate)
         params, opt_state = gradient_step(
@@ -281,23 +282,37 @@ def critic_variance(config: ACKTRConfig, batch: OnPolicyBatch) -> jax.Array:
 
 
 def make_output_loss(
-    config: ACKTRConfig, variance: jax.Array, *, progress: float | jax.Array = 0.0
+    config: ACKTRConfig, *, progress: float | jax.Array = 0.0
 ) -> Callable[[Any, OnPolicyBatch], tuple[jax.Array, Info]]:
     """``loss((distribution, value), batch) -> (scalar, info)``, the loss of the network's output.
 
     Args:
         config: Hyper-parameters.
-        variance: Of the critic's Gaussian, whose negative log-likelihood the value loss is.
         progress: Finished fraction of the run, for the annealed entropy coefficient.
     """
-    value_coef = config.value_coef / variance
     entropy_coef = anneal(config.entropy_coef, progress, config.anneal_entropy)
 
     def loss(output: Any, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
         distribution, value = output
+        # The value loss over the variance is the Gaussian's negative log-likelihood.
+        value_coef = config.value_coef / critic_variance(config, batch)
         return actor_critic_loss(distribution, value, batch, value_coef, entropy_coef)
 
     return loss
+
+
+def make_loss(
+    network: Any, config: ACKTRConfig, *, progress: float | jax.Array = 0.0
+) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
+    """``loss(params, batch) -> (scalar, info)``: the same loss of the parameters.
+
+    Args:
+        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
+        config: Hyper-parameters.
+        progress: Finished fraction of the run, for the annealed entropy coefficient.
+    """
+    of_output = make_output_loss(config, progress=progress)
+    return lambda params, batch: of_output(network.apply(params, batch.obs), batch)
 
 
 def score(

@@ -67,7 +67,7 @@ def scale_by_kfac(
     step will be multiplied *afterwards*, because the KL clip bounds the step and not its direction.
 
     Curvature that is not finite is not taken in, nor is any with a gradient that is not: then the
-    state stays as it was, but for the clock.
+    state stays as it was, but for the clock. (What is returned is then not finite either.)
 
     What is due is decided by a Clock in the state, which ``purerl.vectorize`` leaves unbatched, so
     that under ``vmap`` inverses are computed when they are due and not at every update.
@@ -114,9 +114,9 @@ def scale_by_kfac(
         section 3, for the trust region.
 
     Differs from:
-        The paper's bound is :math:`\tfrac12 \Delta^T F \Delta \le \delta`, that is, half of this
-        ``kl_clip``; here it is that of OpenAI baselines. Both take F damped, so the bound holds for
-        the undamped one too.
+        The paper bounds :math:`\tfrac12 \eta^2 \Delta^T F \Delta`, so that this ``kl_clip``, which
+        is that of OpenAI baselines, is twice the paper's :math:`\delta`. Both take the damped F, so
+        the bound holds for the undamped one too.
     """
     check = lambda *args, **kw: check_range("scale_by_kfac", *args, **kw)  # noqa: E731
     check("damping", damping, 0, low_open=True)
@@ -256,12 +256,20 @@ def clip_kl(
     Returns:
         ``(scaled, {region: factor})``.
 
+    Raises:
+        ValueError: If a region has no entry in ``kl_clip``.
+
     References:
         Wu et al. 2017, section 3; with :math:`\delta` for the paper's :math:`2 \delta`.
     """
     flat = flatten_dict(natural, sep="/")
     slope = jax.tree.map(lambda g, n: jnp.sum(g * n), flatten_dict(gradient, sep="/"), flat)
     labels = dict.fromkeys(flat, ALL) if regions is None else flatten_dict(regions, sep="/")
+    if unknown := {*labels.values()} - {*kl_clip}:
+        raise ValueError(
+            f"kl_clip is given for {', '.join(kl_clip)}, but the regions are also "
+            f"{', '.join(sorted(unknown))}; give each label of regions its bound, or None."
+        )
     factor = {}
     for region, bound in kl_clip.items():
         squared = sum(slope[name] for name in flat if labels[name] == region)
