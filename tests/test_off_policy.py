@@ -244,7 +244,8 @@ def test_a_seed_with_nan_rewards_fails_alone(prioritized):
     assert result.failed.tolist() == [i == place for i in range(8)]
     for a, b in zip(of_others(result, place), of_others(wanted, place), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert all(np.isfinite(x[place]).all() for x in arrays(result.state.learner))
+    learner_alone = [x[place] for x in arrays(result.state.learner) if x.ndim]
+    assert all(np.isfinite(x).all() for x in learner_alone)
     if prioritized:
         assert np.isfinite(result.state.replay.tree.leaves).all()
 
@@ -365,7 +366,7 @@ def test_an_algorithm_in_the_wrong_loop():
         ({"warmup": -1}, "warmup=-1 is out of range"),
         ({"warmup": 7}, "warmup=7 is less than batch_size=8"),
         ({"warmup": 51}, "the warm-up adds 52 transitions to a buffer of capacity=50"),
-        ({"num_envs": 64}, "an iteration adds 128 transitions to a buffer of capacity=50"),
+        ({"num_envs": 32}, "an iteration adds 64 transitions to a buffer of capacity=50"),
         ({"total_steps": 20}, "total_steps=20 is less than warmup=16 and one iteration of 8 steps"),
         ({"replay_obs": "uint16"}, "unknown replay_obs 'uint16'. Did you mean uint8"),
         ({"evaluations": -1}, "evaluations=-1 is out of range"),

@@ -83,7 +83,7 @@ def make_off_policy_train(
         >>> keys = jax.random.split(jax.random.key(0), 2)
         >>> result = jax.jit(purerl.vectorize(train.train))(keys)
         >>> result.curve.step[0].tolist(), result.curve.evaluation.mean_return.shape
-        ([2000, 4000], (2, 2))
+        ([3000, 4000], (2, 2))
     """
     sizes = Sizes(
         total_steps,
