@@ -17,14 +17,16 @@ from typing import Any
 
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 
 import purerl
-from purerl.plotting import plot_curves, save_plot
+from purerl.plotting import draw_curves, plot_curves, save_plot
 from purerl.provenance import provenance
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results" / "learning"
 README = HERE / "README.md"
+ACKTR_ENVS = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,8 @@ CELLS = [
     Cell(algorithm="ppo_clip", env="Breakout-MinAtar", target=15, seeds=4),
     Cell(algorithm="ppo_penalty", env="CartPole-v1", target=475),
     Cell(algorithm="a2c", env="CartPole-v1", target=480),
+    Cell(algorithm="a2c", env="Acrobot-v1"),
+    Cell(algorithm="a2c", env="Pendulum-v1"),
     Cell(algorithm="trpo", env="CartPole-v1", target=490),
     Cell(algorithm="trpo", env="Acrobot-v1", target=-90),
     Cell(algorithm="trpo", env="Pendulum-v1", target=-250),
@@ -60,6 +64,13 @@ CELLS = [
     Cell(algorithm="acktr", env="CartPole-v1", target=490),
     Cell(algorithm="acktr", env="Acrobot-v1", target=-90),
     Cell(algorithm="acktr", env="Pendulum-v1", target=-250),
+    Cell(algorithm="acktr", env="Breakout-MinAtar", target=15, seeds=4),
+    Cell(
+        algorithm="acktr",
+        env="CartPole-v1",
+        changes={"stats_every": 10, "inverse_every": 50},
+        suffix="[light]",
+    ),
     Cell(algorithm="policy_gradient", env="CartPole-v1", target=470),
     *(
         Cell(
@@ -171,6 +182,30 @@ def report() -> None:
             if result["experiment"]["env"] == env
         }
         save_plot(plot_curves(curves, env), RESULTS / f"{env}.png")
+    plot_acktr(results)
+
+
+def plot_acktr(results: list[dict[str, Any]]) -> None:
+    """A2C beside ACKTR, per step and per second of training all seeds at the same time."""
+    found = {result["name"]: result for result in results}
+    envs = [env for env in ACKTR_ENVS if {f"a2c-{env}", f"acktr-{env}"} <= {*found}]
+    if not envs:
+        return
+    figure = Figure(figsize=(4.6 * len(envs), 7.2), layout="constrained")
+    axes = figure.subplots(2, len(envs), squeeze=False)
+    for column, env in enumerate(envs):
+        by_step, by_second = {}, {}
+        for name in ("a2c", "acktr", "acktr[light]"):
+            if (result := found.get(f"{name}-{env}")) is None:
+                continue
+            steps, returns = np.array(result["steps"]), np.array(result["returns"])
+            by_step[name] = steps, returns
+            by_second[name] = steps * result["seeds"] / result["steps_per_second"], returns
+        draw_curves(axes[0, column], by_step)
+        draw_curves(axes[1, column], by_second)
+        axes[0, column].set(title=env, xlabel="environment steps", ylabel="return, IQM")
+        axes[1, column].set(xlabel="seconds of training", ylabel="return, IQM")
+    save_plot(figure, RESULTS / "acktr-a2c.png")
 
 
 def main() -> int:

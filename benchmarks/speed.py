@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py --suite ppo            # about half an hour on two cores
     python benchmarks/speed.py --suite trpo
+    python benchmarks/speed.py --suite acktr          # beside A2C; its parts are in kfac_cost.py
     python benchmarks/speed.py --suite ppo --quick    # a look, some minutes; proves nothing
 
 Each suite trains one algorithm on CartPole-v1 with two separate 64-64 tanh networks and without any

@@ -34,6 +34,7 @@ class Demand(NamedTuple):
 
     contender: str
     bound: float
+    of: str = "purerl"  # or another row of purerl's
     seeds: int | None = None  # of purerl; None: at every number that was measured
     other_seeds: int | None = None  # of the contender; None: the same
     figure: Literal["steps_per_s", "compile_s"] = "steps_per_s"
@@ -107,5 +108,21 @@ SUITES = {
             Demand("sb3", 20.0, seeds=16, other_seeds=1),
             Demand("sb3-one-thread", 20.0, seeds=16, other_seeds=1),
         ),
+    ),
+    "acktr": Suite(
+        contenders={
+            "purerl": Contender(label="ACKTR", program="purerl_acktr.py"),
+            "eigenbasis": Contender(
+                label="ACKTR, damping in the eigenbasis",
+                program="purerl_acktr.py --variant eigenbasis",
+            ),
+            "light": Contender(
+                label="ACKTR, statistics every 10 updates, inverses every 50",
+                program="purerl_acktr.py --variant light",
+            ),
+            "a2c": Contender(label="A2C", program="purerl_acktr.py --variant a2c"),
+        },
+        seeds=(1, 16),
+        demands=(Demand("a2c", 1 / 3), Demand("a2c", 1 / 1.25, of="light")),
     ),
 }

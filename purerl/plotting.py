@@ -3,6 +3,7 @@
 import pathlib
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from purerl.statistics import iqm, iqm_interval
@@ -22,17 +23,28 @@ def plot_curves(
         The figure; a notebook shows it, ``figure.savefig(path)`` writes it.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    for label, (steps, returns) in curves.items():
+    draw_curves(figure.add_subplot(), curves)
+    figure.axes[0].set(
+        title=title, xlabel="environment steps", ylabel=f"{ylabel}, IQM and 95 % interval"
+    )
+    return figure
+
+
+def draw_curves(axes: Axes, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """The same into a part of another figure.
+
+    Args:
+        axes: Where to.
+        curves: By label: ``[E]``, of environment steps or of seconds, and returns ``[S, E]``.
+    """
+    for label, (along, returns) in curves.items():
         low, high = iqm_interval(returns)
-        (line,) = axes.plot(steps, iqm(returns), label=f"{label} ({len(returns)} seeds)")
-        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set(title=title, xlabel="environment steps", ylabel=f"{ylabel}, IQM and 95 % interval")
+        (line,) = axes.plot(along, iqm(returns), label=f"{label} ({len(returns)} seeds)")
+        axes.fill_between(along, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(_thousands)
     axes.grid(alpha=0.3)
     axes.legend()
-    return figure
 
 
 def save_plot(figure: Figure, path: str | pathlib.Path) -> None:

@@ -73,8 +73,21 @@ class TRPOSetting(Setting):
     backtrack_steps: int = 10
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ACKTRSetting(Setting):
+    """Suite acktr: one update a rollout. A2C's learning rate and epsilon are RMSProp's."""
+
+    num_envs: int = 16
+    rollout_length: int = 20
+    num_epochs: int = 1
+    minibatch_size: int = 320
+    gae_lambda: float = 1.0
+    learning_rate: float = 7e-4
+
+
 PPO = PPOSetting()
 TRPO = TRPOSetting()
+ACKTR = ACKTRSetting()
 
 
 def parser(description: str) -> argparse.ArgumentParser:

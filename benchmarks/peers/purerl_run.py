@@ -1,26 +1,34 @@
 """Measures an algorithm of the purerl checkout this file lies in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import measure
 
 import purerl
 from purerl.types import ActionSpace, OnPolicyAlgorithm
 
+MakeAlgorithm = Callable[[ActionSpace], OnPolicyAlgorithm]
+
 
 def main(
     description: str,
-    make_algorithm: Callable[[ActionSpace], OnPolicyAlgorithm],
+    make_algorithm: MakeAlgorithm | Mapping[str, MakeAlgorithm],
     setting: measure.Setting,
 ) -> None:
     """Measures and reports.
 
     Args:
         description: Of the program, for its ``--help``.
-        make_algorithm: Makes the algorithm from the environment's action space.
+        make_algorithm: Makes the algorithm from the environment's action space; or several such,
+            of which ``--variant`` names one.
         setting: Of the suite.
     """
-    options = measure.parser(description).parse_args()
+    arguments = measure.parser(description)
+    if isinstance(make_algorithm, Mapping):
+        arguments.add_argument("--variant", choices=make_algorithm, default="default")
+    options = arguments.parse_args()
+    if isinstance(make_algorithm, Mapping):
+        make_algorithm = make_algorithm[options.variant]
     purerl.use_all_cores()
     import jax
 

@@ -1,0 +1,203 @@
+"""PPO-Clip with K-FAC in place of Adam: is the natural gradient worth its time there?
+
+    python benchmarks/ppo_kfac.py
+
+The same loss, rollouts, epochs and minibatches (the presets of PPO-Clip), once with Adam and once
+with ``scale_by_kfac``: one measurement of the factors and one inversion for each rollout, on its
+first minibatch, with actions drawn from the policy, since later minibatches are off-policy. K-FAC's
+step size and trust region are given by options; Adam's are the preset's. The table has the
+interquartile mean of the return over all evaluations (the area under the curve), that of the last
+one, and the seconds of training.
+"""
+
+import dataclasses
+import datetime
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+import purerl
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the benchmark."""
+
+    envs: tuple[str, ...] = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1")
+    """Environments."""
+    seeds: int = 16
+    """Seeds of each cell."""
+    learning_rate: float = 0.1
+    """Of the natural gradient; falls linearly to 0."""
+    kl_clip: float = 1e-4
+    """Trust region of one minibatch's step; actor and critic have one each."""
+    damping: float = 0.01
+    """K-FAC's epsilon."""
+    momentum: float = 0.9
+    """Weight of the past in the moving average of steps."""
+    output: Path = HERE / "results" / "ppo_kfac.json"
+    """Result file; the table goes beside it."""
+    force: bool = False
+    """Whether to overwrite the result files."""
+
+
+class State(NamedTuple):
+    """What it learns."""
+
+    params: Any
+    opt_state: Any
+
+
+def ppo_kfac(
+    config: purerl.PPOClipConfig, options: Options, action_space: Any
+) -> purerl.OnPolicyAlgorithm:
+    """PPO-Clip around K-FAC, out of the library's pieces."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from purerl.actor_critic import init_params, make_act
+    from purerl.algorithms.acktr import score
+    from purerl.algorithms.ppo import make_batch, make_clip_loss
+    from purerl.minibatch import minibatches
+    from purerl.optimize import anneal, gradient_step, keep_if_finite
+    from purerl.second_order.kfac import scale_by_kfac
+    from purerl.second_order.kfac_capture import find_layers, reaching, tap
+    from purerl.second_order.kfac_factors import fisher_factors
+
+    network = purerl.ActorCritic(action_space, config.network)
+    steps = config.num_epochs * config.num_minibatches
+
+    def optimizer(params, obs):
+        of_actor = reaching(lambda p: network.apply(p, obs)[0], params)
+        kfac = scale_by_kfac(
+            find_layers(network, params, obs),
+            damping=options.damping,
+            stats_every=steps,
+            inverse_every=steps,
+            cold_start=0,
+            kl_clip={"actor": options.kl_clip, "critic": options.kl_clip},
+            regions=jax.tree.map(lambda actor: "actor" if actor else "critic", of_actor),
+        )
+        return optax.chain(kfac, optax.ema(options.momentum, debias=False))
+
+    def init(obs, key):
+        params = init_params(network, action_space, obs, key)
+        return State(params, optimizer(params, obs).init(params))
+
+    def update(state, rollout, key, *, progress=0.0):
+        batch = make_batch(network, config, state.params, rollout, action_space)
+        variance = jnp.maximum(jnp.mean(jnp.square(batch.target - batch.value)), 1e-8)
+        scaled = dataclasses.replace(config, value_coef=config.value_coef / variance)
+        loss = make_clip_loss(network, scaled, progress=progress)
+        learning_rate = anneal(options.learning_rate, progress, True)
+
+        def step(state, minibatch_and_key):
+            minibatch, key = minibatch_and_key
+            gradient, info = jax.grad(loss, has_aux=True)(state.params, minibatch)
+
+            def statistics():
+                layers = find_layers(network, state.params, minibatch.obs)
+                tapped = tap(network, layers, state.params, minibatch.obs)
+                return fisher_factors(layers, tapped, score(tapped.output, variance, key))
+
+            learned = gradient_step(
+                optimizer(state.params, minibatch.obs),
+                gradient,
+                state.opt_state,
+                state.params,
+                learning_rate,
+                statistics=statistics,
+            )
+            return State(*learned), info
+
+        def epoch(state, key):
+            shuffle_key, step_key = jax.random.split(key)
+            samples = minibatches(shuffle_key, batch, config.num_minibatches)
+            keys = jax.random.split(step_key, config.num_minibatches)
+            return jax.lax.scan(step, state, (samples, keys))
+
+        learned, info = jax.lax.scan(epoch, state, jax.random.split(key, config.num_epochs))
+        params, finite = keep_if_finite(learned.params, state.params)
+        info = jax.tree.map(jnp.mean, info) | {"finite": finite}
+        return State(params, learned.opt_state), info
+
+    return purerl.OnPolicyAlgorithm(init, make_act(network), update)
+
+
+def measure(env_name: str, options: Options) -> dict[str, Any]:
+    """Both on one environment, at PPO-Clip's preset."""
+    import jax
+    import numpy as np
+
+    experiment = purerl.make_experiment("ppo_clip", env_name)
+    loop = {name: x for name, x in vars(experiment.loop).items() if name != "steps"}
+    env = purerl.make_env(env_name)
+    keys = jax.random.split(jax.random.key(0), options.seeds)
+    cell: dict[str, Any] = {"env": env_name, "experiment": experiment.to_json()}
+    for name, algorithm in {
+        "Adam": purerl.ppo_clip(experiment.config, env.action_space),
+        "K-FAC": ppo_kfac(experiment.config, options, env.action_space),
+    }.items():
+        train = purerl.make_train(
+            algorithm, env, experiment.loop.steps, reward_gamma=experiment.config.gamma, **loop
+        )
+        compiled = jax.jit(purerl.vectorize(train.train)).lower(keys).compile()
+        start = time.perf_counter()
+        result = jax.block_until_ready(compiled(keys))
+        seconds = time.perf_counter() - start
+        cell[name] = {
+            "seconds": seconds,
+            "failed": int(np.sum(result.failed)),
+            "steps": np.asarray(result.curve.step[0]).tolist(),
+            "returns": np.round(result.curve.evaluation.mean_return, 2).tolist(),
+        }
+        print(row(cell, name), file=sys.stderr, flush=True)
+    return cell
+
+
+def row(cell: dict[str, Any], name: str) -> str:
+    """Of the table."""
+    import numpy as np
+
+    returns = np.array(cell[name]["returns"])
+    texts = []
+    for values in (returns.mean(1), returns[:, -1]):
+        low, high = purerl.iqm_interval(values)
+        texts.append(f"{purerl.iqm(values):.1f} [{low:.1f}, {high:.1f}]")
+    return f"| {cell['env']} | {name} | {' | '.join(texts)} | {cell[name]['seconds']:.0f} |"
+
+
+def main(options: Options) -> None:
+    """Measures, prints and writes."""
+    from purerl.provenance import provenance
+
+    files = [options.output, options.output.with_suffix(".md")]
+    present = [file.name for file in files if file.exists()]
+    if present and not options.force:
+        raise SystemExit(f"{', '.join(present)} exist(s) already: give --force or another --output")
+    purerl.use_all_cores()
+    cells = [measure(env, options) for env in options.envs]
+    rows = ["| environment | step | over the whole run | at the end | s |", "|---|---|---|---|---|"]
+    rows += [row(cell, name) for cell in cells for name in ("Adam", "K-FAC")]
+    record = {
+        "benchmark": "ppo_kfac",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **provenance(),
+        "options": {k: v for k, v in vars(options).items() if k not in ("output", "force")},
+        "cells": cells,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    files[0].write_text(json.dumps(record) + "\n")
+    files[1].write_text("\n".join(rows) + "\n")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
