@@ -8,13 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import probe_envs
 import pytest
+from flax.traverse_util import flatten_dict
 from test_kfac import branches_around
 
 import purerl
 from purerl import NetworkConfig
-from purerl.algorithms.acktr import ACKTRConfig, acktr, adapt, make_batch, make_loss, score
+from purerl.algorithms.acktr import (
+    ACKTRConfig,
+    acktr,
+    adapt,
+    joint_variance,
+    make_batch,
+    make_loss,
+    score,
+)
 from purerl.distributions import Categorical, DiagGaussian
 from purerl.optimize import keep_if_finite
+from purerl.second_order.kfac_capture import find_layers, tap
+from purerl.second_order.kfac_factors import fisher_factors
 from purerl.types import Clock, Discrete, Rollout
 
 STEPS, ENVS, OBS, ACTIONS = 5, 4, 3, 3
@@ -103,19 +114,19 @@ def test_update_by_hand(kind, critic_std, x64):
         slope = slope + 0.2 * (1 - progress) * policy * (np.log(policy) + entropy)
         gradient = {
             "policy_head": obs.T @ slope / 20,
-            "value_head": 0.4 / variance * (obs.T @ error / 20)[:, None],
+            "value_head": 0.4 * (obs.T @ error / 20)[:, None],
         }
-        score_of = {"policy_head": taken - policy, "value_head": np.ones((20, 1)) / variance**0.5}
+        score_of = {"policy_head": taken - policy, "value_head": np.ones((20, 1))}
         rate = 0.3 * (1 - progress)
         weight = 0.8 * weight + 0.2
-        for head, clip in (("policy_head", 0.01), ("value_head", 0.02)):
+        for head, clip in (("policy_head", 0.01), ("value_head", 0.02 * variance)):
             new = obs.T @ obs / 20, score_of[head].T @ score_of[head] / 20
             sums[head] = [0.8 * s + 0.2 * n for s, n in zip(sums[head], new, strict=True)]
             a, g = (s / weight for s in sums[head])
             natural = solved(kind, a, g, gradient[head], 0.05)
             trust = min(1, np.sqrt(clip / (rate**2 * (gradient[head] * natural).sum())))
-            if head == "policy_head":
-                assert info["trust"] == pytest.approx(trust, abs=1e-10)
+            name = {"policy_head": "trust", "value_head": "critic_trust"}[head]
+            assert info[name] == pytest.approx(trust, abs=1e-10)
             past[head] = 0.7 * past[head] + 0.3 * trust * natural
             learned[head] = learned[head] - rate * past[head]
             np.testing.assert_allclose(heads(state.params)[head], learned[head], atol=1e-10)
@@ -196,6 +207,90 @@ def test_step_stays_within_its_bounds():
     assert adapt(config, jnp.float32(1e-8), jnp.float32(1.0)) == pytest.approx(1e-8)
 
 
+def test_a_desired_kl_is_reached():
+    """End to end: the measured KL settles where the step was adapted to."""
+    env = purerl.make_env("CartPole-v1")
+    config = ACKTRConfig(desired_kl=0.002, kl_clip=0.1, anneal_learning_rate=False, network=SMALL)
+    algorithm = acktr(config, env.action_space)
+    train = purerl.make_train(algorithm, env, 64_000, num_envs=8, rollout_length=20, evaluations=0)
+    result = jax.jit(train.train)(jax.random.key(0))
+    kl, rate = (np.asarray(result.metrics.info[name]) for name in ("kl", "learning_rate"))
+    assert (rate[:10] == np.float32(0.25)).all()  # not during the cold start
+    assert len(np.unique(rate)) > 3
+    assert 0.001 < np.median(kl[100:]) < 0.004
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_critic_learns_on_after_rewards_of_zero(shared):
+    """Its curvature is an average over hundreds of updates: a phase without errors must not stay
+    in it as if it were certain.
+    """
+    network = NetworkConfig(hidden_sizes=(8,), shared=shared)
+    config = ACKTRConfig(gamma=0.9, network=network, anneal_learning_rate=False)
+    algorithm = acktr(config, SPACE)
+    data = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == float else x, rollout())
+    data = data._replace(terminated=jnp.zeros_like(data.terminated), next_obs=data.obs)
+
+    @jax.jit
+    def run(state, reward):
+        step = lambda s, key: algorithm.update(  # noqa: E731
+            s, data._replace(reward=jnp.full_like(data.reward, reward)), key
+        )
+        return jax.lax.scan(step, state, jax.random.split(jax.random.key(0), 300))[0]
+
+    state = run(run(algorithm.init(data.obs[0], jax.random.key(0)), 0.0), 1.0)
+    value = purerl.ActorCritic(SPACE, network).apply(state.params, data.obs[0])[1]
+    assert (value > 5).all()  # of 1 / (1 - 0.9)
+
+
+def test_a_stride_measures_the_factors_of_every_second_step(x64):
+    config = ACKTRConfig(network=SMALL, stats_stride=2, decay=0.0)
+    algorithm, data, network = acktr(config, SPACE), rollout(), purerl.ActorCritic(SPACE, SMALL)
+    state = algorithm.init(data.obs[0], jax.random.key(0))
+    new, _ = algorithm.update(state, data, jax.random.key(1))
+    obs, action = (x[::2].reshape(-1, *x.shape[2:]) for x in (data.obs, data.action))
+    layers = find_layers(network, state.params, obs)
+    tapped = tap(network, layers, state.params, obs)
+    of_output = score(tapped.output, jnp.ones(()), jax.random.key(1), action)
+    wanted = fisher_factors(layers, tapped, of_output)
+    jax.tree.map(np.testing.assert_allclose, new.opt_state[0].factors, wanted)
+
+
+def test_joint_fisher_of_a_shared_trunk(x64):
+    """G of the trunk's layer is that of policy and value together, drawn independently:
+    J_pi^T F_pi J_pi + J_v^T J_v / sigma^2, here by matrices; and one clip covers both.
+    """
+    network_config = NetworkConfig(hidden_sizes=(3,), shared=True)
+    config = ACKTRConfig(network=network_config, critic_std=2.0, fisher_actions="sampled")
+    network, obs = purerl.ActorCritic(SPACE, network_config), rollout().obs[0]
+    params = network.init(jax.random.key(0), obs)
+    layers = find_layers(network, params, obs)
+    tapped = tap(network, layers, params, obs)
+
+    def of_one(key):
+        variance = joint_variance(config, shared=True)
+        return fisher_factors(layers, tapped, score(tapped.output, variance, key))
+
+    many = jax.jit(jax.vmap(of_one))(jax.random.split(jax.random.key(1), 20_000))
+    leaves = flatten_dict(params, sep="/")
+    trunk = layers[0].path
+
+    def outputs(perturbation, x):
+        """Logits and value of one observation, by the output of the trunk's layer."""
+        dense = lambda path, x: x @ leaves[f"{path}/kernel"] + leaves[f"{path}/bias"]  # noqa: E731
+        h = jnp.tanh(dense(trunk, x) + perturbation)
+        return dense("params/policy_head/Dense_0", h), dense("params/value_head", h)[0]
+
+    wanted = 0
+    for x in obs:
+        of_policy, of_value = jax.jacobian(outputs)(jnp.zeros(3), x)
+        p = jax.nn.softmax(outputs(jnp.zeros(3), x)[0])
+        fisher = jnp.diag(p) - jnp.outer(p, p)
+        joint = of_policy.T @ fisher @ of_policy + jnp.outer(of_value, of_value) / 4
+        wanted = wanted + joint / len(obs)
+    np.testing.assert_allclose(many.g[0].mean(0), wanted, rtol=0.05, atol=2e-3)
+
+
 def regions(network_config):
     algorithm = acktr(ACKTRConfig(network=network_config), SPACE)
     state = algorithm.init(jnp.zeros((1, OBS)), jax.random.key(0))
@@ -221,7 +316,7 @@ SWEPT = {
     "entropy_coef": 0.3,
 }
 CHANGES = {
-    "critic_std": 0.5,
+    "critic_std": 0.001,  # so small that the critic's bound is met
     "desired_kl": 0.1,
     "anneal_learning_rate": False,
     "damping_kind": "eigenbasis",
@@ -350,11 +445,10 @@ class Scaled(nn.Module):
         return purerl.ActorCritic(Discrete(2))(obs * scale[None])
 
 
-@pytest.mark.parametrize("kind", ["factored", "eigenbasis"])
 @pytest.mark.parametrize("network", [None, Scaled()], ids=["plain", "ill_conditioned"])
-def test_32_seeds_for_500_updates_stay_finite(network, kind):
+def test_32_seeds_for_500_updates_stay_finite(network):
     env = purerl.make_env("CartPole-v1")
-    algorithm = acktr(ACKTRConfig(damping_kind=kind), env.action_space, network)
+    algorithm = acktr(ACKTRConfig(), env.action_space, network)
     sizes = {"num_envs": 4, "rollout_length": 8, "evaluations": 0}
     train = purerl.make_train(algorithm, env, 500 * 32, **sizes)
     keys = jax.random.split(jax.random.key(0), 32)

@@ -135,7 +135,7 @@ def test_taps_change_nothing_and_their_products_are_the_gradient(jit, x64):
 
     def run(params, obs):
         tapped = tap(network, layers, params, obs)
-        return tapped.output, tapped.inputs, tapped.pullback(cotangent)
+        return tapped.output, tapped.inputs(), tapped.pullback(cotangent)
 
     output, inputs, (gradient, deltas) = (jax.jit(run) if jit else run)(params, obs)
     wanted, pullback = jax.vjp(lambda p: network.apply(p, obs), params)
@@ -163,7 +163,7 @@ def test_matrices_and_back_is_the_same_tree(x64):
 def test_conv_inputs_are_the_patches(x64):
     network = nn.Conv(2, (3, 3), padding="VALID", param_dtype=float)
     params, obs, layers = made(network, 6, 5, 2)
-    (got,) = tap(network, layers, params, obs).inputs
+    (got,) = tap(network, layers, params, obs).inputs()
     patches = [obs[:, i : i + 3, j : j + 3].reshape(B, -1) for i in range(4) for j in range(3)]
     np.testing.assert_allclose(got[..., :-1], jnp.stack(patches, axis=1), atol=1e-12)
     np.testing.assert_array_equal(got[..., -1], 1)
@@ -555,10 +555,58 @@ def test_intervals_and_cold_start():
         assert same(new.factors, state.factors) == (i % 2 != 0), i
         assert same(new.inverse, state.inverse) == (i not in (2, 5, 8)), i
         assert new.clock.iteration == i + 1
+        assert (new.trust["all"] == 1) == (i < 2), i  # a cold step is not scaled by it
         if i < 2:
             scale = 0.5 / norm(gradient)
             np.testing.assert_allclose(flat(natural), scale * flat(gradient), rtol=1e-5)
         state = new
+
+
+@pytest.mark.parametrize("field", ["a", "g"])
+def test_statistics_that_are_not_finite_are_not_taken_in(field):
+    """With a gradient that is: the last inverse stays in use."""
+    params, obs, layers = made(Net())
+    tapped = tap(Net(), layers, params, obs)
+    good = fisher_factors(layers, tapped, normal(B, 3, seed=1))
+    bad = good._replace(**{field: tuple(m.at[0, 0].set(jnp.nan) for m in getattr(good, field))})
+    kfac = scale_by_kfac(layers, cold_start=0, inverse_every=1)
+    gradient = jax.tree.map(lambda p: normal(*p.shape, seed=5), params)
+    update = lambda state, factors: kfac.update(  # noqa: E731
+        gradient, state, statistics=lambda: factors, learning_rate=0.1
+    )
+    _, before = update(kfac.init(params), good)
+    natural, after = update(before, bad)
+    assert same((after.factors, after.weight), (before.factors, before.weight))
+    assert after.clock.iteration == 2
+    assert np.isfinite(flat(natural)).all()
+
+
+def test_an_inverse_that_is_not_finite_is_not_taken_in():
+    """Of factors that are finite, but whose damped product is not."""
+    params, obs, layers = made(Net())
+    tapped = tap(Net(), layers, params, obs)
+    good = fisher_factors(layers, tapped, normal(B, 3, seed=1))
+    huge = jax.tree.map(lambda x: jnp.full_like(x, 1e38), good)
+    kfac = scale_by_kfac(layers, cold_start=0, inverse_every=1, decay=0.0)
+    gradient = jax.tree.map(lambda p: normal(*p.shape, seed=5), params)
+    update = lambda state, factors: kfac.update(  # noqa: E731
+        gradient, state, statistics=lambda: factors, learning_rate=0.1
+    )
+    _, before = update(kfac.init(params), good)
+    natural, after = update(before, huge)
+    assert same(after.inverse, before.inverse)
+    assert np.isfinite(flat(natural)).all()
+
+
+def test_matrices_of_other_layers_are_named():
+    class Attention(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(nn.DenseGeneral((3,), name="query")(x))
+
+    params = Attention().init(jax.random.key(0), jnp.ones((5, 4)))
+    with pytest.raises(ValueError, match=r"cannot factor params/query/kernel, of shape \(4, 3\)"):
+        find_layers(Attention(), params, jnp.ones((5, 4)))
 
 
 def test_it_chains_with_other_transformations(x64):

@@ -268,7 +268,7 @@ def test_ctrl_c_keeps_what_was_done(tmp_path):
 
 def test_ctrl_c_before_the_first_evaluation_keeps_the_learner(tmp_path):
     out = tmp_path / "unevaluated"
-    interrupted_run(out, "config.json", steps=100_000_000, evaluations=0)
+    interrupted_run(out, "config.json", steps=10_000_000, evaluations=0)
     assert (out / "learner.msgpack").exists()
 
 
@@ -288,12 +288,38 @@ TRUST_REGION = {
     "adam_eps": 1e-6,
 }
 LINE_SEARCH = {"backtrack_factor": 0.5, "backtrack_steps": 3}
+ACKTR = {
+    "learning_rate": 0.1,
+    "anneal_learning_rate": False,
+    "desired_kl": 0.001,
+    "momentum": 0.5,
+    "kl_clip": 0.002,
+    "critic_kl_clip": 0.02,
+    "critic_std": 2.0,
+    "damping": 0.1,
+    "damping_kind": "eigenbasis",
+    "decay": 0.9,
+    "stats_every": 2,
+    "stats_stride": 4,
+    "inverse_every": 3,
+    "cold_start": 1,
+    "cold_max_norm": 1.0,
+    "fisher_actions": "sampled",
+    "gamma": 0.9,
+    "gae_lambda": 0.5,
+    "normalize_advantage": True,
+    "value_coef": 0.25,
+    "entropy_coef": 0.01,
+    "anneal_entropy": True,
+}
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("trpo", TRUST_REGION | LINE_SEARCH), ("npg", TRUST_REGION)]
+    ("name", "options"),
+    [("trpo", TRUST_REGION | LINE_SEARCH), ("npg", TRUST_REGION), ("acktr", ACKTR)],
+    ids=["trpo", "npg", "acktr"],
 )
-def test_every_option_of_the_trust_region_from_the_command_line(name, options, tmp_path):
+def test_every_option_of_a_second_order_algorithm_from_the_command_line(name, options, tmp_path):
     fields = set(purerl.ALGORITHMS[name].config.__dataclass_fields__)
     assert set(options) == fields - {"network"}
     words = []

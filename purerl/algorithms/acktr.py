@@ -8,12 +8,15 @@ Kronecker-factored approximation". A2C's gradient, one a rollout, but the step i
     \eta = \min\left(\eta_{max}, \sqrt{\frac{\delta}{\Delta^T \hat F \Delta}}\right), \qquad
     \Delta = \hat F^{-1} \nabla_\theta L,
 
-where F is the Fisher information of the policy and of the critic, taken as a Gaussian with standard
-deviation 1 around V(s). It is a true Fisher, of actions and returns drawn from the model: the
-actions of the rollout are (they are used for one update only), the returns are drawn here.
+where F is the Fisher information of the policy and of the critic, taken as a Gaussian around V(s).
+It is a true Fisher, of actions and returns drawn from the model: the actions of the rollout are
+(they are used for one update only), the returns are drawn here.
 
-Actor and critic with nothing in common have a trust region each. With a shared trunk the two
-outputs are drawn independently and there is one joint Fisher and one trust region.
+Actor and critic with nothing in common have a trust region each. The Gaussian's standard deviation
+then cancels out of the critic's direction and only sets how far it may go: with the size of the
+rollout's errors for it, the critic's steps do not depend on the unit of the rewards. With a shared
+trunk the two outputs are drawn independently, the standard deviation (1, as in the paper) weighs
+them against each other, and there is one joint Fisher and one trust region.
 
 Differs from:
     Documents 000 and 001 (section 5.9) end in the middle of the inverse: the expectation of the
@@ -61,27 +64,29 @@ class ACKTRConfig:
     """Linearly to 0 at the end of the run."""
     desired_kl: float | jax.Array | None = None
     """If given, eta_max is divided by 1.5 after a step with more than twice this KL (nats), and
-    multiplied by 1.5 after one with less than half of it, within [1e-8, 1] (swept)."""
+    multiplied by 1.5 after one with less than half of it, within [1e-8, 1] (swept). Needs a
+    kl_clip above four times it, which would otherwise decide, and no annealing."""
     momentum: float | jax.Array = 0.9
     """Weight of the past in the moving average of steps, in [0, 1) (swept)."""
     kl_clip: float | jax.Array = 0.001
-    """delta: a step's eta^2 Delta^T F Delta is at most this, a KL of half of it (swept)."""
+    """delta: a step's eta^2 Delta^T F Delta is at most this, which predicts a KL of half of it, by
+    the averaged blocks and without what momentum adds (swept)."""
     critic_kl_clip: float | jax.Array | None = 0.01
     """The same for a critic that shares nothing with the actor; None: no bound (swept)."""
     critic_std: float | jax.Array | None = None
     """sigma of the critic's Gaussian N(V, sigma^2), in units of return (swept); None: the root of
-    the rollout's mean squared error. The paper's is 1."""
+    the rollout's mean squared error, or with a shared trunk 1, as in the paper."""
     damping: float | jax.Array = 0.01
     """epsilon, added to the Fisher's diagonal (swept)."""
     damping_kind: DampingKind = "factored"
-    """factored: the root of epsilon to each factor, as in the paper; eigenbasis: epsilon to the
-    whole, as in OpenAI baselines, which takes three to five times as long to invert."""
+    """factored: the root of epsilon, split by pi, to each factor, as in the paper; eigenbasis:
+    epsilon to the whole, as in OpenAI baselines, which takes several times as long to invert."""
     decay: float | jax.Array = 0.99
     """Of the factors' moving averages, in [0, 1) (swept)."""
     stats_every: int = 1
     """Updates between two measurements of the factors."""
     stats_stride: int = 1
-    """Of the rollout's samples, every so many-th is used for the factors."""
+    """Of the rollout's steps, every so many-th is used for the factors."""
     inverse_every: int = 10
     """Updates between two inversions of the factors."""
     cold_start: int = 10
@@ -145,11 +150,14 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
     Returns:
         The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``,
         ``explained_variance``, ``kl`` (measured, old || new, mean over the rollout's states),
-        ``learning_rate`` (eta_max, annealed), ``trust`` (what the KL clip multiplied it by, of the
-        actor), ``damping``, ``condition`` (of the worst damped block), ``finite``.
+        ``learning_rate`` (eta_max, annealed), ``trust`` (what the KL clip multiplied the actor's
+        step by; 1 during the cold start) and ``critic_trust`` (the same without a shared trunk),
+        ``damping``, ``condition`` (of the worst damped block of the last inversion; 1 before the
+        first), ``finite``.
 
     Raises:
-        ValueError: By ``init``, if the network has no layer that K-FAC can factor.
+        ValueError: By ``init``, if the network has no layer that K-FAC can factor, or a matrix that
+            belongs to no such layer.
 
     Example:
         >>> import jax, purerl
@@ -163,7 +171,7 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
 
     def init(obs: jax.Array, key: jax.Array) -> ACKTRState:
         params = init_params(network, action_space, obs, key)
-        opt_state = make_optimizer(network, config, params, obs).init(params)
+        opt_state = make_optimizer(network, config, params, obs, jnp.ones(())).init(params)
         return ACKTRState(
             params, opt_state, jnp.asarray(config.learning_rate, jnp.result_type(float))
         )
@@ -176,23 +184,28 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
         layers = find_layers(network, state.params, batch.obs)
         tapped = tap(network, layers, state.params, batch.obs)
 
-        output_loss = make_output_loss(config, progress=progress)
+        shared = trust_regions(network, state.params, batch.obs) is None
+        output_loss = make_output_loss(config, shared, progress=progress)
         slope, info = jax.grad(output_loss, has_aux=True)(tapped.output, batch)
         gradient, _ = tapped.pullback(slope)
 
         def statistics() -> Factors:
-            some, actions = tapped, batch.action
+            some, action = tapped, batch.action
             if config.stats_stride > 1:
-                actions = actions[:: config.stats_stride]
-                some = tap(network, layers, state.params, batch.obs[:: config.stats_stride])
-            taken = actions if config.fisher_actions == "taken" else None
-            return fisher_factors(
-                layers, some, score(some.output, critic_variance(config, batch), key, taken)
-            )
+                obs, action = (
+                    x[:: config.stats_stride].reshape(-1, *x.shape[2:])
+                    for x in (rollout.obs, rollout.action)
+                )
+                some = tap(network, layers, state.params, obs)
+            taken = action if config.fisher_actions == "taken" else None
+            of_output = score(some.output, joint_variance(config, shared), key, taken)
+            return fisher_factors(layers, some, of_output)
 
         learning_rate = anneal(state.learning_rate, progress, config.anneal_learning_rate)
         params, opt_state = gradient_step(
-            make_optimizer(network, config, state.params, batch.obs),
+            make_optimizer(
+                network, config, state.params, batch.obs, critic_variance(config, batch)
+            ),
             gradient,
             state.opt_state,
             state.params,
@@ -202,7 +215,9 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
         old, new = tapped.output[0], network.apply(params, batch.obs)[0]
         kl = jnp.mean(old.kl(new))
         kfac, momentum = opt_state
-        learned = params, momentum, adapt(config, state.learning_rate, kl)
+        warm = kfac.clock.iteration > config.cold_start
+        rate = jnp.where(warm, adapt(config, state.learning_rate, kl), state.learning_rate)
+        learned = params, momentum, rate
         before = state.params, state.opt_state[1], state.learning_rate
         # K-FAC's own state is large, and takes nothing in that is not finite.
         (params, momentum, rate), finite = keep_if_finite(learned, before)
@@ -210,7 +225,7 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
             "explained_variance": explained_variance(batch.value, batch.target),
             "kl": kl,
             "learning_rate": learning_rate,
-            "trust": next(iter(kfac.trust.values())),
+            **dict(zip(("trust", "critic_trust"), kfac.trust.values(), strict=False)),
             "damping": jnp.asarray(config.damping, kl.dtype),
             "condition": kfac.inverse.condition,
         }
@@ -219,8 +234,26 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
     return OnPolicyAlgorithm(init, make_act(network), update)
 
 
+def trust_regions(network: Any, params: PyTree, obs: jax.Array) -> PyTree | None:
+    """Which parameters are the actor's and which the critic's, by the network's structure.
+
+    Args:
+        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
+        params: The network's; only their shapes matter.
+        obs: ``[B, *O]``; only the shape matters.
+
+    Returns:
+        Labels shaped like the parameters; None if there is a parameter that both depend on.
+    """
+    of_actor = reaching(lambda p: network.apply(p, obs)[0], params)
+    of_critic = reaching(lambda p: network.apply(p, obs)[1], params)
+    if any(jax.tree.leaves(jax.tree.map(lambda a, c: a and c, of_actor, of_critic))):
+        return None
+    return jax.tree.map(lambda a: "actor" if a else "critic", of_actor)
+
+
 def make_optimizer(
-    network: Any, config: ACKTRConfig, params: PyTree, obs: jax.Array
+    network: Any, config: ACKTRConfig, params: PyTree, obs: jax.Array, variance: jax.Array
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC within a trust region for each part of the network, then momentum.
 
@@ -229,11 +262,14 @@ def make_optimizer(
         config: Hyper-parameters.
         params: The network's; only their shapes matter.
         obs: ``[B, *O]``; only the shape matters.
+        variance: :func:`critic_variance`, ``[]``.
     """
-    of_actor = reaching(lambda p: network.apply(p, obs)[0], params)
-    of_critic = reaching(lambda p: network.apply(p, obs)[1], params)
-    shared = any(jax.tree.leaves(jax.tree.map(lambda a, c: a and c, of_actor, of_critic)))
-    kl_clip = {"actor": config.kl_clip, "critic": config.critic_kl_clip}
+    regions = trust_regions(network, params, obs)
+    kl_clip: Any = config.kl_clip
+    if regions is not None:
+        # The Fisher of N(V, 1) is sigma^2 times that of N(V, sigma^2), and so is the bound on it.
+        bound = None if config.critic_kl_clip is None else config.critic_kl_clip * variance
+        kl_clip = {"actor": config.kl_clip, "critic": bound}
     kfac = scale_by_kfac(
         find_layers(network, params, obs),
         damping=config.damping,
@@ -243,8 +279,8 @@ def make_optimizer(
         inverse_every=config.inverse_every,
         cold_start=config.cold_start,
         cold_max_norm=config.cold_max_norm,
-        kl_clip=config.kl_clip if shared else kl_clip,
-        regions=None if shared else jax.tree.map(lambda a: "actor" if a else "critic", of_actor),
+        kl_clip=kl_clip,
+        regions=regions,
     )
     return optax.chain(kfac, optax.ema(config.momentum, debias=False))
 
@@ -270,7 +306,7 @@ def make_batch(
 
 
 def critic_variance(config: ACKTRConfig, batch: OnPolicyBatch) -> jax.Array:
-    """Of the Gaussian around V that the critic stands for.
+    """Of the Gaussian around V, by which the trust region of a separate critic is measured.
 
     Args:
         config: Hyper-parameters.
@@ -281,13 +317,26 @@ def critic_variance(config: ACKTRConfig, batch: OnPolicyBatch) -> jax.Array:
     return jnp.maximum(jnp.mean(jnp.square(batch.target - batch.value)), 1e-8)
 
 
+def joint_variance(config: ACKTRConfig, shared: bool) -> jax.Array:
+    """Of the Gaussian in the Fisher and in the loss, constant: the factors are averages over many
+    updates, and one with a much smaller variance would stay in them for long.
+
+    Args:
+        config: Hyper-parameters.
+        shared: Whether actor and critic have parameters in common. If not, 1, see above.
+    """
+    std = config.critic_std if shared and config.critic_std is not None else 1.0
+    return jnp.square(jnp.asarray(std, jnp.result_type(float)))
+
+
 def make_output_loss(
-    config: ACKTRConfig, *, progress: float | jax.Array = 0.0
+    config: ACKTRConfig, shared: bool, *, progress: float | jax.Array = 0.0
 ) -> Callable[[Any, OnPolicyBatch], tuple[jax.Array, Info]]:
     """``loss((distribution, value), batch) -> (scalar, info)``, the loss of the network's output.
 
     Args:
         config: Hyper-parameters.
+        shared: Whether actor and critic have parameters in common.
         progress: Finished fraction of the run, for the annealed entropy coefficient.
     """
     entropy_coef = anneal(config.entropy_coef, progress, config.anneal_entropy)
@@ -295,7 +344,7 @@ def make_output_loss(
     def loss(output: Any, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
         distribution, value = output
         # The value loss over the variance is the Gaussian's negative log-likelihood.
-        value_coef = config.value_coef / critic_variance(config, batch)
+        value_coef = config.value_coef / joint_variance(config, shared)
         return actor_critic_loss(distribution, value, batch, value_coef, entropy_coef)
 
     return loss
@@ -311,8 +360,13 @@ def make_loss(
         config: Hyper-parameters.
         progress: Finished fraction of the run, for the annealed entropy coefficient.
     """
-    of_output = make_output_loss(config, progress=progress)
-    return lambda params, batch: of_output(network.apply(params, batch.obs), batch)
+
+    def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
+        shared = trust_regions(network, params, batch.obs) is None
+        of_output = make_output_loss(config, shared, progress=progress)
+        return of_output(network.apply(params, batch.obs), batch)
+
+    return loss
 
 
 def score(

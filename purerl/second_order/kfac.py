@@ -66,8 +66,8 @@ def scale_by_kfac(
     batch's :class:`Factors` and is called where they are due; and ``learning_rate``, with which the
     step will be multiplied *afterwards*, because the KL clip bounds the step and not its direction.
 
-    Curvature that is not finite is not taken in, nor is any with a gradient that is not: then the
-    state stays as it was, but for the clock. (What is returned is then not finite either.)
+    Curvature that is not finite is not taken in, and the last inverse stays in use; nor is any with
+    a gradient that is not finite, when the state stays as it was, but for the clock.
 
     What is due is decided by a Clock in the state, which ``purerl.vectorize`` leaves unbatched, so
     that under ``vmap`` inverses are computed when they are due and not at every update.
@@ -76,14 +76,15 @@ def scale_by_kfac(
         layers: Of the network, by :func:`find_layers`.
         damping: :math:`\epsilon`.
         damping_kind: ``eigenbasis``: :math:`A \otimes G + \epsilon I`, by eigenvectors, as in
-            OpenAI baselines; ``factored``: :math:`\sqrt\epsilon` to each of A and G, by Cholesky.
+            OpenAI baselines; ``factored``: :math:`\pi \sqrt\epsilon` to A and
+            :math:`\pi^{-1} \sqrt\epsilon` to G, by Cholesky.
         decay: Of the moving averages, which are corrected for their start at zero.
         stats_every: Updates between two measurements of the factors.
         inverse_every: Updates between two inversions.
         cold_start: So many updates at first measure the factors and go along the plain gradient.
         cold_max_norm: Global norm to which the gradient is clipped during them.
-        kl_clip: :math:`\delta` of :math:`\eta^2 \Delta^T F \Delta \le \delta`; predicted is a KL of
-            half of it. None: no bound. With ``regions``, one for each.
+        kl_clip: :math:`\delta` of :math:`\eta^2 \Delta^T F \Delta \le \delta`; predicted, by the
+            averaged blocks, is a KL of half of it. None: no bound. With ``regions``, one for each.
         regions: A tree like the parameters, of labels: each label is a trust region of its own.
 
     Raises:
@@ -117,6 +118,15 @@ def scale_by_kfac(
         The paper bounds :math:`\tfrac12 \eta^2 \Delta^T F \Delta`, so that this ``kl_clip``, which
         is that of OpenAI baselines, is twice the paper's :math:`\delta`. Both take the damped F, so
         the bound holds for the undamped one too.
+
+        OpenAI baselines has the same constants (epsilon 0.01, decay 0.99, momentum 0.9 times a
+        learning rate of 0.25 (1 - 0.9), hence ``optax.ema`` without its correction after this) but
+        for: an inverse at every update, with eigenvalues below 1e-6 taken for 0; a cold start of
+        plain gradients with a momentum of its own, where here one momentum goes on; the critic's
+        Fisher four times as large. Its older version for continuous actions gives actor and critic
+        an optimizer each: kl_clip 0.01 and 0.3, epsilon 0.01 and 0.1, decay 0.99 and 0.95,
+        statistics and inverses every 2 updates, a step adapted to a KL of 0.002. The default decay
+        here, 0.95, is Martens and Grosse's.
     """
     check = lambda *args, **kw: check_range("scale_by_kfac", *args, **kw)  # noqa: E731
     check("damping", damping, 0, low_open=True)
@@ -180,7 +190,7 @@ def scale_by_kfac(
         if cold_start:
             plain = optax.clip_by_global_norm(cold_max_norm).update(gradient, optax.EmptyState())[0]
             natural = keep_where(warm >= 0, natural, plain)
-        trust = keep_where(finite, trust, state.trust)
+        trust = keep_where(finite & (warm >= 0), trust, state.trust)
         return natural, KfacState(Clock(now + 1), weight, factors, inverse, trust)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -220,11 +230,11 @@ def corrected(factors: Factors, weight: jax.Array) -> Factors:
 
 
 def precondition(layers: Sequence[Layer], inverse: Inverse, gradient: PyTree) -> PyTree:
-    """The damped Fisher's inverse times a gradient, block by block.
+    """The damped Fisher's inverse times a gradient, block by block; K-FAC without an optimizer.
 
     Args:
-        layers: Of the network.
-        inverse: ``state.inverse``, or what one of ``INVERT`` gives.
+        layers: Of the network: where the matrices are in the gradient.
+        inverse: A :class:`KfacState`'s, or what one of ``INVERT`` gives.
         gradient: Shaped like the parameters.
 
     References:

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import tracers
+from flax.traverse_util import flatten_dict
 from jax.extend.core import Literal
 
 from purerl.types import PyTree
@@ -38,7 +39,9 @@ class Tapped(NamedTuple):
     """A network's output, and what its layers saw."""
 
     output: PyTree
-    inputs: tuple[jax.Array, ...]  # of each layer, [B, L, d + bias]: with a 1 for the bias
+    inputs: Callable[[], tuple[jax.Array, ...]]
+    """Of each layer, ``[B, L, d + bias]``: patches, with a 1 for the bias. A function, since they
+    are made for the factors only, and not at every update."""
     pullback: Callable[[PyTree], tuple[PyTree, tuple[jax.Array, ...]]]
     """From the output's cotangent to the gradients of the parameters and of each layer's output,
     ``[B, L, k]``. What is not used of the two is not computed, under ``jit``."""
@@ -58,8 +61,9 @@ def find_layers(
         *args: Further arguments of the network.
 
     Raises:
-        ValueError: If there is no such layer, or one that a Kronecker product does not describe:
-            grouped or masked convolutions, layers within ``nn.scan``, ``nn.vmap``, ``nn.remat`` or
+        ValueError: If there is no such layer, a matrix that belongs to none (of an embedding, or of
+            attention), or a layer that a Kronecker product does not describe: grouped or masked
+            convolutions, layers within ``nn.scan``, ``nn.vmap``, ``nn.remat`` or
             ``nn.jit``, layers whose input's first axis is not the batch.
 
     Example:
@@ -91,6 +95,7 @@ def find_layers(
             f"the network {type(network).__name__} has no nn.Dense or nn.Conv layer, which is all "
             "that K-FAC can factor; build it of such layers, or choose a first-order algorithm."
         )
+    _check_the_rest(params, found)
     return tuple(found.values())
 
 
@@ -112,31 +117,33 @@ def tap(
         >>> params = network.init(jax.random.key(0), obs)
         >>> tapped = tap(network, find_layers(network, params, obs), params, obs)
         >>> gradient, of_outputs = tapped.pullback(jnp.ones_like(tapped.output))
-        >>> tapped.inputs[0].shape, of_outputs[0].shape
+        >>> tapped.inputs()[0].shape, of_outputs[0].shape
         ((5, 1, 4), (5, 1, 8))
     """
     layers = tuple(layers)
     index = {layer.path: i for i, layer in enumerate(layers)}
+    modules: list[list[nn.Module]] = [[] for _ in layers]
 
     def forward(params, perturbations):
-        seen: list[list[tuple[nn.Module, jax.Array]]] = [[] for _ in layers]
+        seen: list[list[jax.Array]] = [[] for _ in layers]
         used = [0] * len(layers)
 
         def visit(module, x, y):
             i, here = index[_path(module)], _count(module, y)
             perturbation = perturbations[i][:, used[i] : used[i] + here]
             used[i] += here
-            seen[i].append((module.clone(parent=None, name=None), x))
+            modules[i].append(module.clone(parent=None, name=None))
+            seen[i].append(x)
             return y + perturbation.reshape(y.shape).astype(y.dtype)
 
         with _visiting(visit):
             output = network.apply(params, obs, *args)
-        return output, tuple(_locations(calls) for calls in seen)
+        return output, seen
 
     dtype = jnp.result_type(*jax.tree.leaves(params))
     zeros = tuple(jnp.zeros((len(obs), layer.locations, layer.outputs), dtype) for layer in layers)
-    output, pullback, inputs = jax.vjp(forward, params, zeros, has_aux=True)
-    return Tapped(output, inputs, pullback)
+    output, pullback, seen = jax.vjp(forward, params, zeros, has_aux=True)
+    return Tapped(output, lambda: tuple(map(_locations, modules, seen)), pullback)
 
 
 def reaching(function: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
@@ -192,10 +199,21 @@ def _check(module: Any, x: jax.Array, batch: int, lifted: bool) -> None:
         )
 
 
-def _locations(calls: list[tuple[Any, jax.Array]]) -> jax.Array:
+def _check_the_rest(params: PyTree, found: Iterable[str]) -> None:
+    """Vectors of no layer (a log-std, a norm's scale) have a diagonal; matrices need a layer."""
+    for name, x in flatten_dict(params, sep="/").items():
+        layer = name.rpartition("/")[0]
+        if layer not in found and jnp.ndim(x) > 1:
+            raise ValueError(
+                f"K-FAC cannot factor {name}, of shape {jnp.shape(x)}: {layer} is no nn.Dense or "
+                "nn.Conv layer; build the network of these, or choose a first-order algorithm."
+            )
+
+
+def _locations(modules: list[Any], seen: list[jax.Array]) -> jax.Array:
     """What one layer saw in all of its calls, ``[B, L, d + bias]``."""
     rows = []
-    for module, x in calls:
+    for module, x in zip(modules, seen, strict=True):
         if isinstance(module, nn.Conv):
             x = _patches(module, x)
         x = x.reshape(x.shape[0], -1, x.shape[-1])

@@ -61,7 +61,7 @@ def fisher_factors(layers: Sequence[Layer], tapped: Tapped, score: PyTree) -> Fa
         5.49, have the block before the expectation is split.
     """
     gradient, deltas = tapped.pullback(score)
-    a = [_second_moment(x) / x.shape[1] for x in tapped.inputs]
+    a = [_second_moment(x) / x.shape[1] for x in tapped.inputs()]
     g = [_second_moment(x) for x in deltas]
     _, rest = to_matrices(layers, gradient)
     batch = len(deltas[0])
