@@ -94,15 +94,16 @@ def _judge(suite: Suite, demand: Demand, seeds: int, cells: Cells) -> Target | N
     other_seeds = demand.other_seeds or seeds
     ours, theirs = (
         getattr(cells.get(key), demand.figure, None)
-        for key in (("purerl", seeds), (demand.contender, other_seeds))
+        for key in ((demand.of, seeds), (demand.contender, other_seeds))
     )
     if ours is None or theirs is None:
         return None
     ratio = ours / theirs
     speed = demand.figure == "steps_per_s"
+    whose = "" if demand.of == "purerl" else f"of {suite.contenders[demand.of].label} "
     text = (
-        f"{'steps/s' if speed else 'compilation'} at {seeds} seed(s) "
-        f"{'at least' if speed else 'at most'} {demand.bound:g} x "
+        f"{'steps/s' if speed else 'compilation'} {whose}at {seeds} seed(s) "
+        f"{'at least' if speed else 'at most'} {demand.bound:.3g} x "
         f"{suite.contenders[demand.contender].label} at {other_seeds}"
     )
     return Target(text, ratio, ratio >= demand.bound if speed else ratio <= demand.bound)
