@@ -59,7 +59,21 @@ _TRPO: dict[str, dict[str, Any]] = {
         normalize_obs=True, normalize_reward=True,
     ),
 }  # fmt: skip
+
 _RELU = NetworkConfig(hidden_sizes=(64, 64), activation="relu")
+
+_DQN_CONTROL = dict(
+    steps=200_000, batch_size=64, n_step=3, learning_rate=4e-3, anneal_learning_rate=True,
+    loss="squared", target_every=1, target_tau=0.03, capacity=100_000, normalize_obs=True,
+)  # fmt: skip
+
+# An update every four steps, as published; the buffer holds pixels as bits.
+_DQN_MINATAR = dict(
+    steps=1_000_000, num_envs=8, updates=2, warmup=5000, batch_size=32, n_step=3,
+    anneal_learning_rate=True, target_every=250, capacity=100_000, epsilon_end=0.02,
+    replay_obs="bool", evaluations=10, evaluation_episodes=32,
+    network=NetworkConfig(hidden_sizes=(64,), activation="relu"),
+)  # fmt: skip
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ppo_clip": {
@@ -102,13 +116,16 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "*": dict(network=_RELU),
         # Huber's loss pays too little attention to the few transitions that end an episode.
         "CartPole-v1": dict(
-            steps=100_000, updates=2, target_every=50, capacity=100_000, loss="squared",
-            anneal_learning_rate=True,
+            steps=100_000, updates=2, learning_rate=3e-3, anneal_learning_rate=True,
+            loss="squared", target_every=1, target_tau=0.03, capacity=100_000, normalize_obs=True,
         ),
-        "Acrobot-v1": dict(
-            steps=200_000, updates=2, target_every=50, capacity=100_000,
-            anneal_learning_rate=True,
+        "Acrobot-v1": _DQN_CONTROL,
+        "MountainCar-v0": _DQN_CONTROL,
+        "Catch-bsuite": dict(
+            steps=50_000, batch_size=64, learning_rate=1e-3, anneal_learning_rate=True,
+            target_every=50,
         ),
+        **dict.fromkeys(_MINATAR, _DQN_MINATAR),
     },
 }  # fmt: skip
 
