@@ -21,11 +21,11 @@ from purerl.experiment import (
     OnPolicyLoopConfig,
     make_experiment,
 )
+from purerl.memory import ReplayMemory, replay_memory
 from purerl.minibatch import minibatches, permutation
 from purerl.networks import MLP, ActorCritic, ActorQCritic, NetworkConfig, QNetwork
 from purerl.plotting import plot_curves
 from purerl.replay import Replay, prioritized, uniform
-from purerl.replay_memory import ReplayMemory, replay_memory
 from purerl.returns import discounted_return, gae, lambda_return, n_step_return, reward_to_go
 from purerl.rollout import unroll
 from purerl.run import RunResult, evaluate_run, run

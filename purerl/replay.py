@@ -2,7 +2,7 @@ r"""Replay buffers: uniform and prioritized, over any pytree of items.
 
 A buffer is a ring of ``capacity`` places. Adding N items writes N places and nothing else, sampling
 reads B; nothing is ever copied as a whole, under ``jit``, ``scan`` and ``vmap``. For
-transitions, see :mod:`purerl.replay_memory`.
+transitions, see :mod:`purerl.memory`.
 
 Prioritized replay (proportional) draws item i with probability
 

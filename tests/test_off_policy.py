@@ -12,7 +12,7 @@ from test_train import arrays, assert_close, assert_same, key_env, of_others, pr
 import purerl
 from purerl import DQNConfig, NetworkConfig, OffPolicyAlgorithm, make_off_policy_train
 from purerl import replay as replays
-from purerl.replay_memory import replay_memory
+from purerl.memory import replay_memory
 from purerl.types import Box, Transition
 
 TINY = NetworkConfig(hidden_sizes=(8,))

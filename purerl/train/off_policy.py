@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from purerl import rollout as rollouts
 from purerl.envs import Env
+from purerl.memory import ReplayMemoryState, replay_memory
 from purerl.normalize import init_moments, merge_moments
-from purerl.replay_memory import ReplayMemoryState, replay_memory
 from purerl.train.loop import Metrics, Normalizer, Sizes, Train, TrainState, assemble, start
 from purerl.types import (
     Box,

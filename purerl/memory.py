@@ -8,8 +8,8 @@ memory of its own: it is the ``obs`` that lies N places on. Three cases are diff
 * After ``truncated`` the observation before the reset is needed, and is nowhere else. These last
   observations have places of their own, one for each environment in every ``interval`` steps,
   where interval is the least number of steps between two truncations of an environment: its time
-  limit. For CartPole, with a limit of 500, they take 1/500 of the buffer's memory. Where no such
-  number is known it is 1, and the memory is that of a second observation a transition.
+  limit. For CartPole, with a limit of 500, they take 1/500 of the memory of the others. Where no
+  such number is known it is 1, and the memory is that of a second observation a transition.
 * After the newest step of each environment nothing has been added yet: N more places.
 
 No search, and no index an item, is needed: a place's number says at which step it was written.

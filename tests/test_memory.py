@@ -9,8 +9,8 @@ import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 import purerl
+from purerl.memory import replay_memory
 from purerl.replay import Sample, prioritized, uniform
-from purerl.replay_memory import replay_memory
 from purerl.run import tree_bytes
 from purerl.types import Transition
 
