@@ -98,8 +98,9 @@ CELLS = [
         }.items()
     ),
     Cell(algorithm="dqn", env="Acrobot-v1", target=-90),
-    Cell(algorithm="dqn", env="MountainCar-v0"),
+    Cell(algorithm="dqn", env="MountainCar-v0", above=-130),
     Cell(algorithm="dqn", env="Catch-bsuite", target=0.95),
+    Cell(algorithm="dqn", env="Breakout-MinAtar", target=8, seeds=4),
 ]
 
 

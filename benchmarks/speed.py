@@ -3,13 +3,14 @@
     python benchmarks/speed.py --suite ppo            # about half an hour on two cores
     python benchmarks/speed.py --suite trpo
     python benchmarks/speed.py --suite acktr          # beside A2C; its parts are in kfac_cost.py
+    python benchmarks/speed.py --suite dqn
     python benchmarks/speed.py --suite ppo --quick    # a look, some minutes; proves nothing
 
-Each suite trains one algorithm on CartPole-v1 with two separate 64-64 tanh networks and without any
-evaluation; ``suites.py`` says who takes part and what is demanded, ``peers/measure.py`` holds the
-settings. Each contender runs in a fresh process, the contenders take turns, and compilation is
-measured apart. Other libraries are installed into environments of their own, Rejax with the JAX of
-this process; pip's settings decide where packages come from and which build of PyTorch.
+Each suite trains one algorithm on CartPole-v1 with networks of 64-64 and without any evaluation;
+``suites.py`` says who takes part and what is demanded, ``peers/measure.py`` holds the settings.
+Each contender runs in a fresh process, the contenders take turns, and compilation is measured
+apart. Other libraries are installed into environments of their own, Rejax with the JAX of this
+process; pip's settings decide where packages come from and which build of PyTorch.
 stable-baselines3 and sb3-contrib train one agent, so they appear at one seed only.
 
 "Rejax, seeds sharded by us" is Rejax's run under the ``shard_map`` that purerl uses: it tells how

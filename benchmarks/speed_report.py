@@ -100,9 +100,9 @@ def _judge(suite: Suite, demand: Demand, seeds: int, cells: Cells) -> Target | N
         return None
     ratio = ours / theirs
     speed = demand.figure == "steps_per_s"
+    whose = "" if demand.of == "purerl" else f"of {suite.contenders[demand.of].label} "
     text = (
-        f"{suite.contenders[demand.of].label}: "
-        f"{'steps/s' if speed else 'compilation'} at {seeds} seed(s) "
+        f"{'steps/s' if speed else 'compilation'} {whose}at {seeds} seed(s) "
         f"{'at least' if speed else 'at most'} {demand.bound:.3g} x "
         f"{suite.contenders[demand.contender].label} at {other_seeds}"
     )

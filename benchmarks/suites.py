@@ -38,6 +38,7 @@ class Demand(NamedTuple):
     seeds: int | None = None  # of purerl; None: at every number that was measured
     other_seeds: int | None = None  # of the contender; None: the same
     figure: Literal["steps_per_s", "compile_s"] = "steps_per_s"
+    of: str = "purerl"  # which row of purerl's, where there are several
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,5 +125,45 @@ SUITES = {
         },
         seeds=(1, 16),
         demands=(Demand("a2c", 1 / 3), Demand("a2c", 1 / 1.25, of="light")),
+    ),
+    "dqn": Suite(
+        contenders={
+            "purerl": Contender(label="purerl", program="purerl_dqn.py"),
+            "prioritized": Contender(
+                label="purerl, prioritized", program="purerl_dqn.py --prioritized"
+            ),
+            "large": Contender(
+                label="purerl, capacity 1e6", program="purerl_dqn.py --capacity 1000000"
+            ),
+            "large-prioritized": Contender(
+                label="purerl, prioritized, capacity 1e6",
+                program="purerl_dqn.py --prioritized --capacity 1000000",
+            ),
+            "rejax": Contender(label="Rejax 0.1.3", program="rejax_dqn.py", environment=REJAX),
+            "sb3": Contender(
+                label="stable-baselines3 2.9.2",
+                program="sb3_dqn.py",
+                environment=isolated.SB3,
+                seeds="one",
+            ),
+            "sb3-one-thread": Contender(
+                label="stable-baselines3 2.9.2, one thread",
+                program="sb3_dqn.py --threads 1",
+                environment=isolated.SB3,
+                seeds="one",
+            ),
+        },
+        seeds=(1, 8, 32),
+        demands=(
+            Demand("rejax", 2.0, seeds=1),
+            Demand("rejax", 2.0, seeds=8),
+            Demand("sb3", 5.0, seeds=1),
+            Demand("sb3-one-thread", 5.0, seeds=1),
+            Demand("purerl", 1 / 1.5, of="prioritized"),
+            Demand("purerl", 0.9, of="large"),
+            # The tree's depth: log(1e6) / log(1e4).
+            Demand("prioritized", 1 / 1.5, of="large-prioritized"),
+            Demand("purerl", 1.0, seeds=32, other_seeds=8),
+        ),
     ),
 }

@@ -21,10 +21,11 @@ from purerl.experiment import (
     OnPolicyLoopConfig,
     make_experiment,
 )
+from purerl.memory import ReplayMemory, replay_memory
 from purerl.minibatch import minibatches, permutation
 from purerl.networks import MLP, ActorCritic, ActorQCritic, NetworkConfig, QNetwork
 from purerl.plotting import plot_curves
-from purerl.replay import Replay, n_step_batch, prioritized, uniform
+from purerl.replay import Replay, prioritized, uniform
 from purerl.returns import discounted_return, gae, lambda_return, n_step_return, reward_to_go
 from purerl.rollout import unroll
 from purerl.run import RunResult, evaluate_run, run
@@ -123,6 +124,7 @@ __all__ = [
     "OnPolicyBatch",
     "QNetwork",
     "Replay",
+    "ReplayMemory",
     "Rollout",
     "Transition",
     "default_network",
@@ -130,10 +132,10 @@ __all__ = [
     "gae",
     "lambda_return",
     "minibatches",
-    "n_step_batch",
     "n_step_return",
     "permutation",
     "prioritized",
+    "replay_memory",
     "reward_to_go",
     "uniform",
     "unroll",

@@ -46,6 +46,7 @@ class Env(NamedTuple):
     action_space: ActionSpace
     obs_shape: tuple[int, ...]
     max_episode_steps: int | None  # the time limit, where it is known
+    truncation_interval: int = 1  # no two truncations in fewer steps; 1 where nothing is known
 
 
 def list_envs() -> list[str]:
@@ -129,7 +130,8 @@ def make_env(env: Any, **params: Any) -> Env:
 
     limit = getattr(env_params, "max_steps_in_episode", None)
     limit = None if limit is None else int(limit)
-    return Env(name, reset, step, action_space, obs_shape, limit)
+    interval = max(limit, 1) if limit is not None and _only_truncates_at_limit(env) else 1
+    return Env(name, reset, step, action_space, obs_shape, limit, interval)
 
 
 def _lenient(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -147,6 +149,13 @@ def _resets_as_gymnax_does(env: Any) -> bool:
     from gymnax.environments.environment import Environment
 
     return getattr(type(env), "step", None) is Environment.step
+
+
+def _only_truncates_at_limit(env: Any) -> bool:
+    from gymnax.environments.environment import Environment
+
+    gymnaxs = _resets_as_gymnax_does(env)
+    return gymnaxs and type(env).is_truncated is Environment.is_truncated
 
 
 def _without_reset(env: Any) -> Callable[..., Any]:

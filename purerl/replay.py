@@ -1,7 +1,8 @@
 r"""Replay buffers: uniform and prioritized, over any pytree of items.
 
 A buffer is a ring of ``capacity`` places. Adding N items writes N places and nothing else, sampling
-reads B; nothing is ever copied as a whole, under ``jit``, ``scan`` and ``vmap``.
+reads B; nothing is ever copied as a whole, under ``jit``, ``scan`` and ``vmap``. For
+transitions, see :mod:`purerl.memory`.
 
 Prioritized replay (proportional) draws item i with probability
 
@@ -28,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.priority_tree import draw, empty_tree, set_leaves, stratified, take
-from purerl.types import Batch, Cursor, PyTree, Transition
+from purerl.types import Cursor, PyTree
 from purerl.validation import check_integer, check_range
 
 
@@ -205,76 +206,3 @@ def _write(items: PyTree, index: jax.Array, new: PyTree) -> PyTree:
         return old.at[index].set(new, mode="promise_in_bounds", unique_indices=True)
 
     return jax.tree.map(write, items, new)
-
-
-# Transitions.
-
-
-def n_step_batch(
-    state: ReplayState,
-    sample: Sample,
-    *,
-    gamma: float | jax.Array,
-    n_step: int = 1,
-    num_envs: int = 1,
-) -> Batch:
-    r"""Transitions as an off-policy algorithm takes them, with n-step returns.
-
-    .. math::
-        r = \sum_{k < m} \gamma^k r_{t+k}, \qquad
-        d = \gamma^m (1 - \text{terminated}_{t+m-1})
-
-    and ``next_obs`` is that of step t + m - 1, before any reset. The sum stops after ``terminated``
-    and after ``truncated``, and at the newest step that the buffer holds: m is n or less. Where
-    both flags are set, terminated wins.
-
-    Args:
-        state: A buffer of :class:`purerl.Transition` items, to which the steps of ``num_envs``
-            environments were added time by time: the step after place i is at i + num_envs.
-        sample: Places and weights.
-        gamma: Discount factor.
-        n_step: n, rewards in a return.
-        num_envs: N.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> replay, no, yes = uniform(3), jnp.array(False), jnp.array(True)
-        >>> zero = jnp.float32(0)
-        >>> state = replay.init(Transition(zero, zero, zero, no, no, zero))
-        >>> for t, last in enumerate((no, yes, no)):
-        ...     item = Transition(zero + t, zero, zero + 1, no, last, zero + t + 1)
-        ...     state = replay.add(state, jax.tree.map(lambda x: x[None], item))
-        >>> sample = Sample(jnp.array([0, 1, 2]), jnp.ones(3))
-        >>> batch = n_step_batch(state, sample, gamma=0.5, n_step=3)
-        >>> batch.reward.tolist(), batch.discount.tolist(), batch.next_obs.tolist()
-        ([1.5, 1.0, 1.0], [0.25, 0.5, 0.5], [2.0, 2.0, 3.0])
-    """
-    items: Transition = state.items
-    index = sample.indices
-    read = lambda x, i=index: take(x, i)  # noqa: E731
-    capacity = items.reward.shape[0]
-    newer = (state.cursor.next - 1 - index) % capacity  # items that were added after this one
-    last, reward = index, read(items.reward)
-    discount = jnp.full_like(reward, gamma)
-    going = ~(read(items.terminated) | read(items.truncated))
-    for k in range(1, n_step):
-        following = (index + k * num_envs) % capacity
-        going = going & (k * num_envs <= newer)
-        last = jnp.where(going, following, last)
-        reward = reward + jnp.where(going, discount * read(items.reward, following), 0)
-        discount = jnp.where(going, discount * gamma, discount)
-        going = going & ~(read(items.terminated, following) | read(items.truncated, following))
-    return Batch(
-        obs=_real(read(items.obs)),
-        action=read(items.action),
-        reward=reward,
-        discount=jnp.where(read(items.terminated, last), 0, discount),
-        next_obs=_real(read(items.next_obs, last)),
-        weight=sample.weight,
-        indices=index,
-    )
-
-
-def _real(obs: jax.Array) -> jax.Array:
-    """Observations that are held as bytes, as numbers again."""
-    return obs if jnp.issubdtype(obs.dtype, jnp.floating) else obs.astype(jnp.result_type(float))

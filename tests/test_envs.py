@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
+import probe_envs
 import pytest
 from gymnax.environments import spaces
 
@@ -83,6 +84,12 @@ def test_time_limit_and_other_parameters():
     assert (first.truncated, second.truncated) == (False, True)
     assert not second.terminated
     assert np.any(second.obs != second.next_obs)  # reset, and what was there before it
+
+
+def test_steps_between_truncations_are_known_where_only_the_time_limit_truncates():
+    assert make_env("CartPole-v1", max_steps_in_episode=7).truncation_interval == 7
+    assert make_env(probe_envs.NoisyEnv()).truncation_interval == 1  # decides by itself
+    assert make_env(Own()).truncation_interval == 1  # begins again in a way of its own
 
 
 def test_constructor_arguments():

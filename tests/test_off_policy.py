@@ -12,7 +12,8 @@ from test_train import arrays, assert_close, assert_same, key_env, of_others, pr
 import purerl
 from purerl import DQNConfig, NetworkConfig, OffPolicyAlgorithm, make_off_policy_train
 from purerl import replay as replays
-from purerl.types import Box
+from purerl.memory import replay_memory
+from purerl.types import Box, Transition
 
 TINY = NetworkConfig(hidden_sizes=(8,))
 NOISY = purerl.make_env(probe_envs.NoisyEnv())
@@ -112,38 +113,60 @@ def spied(iterations=4, env=NOISY, **kw):
     return run(jax.random.key(7))
 
 
+def held(state, size):
+    """The transitions of the first places, whole."""
+    memory = replay_memory(replays.uniform(state.replay.replay.items.reward.shape[0]), 4)
+    sample = replays.Sample(jnp.arange(size), jnp.ones(size))
+    next_obs = memory.batch(state.replay, sample, gamma=1.0).next_obs
+    items = jax.tree.map(lambda x: np.asarray(x)[:size], state.replay.replay.items)
+    return Transition(*items, next_obs=np.asarray(next_obs))
+
+
 def test_the_buffer_holds_what_happened_in_order():
     """Observations follow one another within each environment, except over a reset."""
     state, _ = spied(iterations=20)
     size = 16 + 20 * 8
-    assert (state.replay.cursor.next, state.replay.cursor.size) == (size, size)
-    items = jax.tree.map(
-        lambda x: np.asarray(x)[:size].reshape(-1, 4, *x.shape[1:]), state.replay.items
-    )
+    cursor = state.replay.replay.cursor
+    assert (cursor.next, cursor.size, state.replay.steps.iteration) == (size, size, size // 4)
+    items = jax.tree.map(lambda x: x.reshape(-1, 4, *x.shape[1:]), held(state, size))
     done = items.terminated | items.truncated
     on = ~done[:-1]
     np.testing.assert_array_equal(items.obs[1:][on], items.next_obs[:-1][on])
-    assert (items.obs[1:][~on] != items.next_obs[:-1][~on]).all()
+    cut = (items.truncated & ~items.terminated)[:-1]
+    assert (items.obs[1:][cut] != items.next_obs[:-1][cut]).all()
+    assert cut.any()
     assert items.terminated.any()
-    assert items.truncated.any()
     np.testing.assert_array_equal(items.next_obs[-1][~done[-1]], state.actors.obs[~done[-1]])
+
+
+def test_what_is_learned_does_not_depend_on_how_last_observations_are_held():
+    """With the time limit known they take few places, else one for each step."""
+    env = purerl.make_env("CartPole-v1", max_steps_in_episode=12)
+    assert env.truncation_interval == 12
+    results = []
+    for known in (env, env._replace(truncation_interval=1)):
+        train = make(40, learner(known, n_step=2, capacity=90), known)
+        results.append(jax.jit(lambda key, t=train: t.advance(t.init(key), 40))(jax.random.key(0)))
+    (one, _), (other, _) = results
+    assert one.replay.last_obs.shape[0] < 6 < 20 < other.replay.last_obs.shape[0]
+    assert one.replay.replay.items.truncated.any()
+    assert_same(one.learner, other.learner)
 
 
 def test_the_buffer_holds_raw_observations_and_the_learner_sees_normalized_ones():
     raw, seen = spied(), spied(normalize_obs=True)
-    assert_same(raw[0].replay.items.obs, seen[0].replay.items.obs)
+    assert_same(raw[0].replay.replay.items.obs, seen[0].replay.replay.items.obs)
     assert_same(raw[1].episodes, seen[1].episodes)
     for name in ("obs", "next"):
         a, b = np.asarray(raw[1].info[name]), np.asarray(seen[1].info[name])
-        assert (np.abs(b) < np.abs(a)).any()
-        assert np.any(a != b)
+        assert (np.abs(b) < np.abs(a)).all()
     # All observations so far and none twice, those of the warm-up too.
     size = 16 + 4 * 8
-    held = np.asarray(seen[0].replay.items.obs)[:size]
+    obs = np.asarray(seen[0].replay.replay.items.obs)[:size]
     moments = seen[0].normalizer.obs
     assert float(moments.seen) == size
-    np.testing.assert_allclose(moments.mean, held.mean(0), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(moments.var, held.var(0), rtol=1e-3)
+    np.testing.assert_allclose(moments.mean, obs.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(moments.var, obs.var(0), rtol=1e-3)
 
 
 def test_progress_is_the_finished_fraction():
@@ -151,12 +174,52 @@ def test_progress_is_the_finished_fraction():
     np.testing.assert_array_equal(metrics.info["progress"], [0, 0.25, 0.5, 0.75])
 
 
+def test_a_batch_has_the_algorithms_n_step_and_gamma_and_a_draw_the_progress():
+    """The buffer's weights are here the progress that it is told; discounts are powers of 0.9."""
+
+    def replay(capacity):
+        buffer = replays.uniform(capacity)
+
+        def sample(state, key, size, *, progress):
+            return replays.Sample(buffer.sample(state, key, size).indices, jnp.full(size, progress))
+
+        return buffer._replace(sample=sample)
+
+    def update(state, batch, key, *, progress=0.0):
+        info = {"weight": batch.weight[0], "td_error": batch.reward, "finite": jnp.array(True)}
+        return state, info | {
+            f"at {k}": jnp.mean(jnp.isclose(batch.discount, d)) for k, d in powers
+        }
+
+    powers = [(0, 0.0), (1, 0.9), (2, 0.81), (3, 0.729)]
+    algorithm = spy(NOISY.action_space, batch_size=16, n_step=3, replay=replay)
+    train = make(4, algorithm._replace(update=update))
+    _, metrics = jax.jit(lambda key: train.advance(train.init(key), 4))(jax.random.key(0))
+    np.testing.assert_array_equal(metrics.info["weight"], [0, 0.25, 0.5, 0.75])
+    parts = np.array([metrics.info[f"at {k}"] for k, _ in powers])
+    np.testing.assert_allclose(parts.sum(0), 1, rtol=1e-6)
+    assert (parts > 0).any(1).all()
+
+
+def test_acting_is_told_the_progress():
+    """The actions are here the iteration's; the warm-up acts as at the start."""
+    env = purerl.make_env(probe_envs.NoisyEnv(box=True))
+
+    def act(state, obs, key, *, greedy=False, progress=0.0):
+        return jnp.full((obs.shape[0], 2), progress), {"log_prob": obs[:, 0] * 0}
+
+    train = make(4, spy(env.action_space)._replace(act=act), env)
+    state, _ = jax.jit(lambda key: train.advance(train.init(key), 4))(jax.random.key(0))
+    acted = np.asarray(state.replay.replay.items.action)[: 16 + 4 * 8, 0]
+    np.testing.assert_array_equal(acted, [0] * 16 + [0] * 8 + [0.25] * 8 + [0.5] * 8 + [0.75] * 8)
+
+
 def test_no_key_is_used_twice(x64):
     """Of the resets, the steps of each environment and the actions; and of the updates."""
     env = key_env()
     state, _ = spied(iterations=5, env=env)
     size = 16 + 5 * 8
-    items = jax.tree.map(lambda x: np.asarray(x)[:size], state.replay.items)
+    items = held(state, size)
     keys = np.concatenate([items.next_obs, items.action[::4], items.obs[:4]])
     assert len(np.unique(keys, axis=0)) == len(keys)
 
@@ -192,7 +255,8 @@ def test_td_errors_become_the_priorities_of_what_was_drawn():
     algorithm = spy(NOISY.action_space, replay=lambda c: replays.prioritized(c, alpha=1.0, eps=0.0))
     train = make(1, algorithm, updates=1)
     state, _ = jax.jit(lambda key: train.advance(train.init(key), 1))(jax.random.key(0))
-    leaves, reward = state.replay.tree.leaves[:24], np.abs(state.replay.items.reward[:24])
+    replay = state.replay.replay
+    leaves, reward = replay.tree.leaves[:24], np.abs(replay.items.reward[:24])
     drawn = np.asarray(leaves) != 1.0
     assert 0 < drawn.sum() <= 4
     np.testing.assert_allclose(leaves[drawn], reward[drawn], rtol=1e-6)
@@ -213,8 +277,8 @@ def test_many_seeds_are_each_alone_to_rounding(switches):
         one = single(keys[i])
         params = jax.tree.map(lambda x, i=i: x[i], many.learner.params)
         assert_close(params, one.learner.params, rtol=1e-3, atol=1e-5)
-        items = jax.tree.map(lambda x, i=i: x[i], many.replay.items)
-        assert_close(items, one.replay.items, rtol=1e-4, atol=1e-5)
+        items = jax.tree.map(lambda x, i=i: x[i], many.replay.replay.items)
+        assert_close(items, one.replay.replay.items, rtol=1e-4, atol=1e-5)
 
 
 def test_branches_of_a_run_that_goes_on_stay_branches():
@@ -247,7 +311,7 @@ def test_a_seed_with_nan_rewards_fails_alone(prioritized):
     learner_alone = [x[place] for x in arrays(result.state.learner) if x.ndim]
     assert all(np.isfinite(x).all() for x in learner_alone)
     if prioritized:
-        assert np.isfinite(result.state.replay.tree.leaves).all()
+        assert np.isfinite(result.state.replay.replay.tree.leaves).all()
 
 
 def test_hyper_parameters_can_be_swept():

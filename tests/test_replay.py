@@ -14,8 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import purerl
 from purerl import priority_tree
-from purerl.replay import Sample, n_step_batch, prioritized, uniform
-from purerl.types import Transition
+from purerl.replay import prioritized, uniform
 
 ITEM = {"x": jnp.zeros(2), "n": jnp.int32(0)}
 
@@ -333,89 +332,6 @@ def test_a_million_equal_items_are_equally_probable_in_float32():
     np.testing.assert_allclose(count, 2**24 / capacity * 64, rtol=0.02)
 
 
-# n-step returns.
-
-
-def transitions(rng, count, num_envs, ends):
-    real = jnp.result_type(float)
-    total = count * num_envs
-    draw = lambda: jnp.array(rng.normal(size=total), real)  # noqa: E731
-    flag = lambda: jnp.array(rng.uniform(size=total) < ends)  # noqa: E731
-    return Transition(draw(), jnp.arange(total), draw(), flag(), flag(), draw())
-
-
-@pytest.mark.parametrize("n_step", [1, 2, 3, 5])
-@pytest.mark.parametrize(("capacity", "num_envs", "count"), [(40, 4, 9), (40, 4, 25), (41, 3, 30)])
-def test_n_step_returns_by_hand(n_step, capacity, num_envs, count, x64):
-    """Step by step, each environment's own; both flags, the buffer's end and its beginning."""
-    rng, gamma = np.random.default_rng(n_step), 0.9
-    data = transitions(rng, count, num_envs, 0.2)
-    replay = uniform(capacity)
-    state = replay.init(jax.tree.map(lambda x: x[0], data))
-    for t in range(count):
-        rows = slice(t * num_envs, (t + 1) * num_envs)
-        state = replay.add(state, jax.tree.map(lambda x, rows=rows: x[rows], data))
-    size = min(capacity, count * num_envs)
-    sample = Sample(jnp.arange(size), jnp.full(size, 0.5))
-    batch = n_step_batch(state, sample, gamma=gamma, n_step=n_step, num_envs=num_envs)
-    everything = jax.tree.map(np.asarray, data)
-    for i in range(size):
-        at = int(state.items.action[i])  # which transition this place holds
-        reward, discount = 0.0, 1.0
-        for k in range(n_step):
-            j = at + k * num_envs
-            if j >= count * num_envs:
-                break
-            reward += discount * everything.reward[j]
-            discount *= gamma
-            final, over = everything.next_obs[j], everything.terminated[j]
-            if over or everything.truncated[j]:
-                break
-        np.testing.assert_allclose(batch.reward[i], reward, atol=1e-12)
-        np.testing.assert_allclose(batch.discount[i], 0 if over else discount, atol=1e-12)
-        assert batch.next_obs[i] == final
-        assert batch.obs[i] == everything.obs[at]
-        assert batch.action[i] == at
-    assert batch.weight.tolist() == [0.5] * size
-
-
-@pytest.mark.parametrize("terminated", [False, True])
-@pytest.mark.parametrize("truncated", [False, True])
-def test_what_the_flags_do_to_a_bootstrap(terminated, truncated):
-    one = jnp.ones(1)
-    step = Transition(one, one, one, one > 2 - terminated, one > 2 - truncated, 7 * one)
-    step = step._replace(terminated=jnp.array([terminated]), truncated=jnp.array([truncated]))
-    after = step._replace(terminated=one > 2, truncated=one > 2, next_obs=8 * one)
-    replay = uniform(4)
-    state = replay.init(jax.tree.map(lambda x: x[0], step))
-    state = replay.add(replay.add(state, step), after)
-    sample = Sample(jnp.array([0]), one)
-    batch = n_step_batch(state, sample, gamma=0.5, n_step=2)
-    if terminated:
-        wanted = (1.0, 0.0, 7.0)
-    elif truncated:
-        wanted = (1.0, 0.5, 7.0)
-    else:
-        wanted = (1.5, 0.25, 8.0)
-    assert (batch.reward[0], batch.discount[0], batch.next_obs[0]) == wanted
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "bool"])
-def test_observations_held_as_bytes_come_back_as_numbers(dtype):
-    obs = jnp.array([[0.0, 1.0], [1.0, 1.0]])
-    no = jnp.zeros(2, bool)
-    data = Transition(obs, no, obs[:, 0], no, no, 1 - obs)
-    replay = uniform(2)
-    item = jax.tree.map(lambda x: x[0], data)
-    byte = jnp.zeros(2, dtype)
-    state = replay.add(replay.init(item._replace(obs=byte, next_obs=byte)), data)
-    assert state.items.obs.dtype == state.items.next_obs.dtype == jnp.dtype(dtype)
-    batch = n_step_batch(state, Sample(jnp.array([0, 1]), jnp.ones(2)), gamma=1.0)
-    np.testing.assert_array_equal(batch.obs, obs)
-    np.testing.assert_array_equal(batch.next_obs, 1 - obs)
-    assert batch.obs.dtype == batch.next_obs.dtype == jnp.float32
-
-
 # What programs copy.
 
 BIG = 50_021  # a prime: no other array of the program has its size
@@ -441,8 +357,8 @@ def big_operations(program, size):
     return found
 
 
-def loop(kind, **kw):
-    env = purerl.make_env("CartPole-v1")
+def loop(kind, interval=500, **kw):
+    env = purerl.make_env("CartPole-v1")._replace(truncation_interval=interval)
     config = purerl.DQNConfig(
         prioritized=kind == "prioritized",
         capacity=BIG,
@@ -457,10 +373,12 @@ def loop(kind, **kw):
 
 
 @pytest.mark.parametrize("seeds", [0, 3, 4], ids=["jit", "vmap", "vmap on two devices"])
-@pytest.mark.parametrize("kind", ["uniform", "prioritized"])
-def test_nothing_as_large_as_the_buffer_is_copied_or_selected(kind, seeds):
+@pytest.mark.parametrize(
+    ("kind", "interval"), [("uniform", 500), ("prioritized", 500), ("uniform", 1)]
+)
+def test_nothing_as_large_as_the_buffer_is_copied_or_selected(kind, interval, seeds):
     """In the compiled program of a run that goes on: act, add, draw, update, under scan."""
-    train = loop(kind, n_step=2)
+    train = loop(kind, interval, n_step=2)
     advance = lambda state: train.advance(state, 7)  # noqa: E731
     if seeds:
         keys = jax.random.split(jax.random.key(0), seeds)
@@ -492,8 +410,10 @@ def test_the_cursor_stays_unbatched_in_a_run_that_goes_on():
     keys = jax.random.split(jax.random.key(0), 3)
     state = jax.eval_shape(purerl.vectorize(train.init), keys)
     for _ in range(2):
-        assert state.replay.cursor.next.shape == state.replay.cursor.size.shape == ()
-        assert state.replay.items.reward.shape == (3, BIG)
+        assert state.replay.steps.iteration.shape == ()
+        replay = state.replay.replay
+        assert replay.cursor.next.shape == replay.cursor.size.shape == ()
+        assert replay.items.reward.shape == (3, BIG)
         assert state.learner.clock.iteration.shape == ()
         state, _ = jax.eval_shape(purerl.vectorize(lambda s: train.advance(s, 1)), state)
 

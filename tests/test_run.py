@@ -132,8 +132,8 @@ def test_a_buffer_larger_than_the_memory(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.modules["purerl.run"], "memory_bytes", lambda: 10_000_000)
     train = ("train", "dqn", "CartPole-v1", "--seeds", "4", "--out", tmp_path / "run")
     message = failure(capsys, *train, "--capacity", "1000000")
-    assert "replay buffers of 4 seeds need 160.2 MiB, but there are 9.5 MiB" in message
-    assert "set capacity to 59,523 or less" in message
+    assert "replay buffers of 4 seeds need 99.3 MiB, but there are 9.5 MiB" in message
+    assert "set capacity to 96,034 or less" in message
     assert not (tmp_path / "run").exists()
 
 

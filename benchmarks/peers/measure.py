@@ -17,7 +17,7 @@ ENVIRONMENT = "CartPole-v1"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What the contenders of a suite have in common, besides two separate tanh networks."""
+    """What the contenders of an on-policy suite have in common, besides two tanh networks."""
 
     num_envs: int = 4
     rollout_length: int
@@ -85,9 +85,37 @@ class ACKTRSetting(Setting):
     learning_rate: float = 7e-4
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DQNSetting:
+    """Suite dqn: one update after each step of all environments, one ReLU network."""
+
+    num_envs: int = 10
+    batch_size: int = 128
+    capacity: int = 10_000
+    warmup: int = 1000
+    hidden: tuple[int, ...] = (64, 64)
+    discount: float = 0.99
+    learning_rate: float = 1e-3
+    adam_epsilon: float = 1e-5
+    max_grad_norm: float = 10.0
+    target_steps: int = 500  # environment steps between two copies to the target network
+    epsilon_end: float = 0.05
+    exploration: float = 0.2  # fraction of the run
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps between two updates."""
+        return self.num_envs
+
+    def whole_iterations(self, steps: int) -> int:
+        """At least ``steps`` environment steps, in whole iterations of rollout and update."""
+        return -(-steps // self.steps_per_iteration) * self.steps_per_iteration
+
+
 PPO = PPOSetting()
 TRPO = TRPOSetting()
 ACKTR = ACKTRSetting()
+DQN = DQNSetting()
 
 
 def parser(description: str) -> argparse.ArgumentParser:

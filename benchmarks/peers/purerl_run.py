@@ -1,5 +1,6 @@
 """Measures an algorithm of the purerl checkout this file lies in."""
 
+import argparse
 from collections.abc import Callable, Mapping
 
 import measure
@@ -30,8 +31,6 @@ def main(
     if isinstance(make_algorithm, Mapping):
         make_algorithm = make_algorithm[options.variant]
     purerl.use_all_cores()
-    import jax
-
     env = purerl.make_env(measure.ENVIRONMENT)
     train = purerl.make_train(
         make_algorithm(env.action_space),
@@ -41,6 +40,18 @@ def main(
         rollout_length=setting.rollout_length,
         evaluations=0,
     )
+    time_and_report(train, options)
+
+
+def time_and_report(train: purerl.Train, options: argparse.Namespace) -> None:
+    """Measures whole runs of all seeds, and reports.
+
+    Args:
+        train: Of one seed.
+        options: What the program was told.
+    """
+    import jax
+
     keys = jax.random.split(jax.random.key(0), options.seeds)
     compile_s, run_s = measure.time_jax(purerl.vectorize(train.train), keys, options.repeats)
     measure.report(
@@ -55,5 +66,5 @@ def main(
 
 
 def network(setting: measure.Setting) -> purerl.NetworkConfig:
-    """The network of every suite."""
+    """The network of the on-policy suites."""
     return purerl.NetworkConfig(hidden_sizes=setting.hidden, activation="tanh")

@@ -5,8 +5,8 @@ constant, the gradient is clipped element by element, the value loss is clipped.
 takes time that could be noticed.
 """
 
-import jax
 import measure
+import rejax_run
 from measure import PPO as SETTING
 from rejax import PPO
 
@@ -34,33 +34,5 @@ def build(steps: int) -> PPO:
     return algorithm.replace(eval_callback=lambda algorithm, state, key: ())
 
 
-def main() -> None:
-    """Measures and reports."""
-    arguments = measure.parser(__doc__)
-    arguments.add_argument("--shard", action="store_true", help="shard the seeds over the cores")
-    options = arguments.parse_args()
-    if options.shard:
-        measure.use_all_cores()
-    steps = SETTING.whole_iterations(options.steps)
-    train = build(steps).train
-    keys = jax.random.split(jax.random.key(0), options.seeds)
-    if options.shard:
-        function = measure.over_seeds(train, options.seeds)
-    elif options.seeds == 1:
-        function, keys = train, keys[0]
-    else:
-        function = jax.vmap(train)
-    compile_s, run_s = measure.time_jax(function, keys, options.repeats)
-    measure.report(
-        seeds=options.seeds,
-        steps_per_seed=steps,
-        compile_s=compile_s,
-        run_s=run_s,
-        packages=("rejax", "jax", "jaxlib", "flax", "optax", "gymnax", "distrax"),
-        devices=len(jax.devices()),
-        platform=jax.default_backend(),
-    )
-
-
 if __name__ == "__main__":
-    main()
+    rejax_run.main(__doc__, build, SETTING)

@@ -9,18 +9,17 @@ from typing import Any
 
 import measure
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
-
-WARMUP_ITERATIONS = 4
 
 
 def main(
     description: str,
-    make_agent: Callable[[VecEnv], OnPolicyAlgorithm],
-    setting: measure.Setting,
+    make_agent: Callable[[VecEnv], BaseAlgorithm],
+    setting: measure.Setting | measure.DQNSetting,
     package: str,
+    warmup_iterations: int = 4,
 ) -> None:
     """Measures and reports.
 
@@ -29,6 +28,7 @@ def main(
         make_agent: Makes the agent from its environments.
         setting: Of the suite.
         package: The agent's, for the report.
+        warmup_iterations: Of rollout and update, before the clock starts.
     """
     arguments = measure.parser(description)
     arguments.add_argument("--threads", type=int, help="of PyTorch; by default its own choice")
@@ -38,7 +38,7 @@ def main(
     if options.seeds != 1:
         raise SystemExit(f"got --seeds {options.seeds}; {package} trains 1 seed at a time")
     agent = make_agent(make_vec_env(measure.ENVIRONMENT, n_envs=setting.num_envs, seed=0))
-    warmup = WARMUP_ITERATIONS * setting.steps_per_iteration
+    warmup = warmup_iterations * setting.steps_per_iteration
     agent.learn(warmup)
     steps = setting.whole_iterations(options.steps)
     run_s = []
@@ -59,7 +59,7 @@ def main(
 
 
 def shared_options(setting: measure.Setting) -> dict[str, Any]:
-    """Arguments of every agent."""
+    """Arguments of every on-policy agent."""
     hidden = list(setting.hidden)
     return {
         "policy": "MlpPolicy",

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from purerl import rollout as rollouts
-from purerl.actor_critic import flatten_time
 from purerl.envs import Env
+from purerl.memory import ReplayMemoryState, replay_memory
 from purerl.normalize import init_moments, merge_moments
-from purerl.replay import ReplayState, n_step_batch
 from purerl.train.loop import Metrics, Normalizer, Sizes, Train, TrainState, assemble, start
 from purerl.types import (
     Box,
@@ -19,7 +18,6 @@ from purerl.types import (
     OffPolicyAlgorithm,
     OnPolicyAlgorithm,
     PyTree,
-    Rollout,
     Transition,
 )
 from purerl.validation import check_choice, check_integer, check_key
@@ -98,6 +96,7 @@ def make_off_policy_train(
     warmup_length = -(-warmup // num_envs)
     sizes = sizes._replace(warmup_steps=warmup_length * num_envs)
     real = jnp.result_type(float)
+    memory = replay_memory(algorithm.replay, num_envs, env.truncation_interval)
     held = {"float": real, "uint8": jnp.dtype("uint8"), "bool": jnp.dtype("bool")}[replay_obs]
 
     def play(state: TrainState, key: jax.Array, length: int, progress: float | jax.Array):
@@ -108,7 +107,8 @@ def make_off_policy_train(
             return algorithm.act(state.learner, obs, key, progress=progress)
 
         actors, rollout, statistics = rollouts.unroll(act, env, state.actors, key, length)
-        replay = algorithm.replay.add(state.replay, _transitions(rollout))
+        transitions = Transition(*(getattr(rollout, name) for name in Transition._fields))
+        replay = memory.add(state.replay, transitions)
         normalizer = state.normalizer
         if normalizer.obs is not None:
             normalizer = Normalizer(merge_moments(normalizer.obs, rollout.obs), None)
@@ -119,29 +119,27 @@ def make_off_policy_train(
         key, play_key = jax.random.split(key)
         normalizer = Normalizer(init_moments(env.obs_shape, real) if normalize_obs else None, None)
         state = start(algorithm, env, sizes, normalizer, key)
-        state = state._replace(replay=algorithm.replay.init(_item(env, held)))
+        state = state._replace(replay=memory.init(_item(env, held)))
         return play(state, play_key, warmup_length, 0.0)[0]
 
     def learn(
-        carry: tuple[PyTree, ReplayState],
+        carry: tuple[PyTree, ReplayMemoryState],
         key: jax.Array,
         normalizer: Normalizer,
         progress: jax.Array,
-    ) -> tuple[tuple[PyTree, ReplayState], Info]:
+    ) -> tuple[tuple[PyTree, ReplayMemoryState], Info]:
         """One update, and the priorities after it."""
         learner, replay = carry
         sample_key, update_key = jax.random.split(key)
         size = algorithm.batch_size
-        sample = algorithm.replay.sample(replay, sample_key, size, progress=progress)
-        batch = n_step_batch(
-            replay, sample, gamma=algorithm.gamma, n_step=algorithm.n_step, num_envs=num_envs
-        )
+        sample = memory.sample(replay, sample_key, size, progress=progress)
+        batch = memory.batch(replay, sample, gamma=algorithm.gamma, n_step=algorithm.n_step)
         batch = batch._replace(
             obs=normalizer.observe(batch.obs), next_obs=normalizer.observe(batch.next_obs)
         )
         learner, info = algorithm.update(learner, batch, update_key, progress=progress)
         td_error = info.pop("td_error")
-        replay = algorithm.replay.update_priorities(replay, batch.indices, td_error)
+        replay = memory.update_priorities(replay, batch.indices, td_error)
         return (learner, replay), info | {"td_error": jnp.mean(jnp.abs(td_error))}
 
     def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
@@ -164,11 +162,6 @@ def make_off_policy_train(
         return state, Metrics(sizes.step(iteration), statistics, info)
 
     return assemble(algorithm, env, sizes, init, iterate)
-
-
-def _transitions(rollout: Rollout) -> Transition:
-    """``[T, N]`` to ``[T * N]``, time by time."""
-    return flatten_time(Transition(*(getattr(rollout, name) for name in Transition._fields)))
 
 
 def _item(env: Env, obs_dtype: Any) -> Transition:
