@@ -2,7 +2,7 @@
 
     python benchmarks/kfac_cost.py            # a minute or two; nothing else should run meanwhile
 
-Updates on one rollout of 20 steps in 16 environments (the paper's batch of 320), two separate tanh
+Updates on one rollout of 20 steps in 32 environments (the paper's batch of 640), two separate tanh
 networks of 64-64, fifty in a row in one program, all programs in turns. The parts are differences
 between programs:
 
@@ -25,19 +25,19 @@ import tyro
 import purerl
 
 HERE = Path(__file__).resolve().parent
-ROLLOUT = (20, 16)
+ROLLOUT = (20, 32)
 UPDATES = 50
 NEVER = 10**6
-LIGHT: dict[str, Any] = {"stats_every": 5, "inverse_every": 50}
+LIGHT: dict[str, Any] = {"stats_every": 10, "stats_stride": 4, "inverse_every": 50}
 NO_STATISTICS, NO_INVERSES = {"stats_every": NEVER}, {"inverse_every": NEVER}
 SETTINGS: dict[str, dict[str, Any]] = {
     "full: statistics every update, inverses every 10": {},
     "gradient, preconditioned": NO_STATISTICS | NO_INVERSES,
     "and statistics": NO_INVERSES,
     "and inverses": NO_STATISTICS,
-    "statistics of every 4th sample": {"stats_stride": 4},
+    "statistics of every 4th step": {"stats_stride": 4},
     "eigenbasis": {"damping_kind": "eigenbasis"},
-    "light: statistics every 5, inverses every 50": LIGHT,
+    "light: statistics of every 4th step every 10 updates, inverses every 50": LIGHT,
 }
 
 

@@ -68,7 +68,7 @@ CELLS = [
     Cell(
         algorithm="acktr",
         env="CartPole-v1",
-        changes={"stats_every": 10, "inverse_every": 50},
+        changes={"stats_every": 10, "stats_stride": 4, "inverse_every": 50},
         suffix="[light]",
     ),
     Cell(algorithm="policy_gradient", env="CartPole-v1", target=470),

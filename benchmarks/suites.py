@@ -118,7 +118,7 @@ SUITES = {
                 program="purerl_acktr.py --variant eigenbasis",
             ),
             "light": Contender(
-                label="ACKTR, statistics every 10 updates, inverses every 50",
+                label="ACKTR, light: statistics of a quarter every 10 updates, inverses every 50",
                 program="purerl_acktr.py --variant light",
             ),
             "a2c": Contender(label="A2C", program="purerl_acktr.py --variant a2c"),

@@ -96,6 +96,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "Acrobot-v1": dict(
             steps=500_000, num_envs=16, normalize_obs=True, normalize_reward=True,
         ),
+        "Pendulum-v1": dict(
+            steps=500_000, gamma=0.9, gae_lambda=0.95, normalize_obs=True, normalize_reward=True,
+        ),
         **dict.fromkeys(_MINATAR, _A2C_MINATAR),
     },
     "trpo": _TRPO,

@@ -77,10 +77,10 @@ class TRPOSetting(Setting):
 class ACKTRSetting(Setting):
     """Suite acktr: one update a rollout. A2C's learning rate and epsilon are RMSProp's."""
 
-    num_envs: int = 16
+    num_envs: int = 32
     rollout_length: int = 20
     num_epochs: int = 1
-    minibatch_size: int = 320
+    minibatch_size: int = 640
     gae_lambda: float = 1.0
     learning_rate: float = 7e-4
 

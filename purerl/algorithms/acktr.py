@@ -86,7 +86,7 @@ class ACKTRConfig:
     stats_every: int = 1
     """Updates between two measurements of the factors."""
     stats_stride: int = 1
-    """Of the rollout's steps, every so many-th is used for the factors."""
+    """Of the rollout's steps, every so many-th is used for the factors, and for the info's KL."""
     inverse_every: int = 10
     """Updates between two inversions of the factors."""
     cold_start: int = 10
@@ -149,11 +149,11 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
 
     Returns:
         The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``,
-        ``explained_variance``, ``kl`` (measured, old || new, mean over the rollout's states),
-        ``learning_rate`` (eta_max, annealed), ``trust`` (what the KL clip multiplied the actor's
-        step by; 1 during the cold start) and ``critic_trust`` (the same without a shared trunk),
-        ``damping``, ``condition`` (of the worst damped block of the last inversion; 1 before the
-        first), ``finite``.
+        ``explained_variance``, ``kl`` (measured, old || new, over the steps that the factors are
+        measured on), ``learning_rate`` (eta_max, annealed), ``trust`` (what the KL clip multiplied
+        the actor's step by; 1 during the cold start) and ``critic_trust`` (the same without a
+        shared trunk), ``damping``, ``condition`` (of the worst damped block of the last inversion;
+        1 before the first), ``finite``.
 
     Raises:
         ValueError: By ``init``, if the network has no layer that K-FAC can factor, or a matrix that
@@ -189,15 +189,17 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
         slope, info = jax.grad(output_loss, has_aux=True)(tapped.output, batch)
         gradient, _ = tapped.pullback(slope)
 
+        def some_steps(x: jax.Array) -> jax.Array:
+            by_step = x.reshape(*rollout.reward.shape, *x.shape[1:])
+            return by_step[:: config.stats_stride].reshape(-1, *x.shape[1:])
+
+        some_obs = some_steps(batch.obs)
+
         def statistics() -> Factors:
-            some, action = tapped, batch.action
+            some = tapped
             if config.stats_stride > 1:
-                obs, action = (
-                    x[:: config.stats_stride].reshape(-1, *x.shape[2:])
-                    for x in (rollout.obs, rollout.action)
-                )
-                some = tap(network, layers, state.params, obs)
-            taken = action if config.fisher_actions == "taken" else None
+                some = tap(network, layers, state.params, some_obs)
+            taken = some_steps(batch.action) if config.fisher_actions == "taken" else None
             of_output = score(some.output, joint_variance(config, shared), key, taken)
             return fisher_factors(layers, some, of_output)
 
@@ -212,8 +214,8 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
             learning_rate,
             statistics=statistics,
         )
-        old, new = tapped.output[0], network.apply(params, batch.obs)[0]
-        kl = jnp.mean(old.kl(new))
+        old = jax.tree.map(some_steps, tapped.output[0])
+        kl = jnp.mean(old.kl(network.apply(params, some_obs)[0]))
         kfac, momentum = opt_state
         warm = kfac.clock.iteration > config.cold_start
         rate = jnp.where(warm, adapt(config, state.learning_rate, kl), state.learning_rate)
