@@ -28,16 +28,16 @@ HERE = Path(__file__).resolve().parent
 ROLLOUT = (20, 32)
 UPDATES = 50
 NEVER = 10**6
-LIGHT: dict[str, Any] = {"stats_every": 10, "stats_stride": 4, "inverse_every": 50}
-NO_STATISTICS, NO_INVERSES = {"stats_every": NEVER}, {"inverse_every": NEVER}
+FULL = {"stats_stride": 1}
+NO_STATISTICS, NO_INVERSES = FULL | {"stats_every": NEVER}, FULL | {"inverse_every": NEVER}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "full: statistics every update, inverses every 10": {},
+    "full: statistics every update, inverses every 10": FULL,
     "gradient, preconditioned": NO_STATISTICS | NO_INVERSES,
     "and statistics": NO_INVERSES,
     "and inverses": NO_STATISTICS,
-    "statistics of every 4th step": {"stats_stride": 4},
-    "eigenbasis": {"damping_kind": "eigenbasis"},
-    "light: statistics of every 4th step every 10 updates, inverses every 50": LIGHT,
+    "full, damped in the eigenbasis": FULL | {"damping_kind": "eigenbasis"},
+    "default: statistics of every 4th step": {},
+    "light: that every 10 updates, inverses every 50": {"stats_every": 10, "inverse_every": 50},
 }
 
 

@@ -65,11 +65,13 @@ CELLS = [
     Cell(algorithm="acktr", env="Acrobot-v1", target=-90),
     Cell(algorithm="acktr", env="Pendulum-v1", target=-250),
     Cell(algorithm="acktr", env="Breakout-MinAtar", target=15, seeds=4),
-    Cell(
-        algorithm="acktr",
-        env="CartPole-v1",
-        changes={"stats_every": 10, "stats_stride": 4, "inverse_every": 50},
-        suffix="[light]",
+    *(
+        Cell(algorithm="acktr", env=env, changes=changes, suffix=suffix)
+        for env in ACKTR_ENVS
+        for suffix, changes in {
+            "[full]": {"stats_stride": 1},
+            "[light]": {"stats_every": 10, "inverse_every": 50},
+        }.items()
     ),
     Cell(algorithm="policy_gradient", env="CartPole-v1", target=470),
     *(
@@ -196,7 +198,7 @@ def plot_acktr(results: list[dict[str, Any]]) -> None:
     axes = figure.subplots(2, len(envs), squeeze=False)
     for column, env in enumerate(envs):
         by_step, by_second = {}, {}
-        for name in ("a2c", "acktr", "acktr[light]"):
+        for name in ("a2c", "acktr", "acktr[full]", "acktr[light]"):
             if (result := found.get(f"{name}-{env}")) is None:
                 continue
             steps, returns = np.array(result["steps"]), np.array(result["returns"])

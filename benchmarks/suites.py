@@ -112,10 +112,12 @@ SUITES = {
     ),
     "acktr": Suite(
         contenders={
-            "purerl": Contender(label="ACKTR", program="purerl_acktr.py"),
-            "eigenbasis": Contender(
-                label="ACKTR, damping in the eigenbasis",
-                program="purerl_acktr.py --variant eigenbasis",
+            "full": Contender(
+                label="ACKTR, full: statistics of all samples every update, inverses every 10",
+                program="purerl_acktr.py --variant full",
+            ),
+            "purerl": Contender(
+                label="ACKTR, default: statistics of a quarter", program="purerl_acktr.py"
             ),
             "light": Contender(
                 label="ACKTR, light: statistics of a quarter every 10 updates, inverses every 50",
@@ -124,7 +126,7 @@ SUITES = {
             "a2c": Contender(label="A2C", program="purerl_acktr.py --variant a2c"),
         },
         seeds=(1, 16),
-        demands=(Demand("a2c", 1 / 3), Demand("a2c", 1 / 1.25, of="light")),
+        demands=(Demand("a2c", 1 / 3, of="full"), Demand("a2c", 1 / 1.25, of="light")),
     ),
     "dqn": Suite(
         contenders={

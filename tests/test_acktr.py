@@ -79,6 +79,7 @@ def test_update_by_hand(kind, critic_std, x64):
         damping=0.05,
         damping_kind=kind,
         decay=0.8,
+        stats_stride=1,
         inverse_every=1,
         cold_start=0,
         gamma=0.9,
@@ -157,7 +158,7 @@ def test_predicted_kl_is_half_of_the_clip_and_what_is_measured():
     config = ACKTRConfig(
         learning_rate=1e3, momentum=0.0, kl_clip=1e-4, damping=1e-6, inverse_every=1,
         cold_start=0, decay=0.0, fisher_actions="sampled", network=LINEAR, entropy_coef=0.1,
-        damping_kind="eigenbasis",
+        damping_kind="eigenbasis", stats_stride=1,
     )  # fmt: skip
     rng = np.random.default_rng(0)
     data = rollout()

@@ -300,7 +300,7 @@ ACKTR = {
     "damping_kind": "eigenbasis",
     "decay": 0.9,
     "stats_every": 2,
-    "stats_stride": 4,
+    "stats_stride": 2,
     "inverse_every": 3,
     "cold_start": 1,
     "cold_max_norm": 1.0,

@@ -32,8 +32,8 @@ def a2c(action_space: ActionSpace) -> OnPolicyAlgorithm:
 
 VARIANTS = {
     "default": acktr(),
-    "eigenbasis": acktr(damping_kind="eigenbasis"),
-    "light": acktr(stats_every=10, stats_stride=4, inverse_every=50),
+    "full": acktr(stats_stride=1),
+    "light": acktr(stats_every=10, inverse_every=50),
     "a2c": a2c,
 }
 
