@@ -7,22 +7,30 @@ The factors are second moments of 160 random tanh features, two trunks of them (
 ``eigh`` and ``cholesky`` are what ``damping_kind`` "eigenbasis" and "factored" do, without the
 damping's bookkeeping; ``inv`` is by LU; ``newton_schulz`` iterates X <- X (2 I - M X) on products
 alone, from a bound on the norm. ``apart`` calls each matrix on its own, ``grouped`` all of one size
-at once. A time is the least of ``--repeats``, of all factors of one seed; the residual is the
-largest entry of M X - I. LAPACK's own threads fight over the cores with XLA's: run it with
-OPENBLAS_NUM_THREADS=1 on a machine that does other things.
+at once. A time is the median of ``--repeats``, of all factors of one seed; the residual is the
+largest entry of M X - I.
 """
 
 import collections
 import dataclasses
+import datetime
 import functools
+import json
+import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.scipy.linalg import cho_factor, cho_solve
+
+import purerl
+from purerl.provenance import provenance
+
+HERE = Path(__file__).resolve().parent
 
 
 def identity(matrix: jax.Array) -> jax.Array:
@@ -68,7 +76,11 @@ class Options:
     damping: float = 0.1
     """Added to each factor's diagonal: the root of K-FAC's epsilon."""
     repeats: int = 30
-    """Measurements, of which the least counts."""
+    """Measurements, of which the median counts."""
+    output: Path = HERE / "results" / "kfac_inverse.json"
+    """Result file; the table goes beside it."""
+    force: bool = False
+    """Whether to overwrite the result files."""
 
 
 def factors(options: Options, seeds: int) -> dict[int, jax.Array]:
@@ -93,35 +105,76 @@ def invert(method: Callable[[jax.Array], jax.Array], grouped: bool, matrices: di
     return {n: jnp.stack([method(matrix) for matrix in stack]) for n, stack in matrices.items()}
 
 
-def least_seconds(function: Callable, argument: dict, repeats: int) -> float:
+def median_seconds(function: Callable, argument: dict, repeats: int) -> float:
     jax.block_until_ready(function(argument))
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()
         jax.block_until_ready(function(argument))
         times.append(time.perf_counter() - begin)
-    return min(times)
+    return statistics.median(times)
 
 
-def main() -> None:
-    with jax.numpy_rank_promotion("allow"):
-        options = tyro.cli(Options, description=__doc__)
-        print(f"JAX {jax.__version__} on {jax.devices()[0].device_kind}")
-        print("| method | calls | seeds | us a seed | residual |\n|---|---|---|---|---|")
-        for seeds in options.seeds:
-            matrices = factors(options, seeds)
-            for name, method in METHODS.items():
-                for grouped in (False, True):
-                    function = jax.jit(jax.vmap(functools.partial(invert, method, grouped)))
-                    inverses = function(matrices)
-                    residual = max(
-                        np.abs(np.asarray(matrices[n]) @ np.asarray(x) - np.eye(n)).max()
-                        for n, x in inverses.items()
-                    )
-                    micros = least_seconds(function, matrices, options.repeats) / seeds * 1e6
-                    calls = "grouped" if grouped else "apart"
-                    print(f"| {name} | {calls} | {seeds} | {micros:,.0f} | {residual:.0e} |")
+def measure(options: Options) -> list[dict]:
+    """A cell for each method, grouped and apart, at each number of seeds."""
+    cells = []
+    for seeds in options.seeds:
+        matrices = factors(options, seeds)
+        for name, method in METHODS.items():
+            for grouped in (False, True):
+                invert_all = functools.partial(invert, method, grouped)
+                function = jax.jit(purerl.vectorize(invert_all))
+                inverses = function(matrices)
+                residual = max(
+                    np.abs(np.asarray(matrices[n]) @ np.asarray(x) - np.eye(n)).max()
+                    for n, x in inverses.items()
+                )
+                seconds = median_seconds(function, matrices, options.repeats)
+                calls = "grouped" if grouped else "apart"
+                cells.append(
+                    {
+                        "method": name,
+                        "calls": calls,
+                        "seeds": seeds,
+                        "us": 1e6 * seconds / seeds,
+                        "residual": float(residual),
+                    }
+                )
+    return cells
+
+
+def table(cells: list[dict], seeds: tuple[int, ...]) -> str:
+    """A row for each method, a column for each number of seeds."""
+    titles = " | ".join(f"{n} seed{'s' * (n > 1)}, us a seed" for n in seeds)
+    rows = [f"| method | calls | {titles} | residual |", "|---" * (3 + len(seeds)) + "|"]
+    for cell in (cell for cell in cells if cell["seeds"] == seeds[0]):
+        same = [c for c in cells if all(c[k] == cell[k] for k in ("method", "calls"))]
+        times = " | ".join(f"{c['us']:,.0f}" for c in same)
+        worst = max(c["residual"] for c in same)
+        rows.append(f"| {cell['method']} | {cell['calls']} | {times} | {worst:.0e} |")
+    return "\n".join(rows)
+
+
+def main(options: Options) -> None:
+    """Measures, prints and writes."""
+    files = [options.output, options.output.with_suffix(".md")]
+    present = [file.name for file in files if file.exists()]
+    if present and not options.force:
+        raise SystemExit(f"{', '.join(present)} exist(s) already: give --force or another --output")
+    purerl.use_all_cores()
+    cells = measure(options)
+    record = {
+        "benchmark": "kfac_inverse",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **provenance(),
+        "options": {k: v for k, v in vars(options).items() if k not in ("output", "force")},
+        "cells": cells,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    files[0].write_text(json.dumps(record, indent=1) + "\n")
+    files[1].write_text(table(cells, options.seeds) + "\n")
+    print(table(cells, options.seeds))
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Options, description=__doc__))

@@ -50,6 +50,8 @@ def test_second_order_block_of_the_readme_runs():
     }
     exec(block, names)
     assert names["info"]["accepted"]
+    (kfac,) = (block for block in blocks if "scale_by_kfac" in block)
+    exec(kfac, names | {"network": network, "key": jax.random.key(3)})
     assert names["solution"].iterations > 0
     assert names["found"].accepted
 
