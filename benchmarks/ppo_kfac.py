@@ -74,7 +74,7 @@ def ppo_kfac(
     network = purerl.ActorCritic(action_space, config.network)
     steps = config.num_epochs * config.num_minibatches
 
-    def optimizer(params, obs):
+    def optimizer(params, obs, variance):
         of_actor = reaching(lambda p: network.apply(p, obs)[0], params)
         kfac = scale_by_kfac(
             find_layers(network, params, obs),
@@ -82,20 +82,20 @@ def ppo_kfac(
             stats_every=steps,
             inverse_every=steps,
             cold_start=0,
-            kl_clip={"actor": options.kl_clip, "critic": options.kl_clip},
+            # The critic is N(V, variance); its Fisher is that of N(V, 1), and the bound scaled.
+            kl_clip={"actor": options.kl_clip, "critic": options.kl_clip * variance},
             regions=jax.tree.map(lambda actor: "actor" if actor else "critic", of_actor),
         )
         return optax.chain(kfac, optax.ema(options.momentum, debias=False))
 
     def init(obs, key):
         params = init_params(network, action_space, obs, key)
-        return State(params, optimizer(params, obs).init(params))
+        return State(params, optimizer(params, obs, 1.0).init(params))
 
     def update(state, rollout, key, *, progress=0.0):
         batch = make_batch(network, config, state.params, rollout, action_space)
         variance = jnp.maximum(jnp.mean(jnp.square(batch.target - batch.value)), 1e-8)
-        scaled = dataclasses.replace(config, value_coef=config.value_coef / variance)
-        loss = make_clip_loss(network, scaled, progress=progress)
+        loss = make_clip_loss(network, config, progress=progress)
         learning_rate = anneal(options.learning_rate, progress, True)
 
         def step(state, minibatch_and_key):
@@ -105,10 +105,10 @@ def ppo_kfac(
             def statistics():
                 layers = find_layers(network, state.params, minibatch.obs)
                 tapped = tap(network, layers, state.params, minibatch.obs)
-                return fisher_factors(layers, tapped, score(tapped.output, variance, key))
+                return fisher_factors(layers, tapped, score(tapped.output, 1.0, key))
 
             learned = gradient_step(
-                optimizer(state.params, minibatch.obs),
+                optimizer(state.params, minibatch.obs, variance),
                 gradient,
                 state.opt_state,
                 state.params,
