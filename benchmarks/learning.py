@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 import purerl
 from purerl.plotting import draw_curves, plot_curves, save_plot
+from purerl.presets import PRESETS
 from purerl.provenance import provenance
 
 HERE = pathlib.Path(__file__).parent
@@ -56,6 +57,13 @@ CELLS = [
     Cell(algorithm="a2c", env="CartPole-v1", target=480),
     Cell(algorithm="a2c", env="Acrobot-v1"),
     Cell(algorithm="a2c", env="Pendulum-v1"),
+    # With ACKTR's convolutional network, to compare.
+    Cell(
+        algorithm="a2c",
+        env="Breakout-MinAtar",
+        seeds=4,
+        changes={"network": PRESETS["acktr"]["Breakout-MinAtar"]["network"]},
+    ),
     Cell(algorithm="trpo", env="CartPole-v1", target=490),
     Cell(algorithm="trpo", env="Acrobot-v1", target=-90),
     Cell(algorithm="trpo", env="Pendulum-v1", target=-250),
@@ -191,7 +199,8 @@ def report() -> None:
 def plot_acktr(results: list[dict[str, Any]]) -> None:
     """A2C beside ACKTR, per step and per second of training all seeds at the same time."""
     found = {result["name"]: result for result in results}
-    envs = [env for env in ACKTR_ENVS if {f"a2c-{env}", f"acktr-{env}"} <= {*found}]
+    envs = (*ACKTR_ENVS, "Breakout-MinAtar")
+    envs = [env for env in envs if {f"a2c-{env}", f"acktr-{env}"} <= {*found}]
     if not envs:
         return
     figure = Figure(figsize=(4.6 * len(envs), 7.2), layout="constrained")
