@@ -13,7 +13,6 @@ between programs:
 """
 
 import dataclasses
-import datetime
 import json
 import statistics
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from record import circumstances, result_files
 
 import purerl
 
@@ -143,22 +143,13 @@ def table(cells: dict[int, dict[str, float]]) -> str:
 
 def main(options: Options) -> None:
     """Measures, prints and writes."""
-    from purerl.provenance import provenance
-
-    files = [options.output, options.output.with_suffix(".md")]
-    present = [file.name for file in files if file.exists()]
-    if present and not options.force:
-        raise SystemExit(f"{', '.join(present)} exist(s) already: give --force or another --output")
+    files = result_files(options.output, (".json", ".md"), options.force)
     purerl.use_all_cores()
     cells = {seeds: time_updates(seeds, options.repeats) for seeds in options.seeds}
     record = {
-        "benchmark": "kfac_cost",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **provenance(),
-        "options": {k: v for k, v in vars(options).items() if k not in ("output", "force")},
+        **circumstances("kfac_cost", options),
         "microseconds": cells,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     files[0].write_text(json.dumps(record, indent=1) + "\n")
     files[1].write_text(table(cells) + "\n")
     print(table(cells))

@@ -13,7 +13,6 @@ largest entry of M X - I.
 
 import collections
 import dataclasses
-import datetime
 import functools
 import json
 import statistics
@@ -26,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.scipy.linalg import cho_factor, cho_solve
+from record import circumstances, result_files
 
 import purerl
-from purerl.provenance import provenance
 
 HERE = Path(__file__).resolve().parent
 
@@ -157,20 +156,13 @@ def table(cells: list[dict], seeds: tuple[int, ...]) -> str:
 
 def main(options: Options) -> None:
     """Measures, prints and writes."""
-    files = [options.output, options.output.with_suffix(".md")]
-    present = [file.name for file in files if file.exists()]
-    if present and not options.force:
-        raise SystemExit(f"{', '.join(present)} exist(s) already: give --force or another --output")
+    files = result_files(options.output, (".json", ".md"), options.force)
     purerl.use_all_cores()
     cells = measure(options)
     record = {
-        "benchmark": "kfac_inverse",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **provenance(),
-        "options": {k: v for k, v in vars(options).items() if k not in ("output", "force")},
+        **circumstances("kfac_inverse", options),
         "cells": cells,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     files[0].write_text(json.dumps(record, indent=1) + "\n")
     files[1].write_text(table(cells, options.seeds) + "\n")
     print(table(cells, options.seeds))

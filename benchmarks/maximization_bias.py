@@ -23,10 +23,10 @@ import tyro
 from flax import struct
 from gymnax.environments import environment, spaces
 from matplotlib.figure import Figure
+from record import circumstances, result_files
 
 import purerl
 from purerl.plotting import save_plot
-from purerl.provenance import provenance
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 ACTIONS = 10
@@ -92,6 +92,10 @@ class Options:
     """Environment steps of each run."""
     points: int = 50
     """Of the curves."""
+    output: pathlib.Path = RESULTS / "maximization_bias.json"
+    """Result file; the picture goes beside it, as .png."""
+    force: bool = False
+    """Whether to overwrite the result files."""
 
 
 def curves(double: bool, options: Options) -> dict[str, Any]:
@@ -154,6 +158,7 @@ def plot(results: dict[str, dict[str, Any]]) -> Figure:
 
 def main() -> int:
     options = tyro.cli(Options, description=__doc__)
+    files = result_files(options.output, (".json", ".png"), options.force)
     purerl.use_all_cores()
     results = {
         name: curves(double, options) for name, double in (("DQN", False), ("Double DQN", True))
@@ -161,9 +166,9 @@ def main() -> int:
     for name, result in results.items():
         bias = np.mean(result["q_left"]) - TRUTH
         print(f"{name}: mean overestimation of left {bias:.3f}, left {np.mean(result['left']):.0%}")
-    data = {**dataclasses.asdict(options), **provenance(), "results": results}
-    (RESULTS / "maximization_bias.json").write_text(json.dumps(data) + "\n")
-    save_plot(plot(results), RESULTS / "maximization_bias.png")
+    data = {**circumstances("maximization_bias", options), "results": results}
+    files[0].write_text(json.dumps(data) + "\n")
+    save_plot(plot(results), files[1])
     return 0
 
 

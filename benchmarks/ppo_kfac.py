@@ -11,7 +11,6 @@ one, and the seconds of training.
 """
 
 import dataclasses
-import datetime
 import json
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
+from record import circumstances, result_files
 
 import purerl
 
@@ -176,24 +176,15 @@ def row(cell: dict[str, Any], name: str) -> str:
 
 def main(options: Options) -> None:
     """Measures, prints and writes."""
-    from purerl.provenance import provenance
-
-    files = [options.output, options.output.with_suffix(".md")]
-    present = [file.name for file in files if file.exists()]
-    if present and not options.force:
-        raise SystemExit(f"{', '.join(present)} exist(s) already: give --force or another --output")
+    files = result_files(options.output, (".json", ".md"), options.force)
     purerl.use_all_cores()
     cells = [measure(env, options) for env in options.envs]
     rows = ["| environment | step | over the whole run | at the end | s |", "|---|---|---|---|---|"]
     rows += [row(cell, name) for cell in cells for name in ("Adam", "K-FAC")]
     record = {
-        "benchmark": "ppo_kfac",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **provenance(),
-        "options": {k: v for k, v in vars(options).items() if k not in ("output", "force")},
+        **circumstances("ppo_kfac", options),
         "cells": cells,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     files[0].write_text(json.dumps(record) + "\n")
     files[1].write_text("\n".join(rows) + "\n")
     print("\n".join(rows))

@@ -15,7 +15,6 @@ solution itself.
 """
 
 import dataclasses
-import datetime
 import functools
 import json
 import statistics
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from record import circumstances, result_files
 
 import purerl
 from purerl.second_order.kfac import precondition
@@ -223,18 +223,10 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 def main(options: Options) -> None:
     """Measures, prints and writes."""
-    from purerl.provenance import provenance
-
-    files = [options.output.with_suffix(suffix) for suffix in (".json", ".md", ".png")]
-    present = [file.name for file in files if file.exists()]
-    if present and not options.force:
-        raise SystemExit(f"{', '.join(present)} exist(s) already: give --force or another --output")
+    files = result_files(options.output, (".json", ".md", ".png"), options.force)
     purerl.use_all_cores()
     record = {
-        "benchmark": "preconditioners",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **provenance(),
-        "options": {"problems": options.problems},
+        **circumstances("preconditioners", options),
         "residuals": RESIDUALS,
         "units": measure_units(options),
         "met": measure_met(options),
@@ -243,7 +235,6 @@ def main(options: Options) -> None:
     for cell in record["met"]:
         title = f"{MET_ENV}, after {cell['after']} iterations, damping {cell['damping']:g}"
         tables.append(table(cell["iterations"], title))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     files[0].write_text(json.dumps(record, indent=1) + "\n")
     files[1].write_text("\n\n".join(tables) + "\n")
     plot(record, files[2])

@@ -9,7 +9,6 @@ Hessian of the mean KL by forward over reverse; and all of this against the batc
 """
 
 import dataclasses
-import datetime
 import functools
 import json
 import statistics
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from record import circumstances, result_files
 
 import purerl
 
@@ -198,23 +198,13 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 def main(options: Options) -> None:
     """Measures, prints and writes."""
-    from purerl.provenance import provenance
-
-    files = [options.output.with_suffix(suffix) for suffix in (".json", ".md", ".png")]
-    present = [file.name for file in files if file.exists()]
-    if present and not options.force:
-        raise SystemExit(f"{', '.join(present)} exist(s) already: give --force or another --output")
+    files = result_files(options.output, (".json", ".md", ".png"), options.force)
     purerl.use_all_cores()
-    settings = {k: v for k, v in vars(options).items() if k not in ("output", "force")}
     record = {
-        "benchmark": "second_order",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **provenance(),
-        "options": settings,
+        **circumstances("second_order", options),
         "cells": measure_cost(options),
     }
     table = cost_table(record["cells"], options.seeds)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     files[0].write_text(json.dumps(record, indent=1) + "\n")
     files[1].write_text(table + "\n")
     plot(record, files[2])

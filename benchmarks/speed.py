@@ -18,12 +18,10 @@ much of the difference is the use of all cores, which Rejax's users do not get b
 """
 
 import dataclasses
-import datetime
 import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,9 +29,8 @@ import contention
 import isolated
 import speed_report
 import tyro
+from record import circumstances, result_files
 from suites import SUITES, Contender
-
-from purerl.provenance import provenance
 
 HERE = Path(__file__).resolve().parent
 DISTURBED = 0.15  # cores used by others; the system itself takes a few hundredths
@@ -150,33 +147,12 @@ def measure_all(options: Options) -> list[dict[str, Any]]:
     return lines
 
 
-def circumstances(options: Options) -> dict[str, Any]:
-    """Where, when and of what the measurements were taken; nothing that names a folder."""
-    settings = dataclasses.asdict(options)
-    for private in ("cache", "output", "force"):
-        del settings[private]
-    return {
-        "benchmark": "speed",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **provenance(),
-        "options": settings,
-    }
-
-
-def refuse_to_overwrite(files: Sequence[Path], force: bool) -> None:
-    """Ends the program before anything is measured if results would be lost."""
-    present = [file.name for file in files if file.exists()]
-    if present and not force:
-        raise SystemExit(f"{', '.join(present)} exist(s) already: give --force or another --output")
-
-
 def main(options: Options) -> None:
     """Measures, prints and writes."""
     options = completed(options)
     suite = SUITES[options.suite]
-    table_file = options.output.with_suffix(".md")
-    refuse_to_overwrite([options.output, table_file], options.force)
-    record = circumstances(options)
+    files = result_files(options.output, (".json", ".md"), options.force)
+    record = circumstances("speed", options)
     lines = measure_all(options)
     cells = speed_report.summarize(lines)
     table = speed_report.markdown(suite, cells)
@@ -187,9 +163,8 @@ def main(options: Options) -> None:
     ]
     record["targets"] = [target._asdict() for target in targets]
     record["measurements"] = lines
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(record, indent=1) + "\n")
-    table_file.write_text(table)
+    files[0].write_text(json.dumps(record, indent=1) + "\n")
+    files[1].write_text(table)
     print(table)
     for target in targets:
         verdict = "met   " if target.met else "MISSED"

@@ -38,7 +38,6 @@ class Demand(NamedTuple):
     seeds: int | None = None  # of purerl; None: at every number that was measured
     other_seeds: int | None = None  # of the contender; None: the same
     figure: Literal["steps_per_s", "compile_s"] = "steps_per_s"
-    of: str = "purerl"  # which row of purerl's, where there are several
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
