@@ -1,31 +1,60 @@
-"""The command line: ``purerl train | evaluate | plot | list``.
+"""The command line: ``purerl train | sweep | evaluate | plot | list``.
 
 The options of ``train`` are the fields of the loop's and of the algorithm's configuration, with
 this environment's defaults; there is no second list of them.
 """
 
+import ast
 import dataclasses
 import os
 import pathlib
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
+
+from purerl import session
 
 USAGE = """\
 usage: purerl COMMAND ...
 
   purerl train ALGORITHM ENV [options]   train many seeds at once, write a run folder
                                          (purerl train ALGORITHM ENV --help: all options)
+  purerl train --resume RUN              go on with a run that was interrupted
+  purerl sweep ALGORITHM ENV --grid NAME=VALUE,VALUE ... [options]
+                                         train every combination, rank them in a table
   purerl evaluate RUN [options]          play more episodes with a run's policies
   purerl plot RUN [RUN ...] [--out PNG]  learning curves of several runs in one picture
   purerl list                            algorithms and environments
+
+On several hosts, start the same command on each, with --distributed (TPU pods, Slurm and Open MPI
+tell JAX who takes part) or --distributed HOST:PORT,HOSTS,INDEX.
 """
 
 
+# Why a run ended early: in words, and as the status of the process.
+WHY: dict[Any, str] = {"SIGINT": "interrupted; ", "SIGTERM": "terminated; ", "failure": "failed; "}
+STATUS: dict[Any, int] = {
+    "SIGINT": 130,
+    "SIGTERM": 143,
+    "failure": 1,
+}  # of a process that ended early
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How many seeds, and where to write."""
+class DriveOptions(session.RunOptions):
+    """How a run is driven; none of it changes a number of the run."""
+
+    writers: tuple[Literal["csv", "jsonl", "tensorboard", "wandb"], ...] = ("csv",)
+    """Where rows go."""
+    resume: pathlib.Path | None = None
+    """Go on with the run in this folder; given names and options, they must be the run's, and one
+    that is not there yet is begun."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions(DriveOptions):
+    """How many seeds, where to write, and how a run is driven."""
 
     seeds: int = 16
     """Seeds trained side by side."""
@@ -35,8 +64,22 @@ class RunOptions:
     """Folder of the run; by default a new one below runs/."""
     overwrite: bool = False
     """Delete the run that is in --out."""
-    progress: bool = True
-    """Show a progress bar."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepOptions(RunOptions):
+    """What is swept, how many seeds, where to write, and how it is driven."""
+
+    seeds: int = 4
+    """Seeds of each point."""
+    grid: tuple[str, ...] = ()
+    """NAME=VALUE,VALUE,... for fields of the options above; all combinations are trained."""
+    sample: tuple[str, ...] = ()
+    """NAME=LOW:HIGH or NAME=LOW:HIGH:log, instead of a grid."""
+    samples: int = 16
+    """Random points, with --sample."""
+    top: int | None = None
+    """Rows of the table that are printed; all by default."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback), 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"train": _train, "evaluate": _evaluate, "plot": _plot, "list": _list}
+    commands = {
+        "train": _train,
+        "sweep": _sweep,
+        "evaluate": _evaluate,
+        "plot": _plot,
+        "list": _list,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
@@ -82,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from purerl.validation import suggest
 
             raise ValueError(f"unknown command {name!r}. {suggest(name, commands)}")
-        return commands[name](rest)
+        return commands[name](_distributed(rest))
     except (ValueError, TypeError, OverflowError, OSError) as error:
         if os.environ.get("PURERL_TRACEBACK"):
             raise
@@ -93,42 +142,158 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _distributed(arguments: list[str]) -> list[str]:
+    """Joins the other hosts, before anything computes; what is left of the arguments."""
+    words = [i for i, word in enumerate(arguments) if word.partition("=")[0] == "--distributed"]
+    if not words:
+        return arguments
+    import jax
+
+    (i,) = words
+    where = arguments[i].partition("=")[2]
+    rest = arguments[:i] + arguments[i + 1 :]
+    if not where and rest[i:] and not rest[i].startswith("-"):
+        where = rest.pop(i)
+    if not where:
+        jax.distributed.initialize()
+        return rest
+    try:
+        address, hosts, index = where.split(",")
+        jax.distributed.initialize(address, int(hosts), int(index))
+    except ValueError as error:
+        raise ValueError(
+            f"got --distributed {where}, wanted HOST:PORT,HOSTS,INDEX, such as 10.0.0.1:1234,2,0 "
+            f"({error})."
+        ) from None
+    return rest
+
+
 def _train(arguments: list[str]) -> int:
-    from purerl.algorithms import ALGORITHMS
-    from purerl.experiment import Experiment, make_experiment
-    from purerl.run import run
+    from purerl.run import resume, run
     from purerl.train.vectorize import use_all_cores
-    from purerl.validation import check_choice
 
     use_all_cores()  # before anything computes: making an environment does
     names, options = _positional(arguments)
+    if not names and any(option.partition("=")[0] == "--resume" for option in options):
+        (drive,) = _parse("purerl train", options, DriveOptions())
+        return _report(resume(drive.resume, **_driven(drive)), drive.resume)
+    parsed = _experiment("train", names, options, RunOptions())
+    if parsed is None:
+        return 0
+    experiment, chosen = parsed
+    out = chosen.resume or chosen.out or _new_folder(*names)
+    result = run(experiment, out=out, **_numbered(chosen))
+    return _report(result, out)
+
+
+def _sweep(arguments: list[str]) -> int:
+    import jax
+
+    from purerl.sweep import samples, sweep
+    from purerl.train.vectorize import use_all_cores
+
+    use_all_cores()
+    names, options = _positional(arguments)
+    parsed = _experiment("sweep", names, options, SweepOptions())
+    if parsed is None:
+        return 0
+    experiment, chosen = parsed
+    if bool(chosen.grid) == bool(chosen.sample):
+        raise ValueError(
+            "got --grid and --sample, or neither, wanted one of them: "
+            "--grid learning_rate=1e-4,1e-3 clip=0.1,0.2."
+        )
+    values: Any = {name: _values(text) for name, text in map(_named, chosen.grid)}
+    if chosen.sample:
+        ranges = {name: _range(name, text) for name, text in map(_named, chosen.sample)}
+        values = samples(chosen.samples, chosen.seed, **ranges)
+    out = chosen.resume or chosen.out or _new_folder("sweep", *names)
+    result = sweep(experiment.replace, values, out=out, **_numbered(chosen))
+    if jax.process_index() == 0:
+        print(result.table(chosen.top))
+        print(" | ".join(f"{x:.1f} s {what}" for what, x in result.seconds.items()))
+        print(f"{WHY.get(result.stopped, '')}written to {out}")
+        if result.stopped:
+            print("go on with the same command, and --resume instead of --out")
+    return STATUS.get(result.stopped, 0)
+
+
+def _experiment(command: str, names: list[str], options: list[str], default: Any) -> Any:
+    """The experiment that names and options give, and the other options; None after a help."""
+    from purerl.algorithms import ALGORITHMS
+    from purerl.experiment import Experiment, make_experiment
+    from purerl.validation import check_choice
+
     if len(names) != 2:
         if {"-h", "--help"} & set(options):
             print(USAGE, end="")
-            return 0
+            return None
         raise ValueError(
             f"got {' '.join(names) or 'no names'} before the options, wanted an algorithm and an "
-            "environment: purerl train ppo_clip CartPole-v1 --seeds 4 (purerl list shows both)."
+            f"environment: purerl {command} ppo_clip CartPole-v1 --seeds 4 (purerl list shows "
+            "both)."
         )
-    check_choice("train", "algorithm", names[0], ALGORITHMS)
+    check_choice(command, "algorithm", names[0], ALGORITHMS)
     _check_env(names[1])
-    default = make_experiment(*names)
+    made = make_experiment(*names)
     loop, config, chosen = _parse(
-        f"purerl train {names[0]} {names[1]}", options, default.loop, default.config, RunOptions()
+        f"purerl {command} {' '.join(names)}", options, made.loop, made.config, default
     )
-    experiment = Experiment(algorithm=names[0], env=names[1], config=config, loop=loop)
-    out = chosen.out or _new_folder(names[0], names[1])
-    result = run(
-        experiment,
-        seeds=chosen.seeds,
-        seed=chosen.seed,
-        out=out,
-        overwrite=chosen.overwrite,
-        progress=chosen.progress,
-    )
-    print(result.summary())
-    print(f"{'interrupted; ' if result.interrupted else ''}written to {out}")
-    return 130 if result.interrupted else 0
+    if chosen.resume is not None and chosen.out is not None:
+        raise ValueError("got --resume and --out, wanted one of them: both name the folder.")
+    return Experiment(algorithm=names[0], env=names[1], config=config, loop=loop), chosen
+
+
+def _numbered(chosen: RunOptions) -> dict[str, Any]:
+    """Arguments that ``run`` and ``sweep`` share, but for the folder."""
+    return {
+        "seeds": chosen.seeds,
+        "seed": chosen.seed,
+        "overwrite": chosen.overwrite,
+        "resume": chosen.resume is not None,
+        **_driven(chosen),
+    }
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ValueError(f"got {text!r}, wanted NAME=VALUE,VALUE or NAME=LOW:HIGH.")
+    return name.replace("-", "_"), value
+
+
+def _values(text: str) -> list[Any]:
+    """Python's literals, or words: 1e-3,1e-2 or True,False or (64,64),(128,128) or tanh,relu."""
+    try:
+        values = ast.literal_eval(f"[{text}]")
+    except (ValueError, SyntaxError):
+        return [word.strip() for word in text.split(",")]
+    return list(values)
+
+
+def _range(name: str, text: str) -> tuple[Any, ...]:
+    low, *rest = text.split(":")
+    try:
+        return (float(low), float(rest[0]), *rest[1:])
+    except (ValueError, IndexError):
+        raise ValueError(f"got {name}={text}, wanted {name}=LOW:HIGH or LOW:HIGH:log.") from None
+
+
+def _driven(chosen: session.RunOptions) -> dict[str, Any]:
+    """The options that are ``run``'s own."""
+    return {f.name: getattr(chosen, f.name) for f in dataclasses.fields(session.RunOptions)}
+
+
+def _report(result: Any, out: pathlib.Path) -> int:
+    """Prints what came of a run; its exit status."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(result.summary())
+        print(f"{WHY.get(result.stopped, '')}written to {out}")
+        if result.stopped:
+            print(f"go on with: purerl train --resume {out}")
+    return STATUS.get(result.stopped, 1 if result.trouble else 0)
 
 
 def _evaluate(arguments: list[str]) -> int:
@@ -154,7 +319,7 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 def _plot(arguments: list[str]) -> int:
-    from purerl.logging import RunFolder
+    from purerl.folder import RunFolder
     from purerl.plotting import plot_curves, save_plot
 
     names, options = _positional(arguments)
@@ -201,11 +366,11 @@ def _check_env(name: str) -> None:
     make_env(name)
 
 
-def _new_folder(algorithm: str, env: str) -> pathlib.Path:
+def _new_folder(*names: str) -> pathlib.Path:
     """A name below ``runs/`` that does not exist yet."""
-    base = f"{algorithm}-{env}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = [base, *(f"{base}-{i}" for i in range(2, 1000))]
-    return next(path for name in names if not (path := pathlib.Path("runs") / name).exists())
+    base = "-".join([*names, time.strftime("%Y%m%d-%H%M%S")])
+    folders = [base, *(f"{base}-{i}" for i in range(2, 1000))]
+    return next(path for name in folders if not (path := pathlib.Path("runs") / name).exists())
 
 
 def _parse(program: str, options: list[str], *defaults: Any) -> tuple[Any, ...]:

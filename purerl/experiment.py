@@ -6,7 +6,7 @@ import typing
 from typing import Any
 
 from purerl.algorithms import ALGORITHMS
-from purerl.envs import make_env
+from purerl.envs import Env, make_env
 from purerl.presets import preset
 from purerl.train.loop import Train
 from purerl.train.off_policy import ObsDtype, make_off_policy_train
@@ -66,10 +66,43 @@ class Experiment:
     loop: LoopConfig
     env_params: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def replace(self, **changes: Any) -> "Experiment":
+        """A copy with other numbers.
+
+        Args:
+            **changes: Fields of the loop, of the algorithm's configuration, or of its network's.
+
+        Raises:
+            ValueError: If a field is unknown or a number out of range.
+        """
+        network: Any = self.config.network
+        parts = {"loop": self.loop, "config": self.config, "network": network}
+        fields = {k: {f.name for f in dataclasses.fields(part)} for k, part in parts.items()}
+        for name in changes:
+            if not any(name in names for names in fields.values()):
+                near = suggest(name, sorted(set().union(*fields.values())))
+                raise ValueError(f"{self.algorithm} has no option {name!r}. {near}")
+        chosen = {
+            part: {name: x for name, x in changes.items() if name in names}
+            for part, names in fields.items()
+        }
+        if chosen["network"]:
+            network = chosen["config"].get("network", network)
+            chosen["config"]["network"] = dataclasses.replace(network, **chosen["network"])
+        return dataclasses.replace(
+            self,
+            loop=dataclasses.replace(self.loop, **chosen["loop"]),
+            config=dataclasses.replace(self.config, **chosen["config"]),
+        )
+
+    def parts(self) -> tuple[Any, Env]:
+        """The algorithm, on-policy or off-policy, and the environment."""
+        env = make_env(self.env, **self.env_params)
+        return ALGORITHMS[self.algorithm].build(self.config, env.action_space), env
+
     def build(self) -> Train:
         """The training run, as pure functions."""
-        env = make_env(self.env, **self.env_params)
-        algorithm = ALGORITHMS[self.algorithm].build(self.config, env.action_space)
+        algorithm, env = self.parts()
         loop = {k: v for k, v in vars(self.loop).items() if k != "steps"}
         if ALGORITHMS[self.algorithm].off_policy:
             return make_off_policy_train(algorithm, env, self.loop.steps, **loop)
@@ -106,7 +139,7 @@ def make_experiment(algorithm: str, env: str, **changes: Any) -> Experiment:
     Args:
         algorithm: A name out of ``purerl.ALGORITHMS``.
         env: A name out of ``purerl.list_envs()``.
-        **changes: Fields of the loop or of the algorithm's configuration.
+        **changes: Fields of the loop, of the algorithm's configuration, or of its network's.
 
     Raises:
         ValueError: If a name or a field is unknown.
@@ -117,21 +150,16 @@ def make_experiment(algorithm: str, env: str, **changes: Any) -> Experiment:
         (50000, 0.1)
     """
     check_choice("make_experiment", "algorithm", algorithm, ALGORITHMS)
+    numbers = preset(algorithm, env)
     config_type, loop_type = ALGORITHMS[algorithm].config, _loop_config(algorithm)
-    loop_fields = [field.name for field in dataclasses.fields(loop_type)]
-    config_fields = [field.name for field in dataclasses.fields(config_type)]
-    for name in changes:
-        if name not in loop_fields + config_fields:
-            near = suggest(name, loop_fields + config_fields)
-            raise ValueError(f"{algorithm} has no option {name!r}. {near}")
-    numbers = {**preset(algorithm, env), **changes}
-    pick = lambda fields: {k: v for k, v in numbers.items() if k in fields}  # noqa: E731
-    return Experiment(
+    of_loop = {field.name for field in dataclasses.fields(loop_type)}
+    default = Experiment(
         algorithm=algorithm,
         env=env,
-        config=config_type(**pick(config_fields)),
-        loop=loop_type(**pick(loop_fields)),
+        config=config_type(**{k: v for k, v in numbers.items() if k not in of_loop}),
+        loop=loop_type(**{k: v for k, v in numbers.items() if k in of_loop}),
     )
+    return default.replace(**changes)
 
 
 def _loop_config(algorithm: str) -> type[LoopConfig]:

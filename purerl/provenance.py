@@ -26,6 +26,16 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def environment() -> dict[str, Any]:
+    """What the last bits of a run depend on besides its configuration, as JSON-ready values."""
+    devices = jax.devices()
+    return {
+        "versions": _versions(),
+        "x64": jax.config.read("jax_enable_x64"),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+    }
+
+
 def commit() -> str | None:
     """The commit purerl runs from, with "-dirty" after changes; None outside a git checkout."""
     here = pathlib.Path(__file__).parent

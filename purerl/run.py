@@ -1,30 +1,29 @@
-"""Driving a training run from the host: chunks, progress, a folder of results."""
+"""Whole runs from the host: ``run`` and ``resume``, and what a run's folder is good for later."""
 
-import concurrent.futures
-import contextlib
 import dataclasses
-import functools
-import os
 import pathlib
-import signal
-import threading
-import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import tqdm
 
+from purerl.checkpoint import BEST, NEWEST, Checkpoints
+from purerl.driver import Driver
 from purerl.experiment import Experiment
-from purerl.logging import PLOT, RunFolder
+from purerl.folder import PLOT, RunFolder, check_same
 from purerl.plotting import plot_curves, save_plot
+from purerl.resources import check_replay, format_bytes
+from purerl.session import RunOptions, Session, Stopped
 from purerl.statistics import iqm, iqm_interval
 from purerl.train.evaluate import Evaluation
-from purerl.train.loop import Metrics, Train, TrainState, evaluation_iterations
+from purerl.train.loop import TrainState
+from purerl.train.sharding import from_hosts, make_layout
 from purerl.train.vectorize import use_all_cores, vectorize
-from purerl.types import PyTree
-from purerl.validation import check_integer
+from purerl.types import Box, Clock
+from purerl.validation import check_choice, check_integer
 
 
 class RunResult(NamedTuple):
@@ -36,7 +35,8 @@ class RunResult(NamedTuple):
     failed: np.ndarray  # [S] bool
     seconds: dict[str, float]  # compiling, training, evaluating
     steps_per_second: float  # of training, over all seeds
-    interrupted: bool
+    stopped: Stopped | None = None  # why the run ended before its last iteration
+    trouble: str | None = None  # what could not be written
 
     def summary(self) -> str:
         """One line: IQM of the last evaluation, seconds, steps a second, failed seeds."""
@@ -51,81 +51,9 @@ class RunResult(NamedTuple):
         parts += [f"{value:.1f} s {what}" for what, value in self.seconds.items()]
         parts.append(f"{self.steps_per_second:,.0f} steps/s")
         if self.failed.any():
-            parts.append(f"failed seeds: {', '.join(map(str, np.flatnonzero(self.failed)))}")
+            names = ", ".join(map(str, np.flatnonzero(self.failed)))
+            parts.append(f"{self.failed.sum()} failed seeds: {names}")
         return " | ".join(parts)
-
-
-class _Driver:
-    """Holds a run's state and its compiled programs, and keeps the time of each."""
-
-    def __init__(self, train: Train, keys: jax.Array):
-        self.train, self.seeds = train, len(keys)
-        self.done = 0  # iterations
-        self.seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
-        with self._clock("compiling"):
-            self.state = jax.block_until_ready(jax.jit(vectorize(train.init))(keys))
-            self.chunk = _chunk(train.evaluate_every)
-            # XLA compiles outside the interpreter's lock: two programs, two cores.
-            with concurrent.futures.ThreadPoolExecutor(2) as pool:
-                evaluate = jax.jit(vectorize(train.evaluate)).lower(_seen(self.state))
-                advance = self._lower(self.chunk)
-                jobs = pool.submit(evaluate.compile), pool.submit(advance.compile)
-                self._evaluate, compiled = (job.result() for job in jobs)
-        self._advance = {self.chunk: compiled}
-
-    def advance(self, stop: int) -> Metrics:
-        """Trains one chunk, or less if iteration ``stop`` comes first."""
-        length = min(self.chunk, stop - self.done)
-        if length not in self._advance:  # the rest after the last full interval
-            with self._clock("compiling"):
-                self._advance[length] = self._lower(length).compile()
-        with self._clock("training"):
-            self.state, metrics = self._advance[length](self.state)
-            metrics = jax.device_get(metrics)
-        self.done += length
-        return metrics
-
-    def evaluate(self) -> Evaluation:
-        with self._clock("evaluating"):
-            return jax.device_get(self._evaluate(_seen(self.state)))
-
-    @property
-    def step(self) -> int:
-        """Environment steps of each seed so far."""
-        return self.train.warmup_steps + self.done * self.train.steps_per_iteration
-
-    def _lower(self, length: int) -> Any:
-        advance = vectorize(functools.partial(self.train.advance, iterations=length))
-        return jax.jit(advance, donate_argnums=0).lower(self.state)
-
-    @contextlib.contextmanager
-    def _clock(self, what: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.seconds[what] += time.perf_counter() - begin
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """A list that Ctrl-C puts something into; a second Ctrl-C interrupts at once.
-
-    An exception in the middle of a chunk would lose the state that was given to it.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handle(number, frame):
-        received.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def run(
@@ -135,81 +63,167 @@ def run(
     seed: int = 0,
     out: str | pathlib.Path | None = None,
     overwrite: bool = False,
-    progress: bool = True,
+    resume: bool = False,
+    **options: Any,
 ) -> RunResult:
     """Trains ``seeds`` seeds at once and writes what comes of it to a folder.
 
-    Ctrl-C ends the run after the chunk it is in; what was done until then stays readable, and the
-    result says ``interrupted``.
+    Ctrl-C and SIGTERM end the run after the chunk it is in, with a last checkpoint; a second Ctrl-C
+    ends it at once. What was killed is resumed from its newest checkpoint. Wherever it was cut, the
+    run is bitwise the one that never was, on the same versions and devices.
 
     Args:
         experiment: What to train; :func:`purerl.make_experiment` makes one.
         seeds: How many, S; a multiple of the number of CPU cores uses all of them.
         seed: Seed s of this run starts from ``split(key(seed), S)[s]``.
-        out: Folder for config, evaluations, learners and plot; None: nothing is written.
+        out: Folder for config, evaluations, checkpoints and plot; None: nothing is written.
         overwrite: Whether a run in that folder may be deleted.
-        progress: Whether to show a progress bar.
+        resume: Go on with the run in that folder, if there is one; it must be this one.
+        **options: Fields of :class:`purerl.RunOptions`.
+
+    Returns:
+        What came of it. What could not be written because a disk was full is in ``trouble``, and a
+        warning; the result itself is whole.
 
     Raises:
-        ValueError: If ``seeds`` is less than 1, the experiment's numbers do not fit together, or
-            the replay buffers do not fit into memory.
-        FileExistsError: If ``out`` exists and is not to be overwritten.
+        ValueError: If ``seeds`` is less than 1, the experiment's numbers do not fit together, the
+            replay buffers do not fit into memory, the run to be resumed is another one, or its
+            checkpoint is damaged.
+        FileExistsError: If ``out`` exists and is neither to be overwritten nor resumed.
+        OSError: If the folder cannot be made.
     """
+    chosen = RunOptions(**options)
     check_integer("run", "seeds", seeds, 1)
+    if resume and (out is None or overwrite):
+        raise ValueError("run: resume goes on with the run in out; give out, and no overwrite.")
     use_all_cores()
     train = experiment.build()
-    needed = _check_memory(train, seeds)
-    if needed and progress:
-        print(f"replay buffers: {_bytes(needed)} for {seeds} seeds")
+    needed = check_replay(train, seeds, 1 if out is None else 2)
+    if needed and chosen.progress and jax.process_index() == 0:
+        print(f"replay buffers: {format_bytes(needed)} for {seeds} seeds")
+    layout = make_layout(chosen.shard, seeds, experiment.loop.num_envs)
+    description = {**experiment.to_json(), "seeds": seeds, "seed": seed}
     folder = None if out is None else RunFolder(out)
-    if folder is not None:
+    begun = resume and folder is not None and folder.begun()
+    if folder is not None and begun:
+        check_same(description, folder.read_config(), str(folder.path))
+    elif folder is not None:
         folder.check(overwrite)
-    steps: list[int] = []
-    returns: list[np.ndarray] = []
-    with _interrupts() as interrupted:
-        driver = _Driver(train, jax.random.split(jax.random.key(seed), seeds))
-        if interrupted:
-            raise KeyboardInterrupt
-        if folder is not None:  # only now: what does not compile leaves no folder
-            folder.create(experiment, seeds, seed)
-        total = seeds * train.total_steps
-        with tqdm.tqdm(total=total, unit="step", unit_scale=True, disable=not progress) as bar:
-            for stop in evaluation_iterations(train.iterations, train.evaluate_every):
-                collected = []
-                while driver.done < stop and not interrupted:
-                    before = driver.step
-                    collected.append(driver.advance(stop))
-                    bar.update(seeds * (driver.step - before))
-                if experiment.loop.evaluations and not interrupted:
-                    evaluation = driver.evaluate()
-                    steps.append(driver.step)
-                    returns.append(np.asarray(evaluation.mean_return))
-                    bar.set_postfix_str(_postfix(evaluation, np.asarray(driver.state.refused)))
-                    if folder is not None:
-                        folder.write_rows(_rows(driver, evaluation, collected))
-                if folder is not None:
-                    folder.write_learner(_saved_part(jax.device_get(driver.state)))
-                if interrupted:
-                    break
-    result = RunResult(
+    from_hosts(np.zeros(()))  # all hosts have looked at the folder before one writes to it
+    keys = jax.random.split(jax.random.key(seed), seeds)
+    driver = Driver(lambda values: experiment.build(), {}, keys, layout)
+    label = f"{experiment.algorithm} on {experiment.env}"
+    evaluated = experiment.loop.evaluations > 0
+    outcome = Session(driver, label, evaluated, folder, description, chosen).run(begun)
+    trouble = outcome.trouble
+    if folder is not None and evaluated and jax.process_index() == 0:
+        curve = {experiment.algorithm: (outcome.steps, outcome.returns)}
+        try:
+            save_plot(plot_curves(curve, experiment.env), folder.path / PLOT)
+        except OSError as error:
+            trouble = trouble or str(error)
+    if trouble:
+        warnings.warn(f"not everything could be written: {trouble}", RuntimeWarning, stacklevel=2)
+    return RunResult(
         driver.state,
-        np.array(steps, int),
-        np.stack(returns, axis=1) if returns else np.zeros((seeds, 0)),
-        np.asarray(jax.jit(vectorize(train.failed))(_seen(driver.state))),
+        outcome.steps,
+        outcome.returns,
+        outcome.failed,
         driver.seconds,
         driver.step * seeds / max(driver.seconds["training"], 1e-9),
-        bool(interrupted),
+        outcome.stopped,
+        trouble,
     )
-    if folder is not None and returns:
-        curve = {experiment.algorithm: (result.steps, result.returns)}
-        save_plot(plot_curves(curve, experiment.env), folder.path / PLOT)
-    return result
+
+
+def resume(path: str | pathlib.Path, **options: Any) -> RunResult:
+    """Goes on with the run in a folder, as it was begun.
+
+    Args:
+        path: The run's folder.
+        **options: Fields of :class:`purerl.RunOptions`.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If its checkpoint is damaged, or of another version.
+    """
+    config = RunFolder(path).read_config()
+    return run(
+        Experiment.from_json(config),
+        seeds=config["seeds"],
+        seed=config["seed"],
+        out=path,
+        resume=True,
+        **options,
+    )
+
+
+def load_policy(
+    path: str | pathlib.Path,
+    seed: int | str = "best",
+    *,
+    checkpoint: str = "newest",
+    greedy: bool = True,
+) -> Callable[..., jax.Array]:
+    """A policy that a run learned, for use anywhere.
+
+    Args:
+        path: The run's folder.
+        seed: Which of its seeds, or ``best``: the one with the highest return in the last
+            evaluation before the checkpoint.
+        checkpoint: ``newest``, or ``best``: the one that ``keep_best`` kept.
+        greedy: Act by the policy's mode; else by samples, which need a key.
+
+    Returns:
+        ``policy(obs, key=None) -> action``, jitted, for one raw observation ``[*O]`` or many
+        ``[N, *O]``; the run's normalization is applied to them, frozen. Actions are what the
+        environment takes.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run, or one without a checkpoint.
+        ValueError: If there is no such seed, or the checkpoint is damaged or of another version.
+    """
+    check_choice("load_policy", "checkpoint", checkpoint, ("newest", "best"))
+    experiment, state, host = _load(RunFolder(path), NEWEST if checkpoint == "newest" else BEST)
+    if seed == "best":
+        if not host["returns"]:
+            raise ValueError(
+                f"{path} was never evaluated, so no seed is the best; give a number, 0 to "
+                f"{host['run']['seeds'] - 1}."
+            )
+        seed = int(np.nanargmax(host["returns"][-1]))
+    count = host["run"]["seeds"]
+    if not isinstance(seed, int) or not 0 <= seed < count:
+        raise ValueError(f"load_policy: got seed={seed!r}, wanted 'best' or 0 to {count - 1}.")
+    normalizer, learner = jax.tree.map(lambda x: x[seed], (state.normalizer, state.learner))
+    algorithm, env = experiment.parts()
+
+    def policy(obs: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        obs = jnp.asarray(obs, float)
+        one = obs.shape == env.obs_shape
+        if obs.shape[-len(env.obs_shape) or obs.ndim :] != env.obs_shape or (
+            obs.ndim > len(env.obs_shape) + 1
+        ):
+            raise ValueError(
+                f"policy: obs has shape {obs.shape}, wanted {env.obs_shape} or a batch "
+                f"(N, {', '.join(map(str, env.obs_shape))})."
+            )
+        if key is None and not greedy:
+            raise ValueError("policy: a sampled action needs a key: policy(obs, key).")
+        key = jax.random.key(0) if key is None else key
+        many = normalizer.observe(obs[None] if one else obs)
+        action, _ = algorithm.act(learner, many, key, greedy=greedy, progress=1.0)
+        if isinstance(env.action_space, Box):
+            action = jnp.clip(action, env.action_space.low, env.action_space.high)
+        return action[0] if one else action
+
+    return jax.jit(policy)
 
 
 def evaluate_run(
     path: str | pathlib.Path, *, episodes: int = 128, seed: int = 0, greedy: bool = True
 ) -> Evaluation:
-    """Plays episodes with the policies that a run saved.
+    """Plays episodes with the policies of a run's newest checkpoint.
 
     Args:
         path: The run's folder.
@@ -221,115 +235,46 @@ def evaluate_run(
         An evaluation with leaves ``[S]``.
 
     Raises:
-        FileNotFoundError: If the folder holds no run, or one without saved learners.
+        FileNotFoundError: If the folder holds no run, or one without a checkpoint.
         ValueError: If the run is of a version whose fields this one does not know.
     """
-    folder = RunFolder(path)
-    data = folder.read_config()
-    experiment = Experiment.from_json(data)
+    use_all_cores()
+    experiment, state, host = _load(RunFolder(path), NEWEST)
     loop = dataclasses.replace(
         experiment.loop, evaluation_episodes=episodes, greedy_evaluation=greedy
     )
-    use_all_cores()
     train = dataclasses.replace(experiment, loop=loop).build()
-    keys = jax.random.split(jax.random.key(seed), data["seeds"])
-    state = jax.jit(vectorize(lambda key: _seen(train.init(key))))(keys)
-    state = state._replace(**folder.read_learner(_saved_part(jax.device_get(state))))
+    keys = jax.random.split(jax.random.key(seed), host["run"]["seeds"])
+    state = state._replace(clock=Clock(jnp.int32(0)), key=keys)
     return jax.device_get(jax.jit(vectorize(train.evaluate))(state))
 
 
-def _chunk(evaluate_every: int) -> int:
-    """Iterations between two looks at the clock: about a fifth of an evaluation interval, and a
-    divisor of it, so that one compiled program serves.
-    """
-    return next(
-        n
-        for n in range(1, evaluate_every + 1)
-        if evaluate_every % n == 0 and 5 * n >= evaluate_every
-    )
+def _load(folder: RunFolder, which: str) -> tuple[Experiment, TrainState, dict[str, Any]]:
+    """A run's experiment, and the learners and normalizers of a checkpoint of it."""
+    config = folder.read_config()
+    experiment = Experiment.from_json(config)
+    if not (folder.path / which).is_dir():
+        advice = "resume it" if which == NEWEST else "it was run without --keep-best"
+        raise FileNotFoundError(f"{folder.path / which} is missing: no checkpoint; {advice}.")
+    checkpoints = Checkpoints(folder.path / which, keep=None)
+    try:
+        iterations = checkpoints.iterations()
+        if not iterations:
+            raise FileNotFoundError(
+                f"{folder.path / which} holds no checkpoint: the run was stopped before its "
+                "first one; resume it."
+            )
+        host = checkpoints.read_host(iterations[-1])
+        check_same(experiment.to_json(), host["run"], str(checkpoints.path))
+        train = experiment.build()
+        keys = jax.random.split(jax.random.key(0), config["seeds"])
+        template = jax.jit(vectorize(lambda key: _policy_part(train.init(key)))).eval_shape(keys)
+        state = checkpoints.restore_policy(iterations[-1], template)
+    finally:
+        checkpoints.close()
+    return experiment, state, host
 
 
-def _postfix(evaluation: Evaluation, refused: np.ndarray) -> str:
-    failed = f", {np.sum(refused > 0)} failed" if np.any(refused) else ""
-    return f"return {iqm(evaluation.mean_return):.1f}{failed}"
-
-
-def _rows(
-    driver: _Driver, evaluation: Evaluation, collected: list[Metrics]
-) -> dict[str, np.ndarray]:
-    """The CSV's columns: one evaluation, and the training since the one before."""
-    metrics = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *collected)  # [S, iterations]
-    count = metrics.episodes.ended.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        train_return = metrics.episodes.return_sum.sum(axis=1) / count
-    return {
-        "seed": np.arange(driver.seeds),
-        "step": np.full(driver.seeds, driver.step),
-        "return": evaluation.mean_return,
-        "length": evaluation.mean_length,
-        "unfinished": evaluation.unfinished,
-        "train_return": train_return,
-        "train_episodes": count,
-        "refused": np.asarray(driver.state.refused),
-        "seconds": np.full(driver.seeds, round(driver.seconds["training"], 3)),
-        **{k: v.mean(axis=1) for k, v in sorted(metrics.info.items()) if k != "finite"},
-    }
-
-
-def _saved_part(state: TrainState) -> dict[str, Any]:
-    """What of a state is saved: all that acting needs."""
-    return {"learner": state.learner, "normalizer": state.normalizer}
-
-
-def _seen(state: TrainState) -> TrainState:
-    """What of a state an evaluation sees: all but the replay buffer."""
-    return state._replace(replay=None)
-
-
-def _check_memory(train: Train, seeds: int) -> int:
-    """Bytes of all seeds' replay buffers.
-
-    Raises:
-        ValueError: If the memory is smaller.
-    """
-    replay = jax.eval_shape(train.init, jax.random.key(0)).replay
-    if replay is None:
-        return 0
-    needed, memory = seeds * tree_bytes(replay), memory_bytes()
-    if needed > memory:
-        capacity = replay.replay.items.reward.shape[0]
-        raise ValueError(
-            f"the replay buffers of {seeds} seeds need {_bytes(needed)}, but there are "
-            f"{_bytes(memory)}; set capacity to {int(capacity * memory / needed):,} or less "
-            "(--capacity), or train fewer seeds at a time, or hold observations as bytes "
-            "(replay_obs)."
-        )
-    return needed
-
-
-def tree_bytes(tree: PyTree) -> int:
-    """Bytes that arrays take.
-
-    Args:
-        tree: Arrays, or their shapes and dtypes.
-    """
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def memory_bytes() -> int:
-    """Memory of all devices; on a CPU the host's, as far as this process may use it."""
-    devices = jax.local_devices()
-    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
-    if all(limits):
-        return sum(limits)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    container = pathlib.Path("/sys/fs/cgroup/memory.max")
-    limit = container.read_text().strip() if container.exists() else "max"
-    return memory if limit == "max" else min(memory, int(limit))
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 2**10:.1f} KiB"
+def _policy_part(state: TrainState) -> TrainState:
+    """What of a state acting needs."""
+    return TrainState(None, None, state.learner, None, state.normalizer, None)  # type: ignore

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 import purerl
 from purerl.memory import replay_memory
 from purerl.replay import Sample, prioritized, uniform
-from purerl.run import tree_bytes
+from purerl.resources import tree_bytes
 from purerl.types import Transition
 
 GAMMA = 0.9

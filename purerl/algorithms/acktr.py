@@ -45,13 +45,14 @@ from purerl.actor_critic import (
 )
 from purerl.networks import NetworkConfig
 from purerl.optimize import anneal, gradient_step, keep_if_finite
-from purerl.second_order.kfac import DampingKind, scale_by_kfac
-from purerl.second_order.kfac_capture import find_layers, reaching, tap
+from purerl.second_order.kfac import ALL, DampingKind, scale_by_kfac
+from purerl.second_order.kfac_capture import Layer, find_layers, reaching, tap
 from purerl.second_order.kfac_factors import Factors, fisher_factors
 from purerl.types import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 from purerl.validation import check_choice, check_integer, check_range, check_rollout
 
 FisherActions = Literal["taken", "sampled"]
+TRUST = {ALL: "trust", "actor": "trust", "critic": "critic_trust"}  # in the info, by region
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,8 @@ class ACKTRConfig:
     """Updates between two measurements of the factors."""
     stats_stride: int = 4
     """Of the rollout's steps, every so many-th is used for the factors, and for the info's KL. At 4
-    nothing is learned more slowly than at 1, and an update takes two thirds of the time."""
+    an update takes two thirds of the time that it takes at 1, and CartPole, Acrobot and Pendulum
+    are learned in as many steps."""
     inverse_every: int = 10
     """Updates between two inversions of the factors."""
     cold_start: int = 10
@@ -172,7 +174,9 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
 
     def init(obs: jax.Array, key: jax.Array) -> ACKTRState:
         params = init_params(network, action_space, obs, key)
-        opt_state = make_optimizer(network, config, params, obs, jnp.ones(())).init(params)
+        layers = find_layers(network, params, obs)
+        regions = trust_regions(network, params, obs)
+        opt_state = make_optimizer(config, layers, regions, jnp.ones(())).init(params)
         return ACKTRState(
             params, opt_state, jnp.asarray(config.learning_rate, jnp.result_type(float))
         )
@@ -185,7 +189,8 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
         layers = find_layers(network, state.params, batch.obs)
         tapped = tap(network, layers, state.params, batch.obs)
 
-        shared = trust_regions(network, state.params, batch.obs) is None
+        regions = trust_regions(network, state.params, batch.obs)
+        shared = regions is None
         output_loss = make_output_loss(config, shared, progress=progress)
         slope, info = jax.grad(output_loss, has_aux=True)(tapped.output, batch)
         gradient, _ = tapped.pullback(slope)
@@ -206,9 +211,7 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
 
         learning_rate = anneal(state.learning_rate, progress, config.anneal_learning_rate)
         params, opt_state = gradient_step(
-            make_optimizer(
-                network, config, state.params, batch.obs, critic_variance(config, batch)
-            ),
+            make_optimizer(config, layers, regions, critic_variance(config, batch)),
             gradient,
             state.opt_state,
             state.params,
@@ -228,7 +231,7 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
             "explained_variance": explained_variance(batch.value, batch.target),
             "kl": kl,
             "learning_rate": learning_rate,
-            **dict(zip(("trust", "critic_trust"), kfac.trust.values(), strict=False)),
+            **{TRUST[region]: x for region, x in kfac.trust.items()},
             "damping": jnp.asarray(config.damping, kl.dtype),
             "condition": kfac.inverse.condition,
         }
@@ -256,25 +259,23 @@ def trust_regions(network: Any, params: PyTree, obs: jax.Array) -> PyTree | None
 
 
 def make_optimizer(
-    network: Any, config: ACKTRConfig, params: PyTree, obs: jax.Array, variance: jax.Array
+    config: ACKTRConfig, layers: tuple[Layer, ...], regions: PyTree | None, variance: jax.Array
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC within a trust region for each part of the network, then momentum.
 
     Args:
-        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
         config: Hyper-parameters.
-        params: The network's; only their shapes matter.
-        obs: ``[B, *O]``; only the shape matters.
+        layers: The network's, as :func:`find_layers` gives them.
+        regions: :func:`trust_regions`.
         variance: :func:`critic_variance`, ``[]``.
     """
-    regions = trust_regions(network, params, obs)
     kl_clip: Any = config.kl_clip
     if regions is not None:
         # The Fisher of N(V, 1) is sigma^2 times that of N(V, sigma^2), and so is the bound on it.
         bound = None if config.critic_kl_clip is None else config.critic_kl_clip * variance
         kl_clip = {"actor": config.kl_clip, "critic": bound}
     kfac = scale_by_kfac(
-        find_layers(network, params, obs),
+        layers,
         damping=config.damping,
         damping_kind=config.damping_kind,
         decay=config.decay,

@@ -15,6 +15,7 @@ from purerl.types import Clock, Info, PyTree
 from purerl.validation import check_integer, check_key
 
 _EVALUATION = 2**32 - 1  # folded into the run's key: no iteration has this number
+_MOST_STEPS = 2**31 - 1
 
 
 class Normalizer(NamedTuple):
@@ -48,6 +49,13 @@ class Metrics(NamedTuple):
     info: Info  # [I] the algorithm's own
 
 
+class Totals(NamedTuple):
+    """Metrics summed over iterations; their size never grows, however many there are."""
+
+    episodes: rollouts.EpisodeStatistics  # [] training episodes that ended
+    info: Info  # [] sums of the algorithm's own
+
+
 class LearningCurve(NamedTuple):
     """Evaluations at chosen steps."""
 
@@ -69,6 +77,8 @@ class Train(NamedTuple):
 
     init: Callable[..., TrainState]  # (key) -> state
     advance: Callable[..., tuple[TrainState, Metrics]]  # (state, iterations) -> (state, metrics)
+    totals: Callable[..., Totals]  # (state) -> zeros, to begin with
+    accumulate: Callable[..., tuple[TrainState, Totals]]  # (state, totals, Clock of how many)
     evaluate: Callable[..., Evaluation]  # (state) -> evaluation; changes nothing
     train: Callable[..., TrainResult]  # (key) -> result: init, then everything
     failed: Callable[..., jax.Array]  # (state) -> bool
@@ -124,6 +134,11 @@ class Sizes(NamedTuple):
             ("evaluation_episodes", 1),
         ):
             check_integer(where, name, getattr(self, name), low)
+        if self.total_steps + self.steps_per_iteration > _MOST_STEPS:
+            raise ValueError(
+                f"{where}: total_steps={self.total_steps} is more than an int32 counts "
+                f"({_MOST_STEPS}); ask for fewer steps, or more seeds."
+            )
         if self.max_episode_steps is not None:
             check_integer(where, "max_episode_steps", self.max_episode_steps, 1)
         elif self.evaluations and env.max_episode_steps is None:
@@ -183,6 +198,22 @@ def assemble(
     def advance(state: TrainState, iterations: int) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(lambda state, _: iterate(state), state, length=iterations)
 
+    def totals(state: TrainState) -> Totals:
+        metrics = jax.eval_shape(iterate, state)[1]
+        zeros = {k: jnp.zeros((), real) for k in metrics.info if k != "finite"}
+        count = jnp.zeros((), jnp.int32)
+        return Totals(rollouts.EpisodeStatistics(count, jnp.zeros((), real), count), zeros)
+
+    def accumulate(state: TrainState, totals: Totals, count: Clock) -> tuple[TrainState, Totals]:
+        def step(_, carry):
+            state, totals = carry
+            state, metrics = iterate(state)
+            episodes = jax.tree.map(jnp.add, totals.episodes, metrics.episodes)
+            info = {k: x + metrics.info[k] for k, x in totals.info.items()}
+            return state, Totals(episodes, info)
+
+        return jax.lax.fori_loop(0, count.iteration, step, (state, totals))
+
     def evaluate_state(state: TrainState) -> Evaluation:
         def policy(obs, key):
             obs, greedy = state.normalizer.observe(obs), sizes.greedy_evaluation
@@ -222,6 +253,8 @@ def assemble(
     return Train(
         init,
         advance,
+        totals,
+        accumulate,
         evaluate_state,
         train,
         failed,

@@ -38,16 +38,18 @@ def use_all_cores() -> int:
     return jax.device_count()
 
 
-def vectorize(function: Callable[..., Any]) -> Callable[..., Any]:
+def vectorize(function: Callable[..., Any], *, shard: bool = True) -> Callable[..., Any]:
     """``jax.vmap`` over the leading axis of all arguments, but not over a Clock or Cursor in them.
 
-    The mapped axis, usually seeds, is also sharded over the devices (over the largest number of
-    them that divides it). Each device runs its own loops and waits for no other. A Clock goes in
-    and comes out unbatched, so that a ``lax.cond`` on it stays one under vmap; so does a replay
-    buffer's Cursor.
+    The mapped axis, usually seeds, is also sharded over the devices of all hosts (over the largest
+    number of them that divides it). Each device runs its own loops and waits for no other. A Clock
+    goes in and comes out unbatched, so that a ``lax.cond`` on it stays one under vmap; so does a
+    replay buffer's Cursor.
 
     Args:
         function: Of arguments that are pytrees of arrays.
+        shard: Whether to shard the mapped axis; if not, where the computation goes is left to
+            ``jax.jit`` and its shardings (:func:`purerl.train.sharding.Layout`).
 
     Returns:
         A function of the same arguments with a leading axis on every leaf outside those. Wrap it
@@ -67,29 +69,29 @@ def vectorize(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def mapped(*args):
-        leaves, treedef = jax.tree.flatten(args, is_leaf=_is_clock)
+        leaves, treedef = jax.tree.flatten(args, is_leaf=is_clock)
         batched, clocks = _partition(leaves)
         size = _leading_axis(batched)
         out_structure: list[Any] = []
 
         def of_one(batched, clocks):
             out = function(*jax.tree.unflatten(treedef, _merge(leaves, batched, clocks)))
-            out_leaves, out_treedef = jax.tree.flatten(out, is_leaf=_is_clock)
+            out_leaves, out_treedef = jax.tree.flatten(out, is_leaf=is_clock)
             out_structure[:] = [(out_leaves, out_treedef)]
             return _partition(out_leaves)
 
         of_many = jax.vmap(of_one, in_axes=(0, None), out_axes=(0, None))
-        devices = _devices(size)
-        each = size // len(devices)
-        if jax.default_backend() == "cpu" and each > GROUP and each % GROUP == 0:
+        mesh = seed_mesh(size) if shard else None
+        each = size // (mesh.size if mesh else 1)
+        if shard and jax.default_backend() == "cpu" and each > GROUP and each % GROUP == 0:
             of_many = _in_groups(of_many, each // GROUP)
         if size == 1:  # a batch of one is slower than none, and compiles for longer
             of_many = _alone(of_one)
-        elif len(devices) > 1:
+        elif mesh and mesh.size > 1:
             seeds, everyone = PartitionSpec("seeds"), PartitionSpec()
             of_many = jax.shard_map(
                 of_many,
-                mesh=jax.sharding.Mesh(devices, ("seeds",)),
+                mesh=mesh,
                 in_specs=(seeds, everyone),
                 out_specs=(seeds, everyone),
                 check_vma=False,
@@ -123,17 +125,22 @@ def _alone(of_one: Callable[..., Any]) -> Callable[..., Any]:
     return of_many
 
 
-def _is_clock(x: Any) -> bool:
+def is_clock(x: Any) -> bool:
+    """Whether this part of a state is never batched.
+
+    Args:
+        x: A node of a pytree.
+    """
     return isinstance(x, Clock | Cursor)
 
 
 def _partition(leaves: list[Any]) -> tuple[list[Any], list[Clock | Cursor]]:
-    return [x for x in leaves if not _is_clock(x)], [x for x in leaves if _is_clock(x)]
+    return [x for x in leaves if not is_clock(x)], [x for x in leaves if is_clock(x)]
 
 
 def _merge(template: list[Any], batched: list[Any], clocks: list[Clock | Cursor]) -> list[Any]:
     rest, times = iter(batched), iter(clocks)
-    return [next(times) if _is_clock(x) else next(rest) for x in template]
+    return [next(times) if is_clock(x) else next(rest) for x in template]
 
 
 def _leading_axis(leaves: list[Any]) -> int:
@@ -149,7 +156,21 @@ def _leading_axis(leaves: list[Any]) -> int:
     return size
 
 
-def _devices(size: int) -> list[Any]:
+def seed_mesh(size: int) -> jax.sharding.Mesh:
+    """The devices that so many seeds are sharded over; its only axis is ``seeds``.
+
+    Args:
+        size: Number of seeds.
+
+    Raises:
+        ValueError: If there are several hosts, and seeds that their devices do not divide: a host
+            without a seed would leave the computation that the others wait in.
+    """
     devices = jax.devices()
     count = next(n for n in range(min(size, len(devices)), 0, -1) if size % n == 0)
-    return devices[:count]
+    if count < len(devices) and jax.process_count() > 1:
+        raise ValueError(
+            f"{size} seeds cannot be shared evenly by {len(devices)} devices of "
+            f"{jax.process_count()} hosts; ask for a multiple of {len(devices)} seeds."
+        )
+    return jax.sharding.Mesh(devices[:count], ("seeds",))

@@ -1,8 +1,9 @@
-"""Run folders: what was done, readable while it is being done.
+"""A run's folder: what was done, readable while it is being done.
 
-``config.json``   the experiment with versions, commit and hardware
-``evaluations.csv``  a row for each seed and evaluation
-``learner.msgpack``  learners and normalizers of all seeds
+``config.json``      the experiment with versions, commit and hardware
+``evaluations.csv``  a row for each seed and evaluation; what else was asked for (``writers.py``)
+``checkpoints/``     the newest states of the whole run (``checkpoint.py``)
+``best/``            on request, that of the best evaluation
 ``learning_curve.png``
 """
 
@@ -13,19 +14,12 @@ import pathlib
 import shutil
 from typing import Any
 
-import flax.serialization
 import numpy as np
 
-from purerl.experiment import Experiment, dumps
+from purerl.experiment import dumps
 from purerl.provenance import provenance
-from purerl.types import PyTree
 
-CONFIG, ROWS, LEARNER, PLOT = (
-    "config.json",
-    "evaluations.csv",
-    "learner.msgpack",
-    "learning_curve.png",
-)
+CONFIG, ROWS, PLOT = "config.json", "evaluations.csv", "learning_curve.png"
 
 
 class RunFolder:
@@ -64,19 +58,22 @@ class RunFolder:
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise OSError(f"{self.path} cannot be written below {there}; choose another --out.")
 
-    def create(self, experiment: Experiment, seeds: int, seed: int) -> None:
+    def create(self, description: dict[str, Any]) -> None:
         """Makes the folder, in place of a run that was there, and writes what is being run.
 
         Args:
-            experiment: What is run.
-            seeds: How many seeds.
-            seed: The first key's seed.
+            description: What is run, JSON-ready.
         """
         if self.path.exists():
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
-        description = {**experiment.to_json(), "seeds": seeds, "seed": seed, **provenance()}
-        (self.path / CONFIG).write_text(dumps(description))
+        temporary = self.path / (CONFIG + ".part")
+        temporary.write_text(dumps({**description, **provenance()}))
+        temporary.replace(self.path / CONFIG)
+
+    def begun(self) -> bool:
+        """Whether there is a run in the folder."""
+        return (self.path / CONFIG).exists()
 
     def read_config(self) -> dict[str, Any]:
         """What ``config.json`` holds.
@@ -90,20 +87,6 @@ class RunFolder:
                 "'purerl train ... --out FOLDER' wrote."
             )
         return json.loads((self.path / CONFIG).read_text())
-
-    def write_rows(self, columns: dict[str, np.ndarray]) -> None:
-        """Appends one row a seed to the CSV, and flushes it to the disk.
-
-        Args:
-            columns: Arrays ``[S]``; the same names, in the same order, at every call.
-        """
-        path = self.path / ROWS
-        first = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if first:
-                writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
 
     def read_curve(self) -> tuple[np.ndarray, np.ndarray]:
         """Steps ``[E]`` and returns ``[S, E]`` of the evaluations that every seed has.
@@ -123,28 +106,41 @@ class RunFolder:
         steps = [step for step in sorted(by_step) if sorted(by_step[step]) == seeds]
         return np.array(steps), np.array([[by_step[step][s] for step in steps] for s in seeds])
 
-    def write_learner(self, learner: PyTree) -> None:
-        """Saves learners, by way of a temporary file, so that no half-written one can be found.
 
-        Args:
-            learner: Arrays ``[S, ...]``.
-        """
-        temporary = self.path / (LEARNER + ".part")
-        temporary.write_bytes(flax.serialization.to_bytes(learner))
-        temporary.replace(self.path / LEARNER)
+def check_same(
+    mine: dict[str, Any],
+    other: dict[str, Any],
+    where: str,
+    advice: str = "; give the same numbers, or begin another run with another --out",
+) -> None:
+    """Compares what is to be run with what a run holds, field by field.
 
-    def read_learner(self, template: PyTree) -> PyTree:
-        """Loads learners.
+    Args:
+        mine: What is to be run, JSON-ready.
+        other: What the run holds; fields that ``mine`` does not have are ignored at the top.
+        where: The run, for the message.
+        advice: How to mend it, for the message.
 
-        Args:
-            template: A pytree of the same structure.
+    Raises:
+        ValueError: If a field differs; the first few are named with both values.
+    """
+    mine, other = json.loads(json.dumps(mine)), {k: other.get(k) for k in mine}
+    a, b = _flat(mine), _flat(other)
+    missing = "nothing"
+    differences = [
+        f"{name} is {b.get(name, missing)!r} there, {a.get(name, missing)!r} here"
+        for name in sorted({*a, *b})
+        if a.get(name, missing) != b.get(name, missing)
+    ]
+    if differences:
+        more = f", and {len(differences) - 5} more" if differences[5:] else ""
+        raise ValueError(f"{where} is another run: {', '.join(differences[:5])}{more}{advice}.")
 
-        Raises:
-            FileNotFoundError: If none was saved.
-        """
-        path = self.path / LEARNER
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path} is missing: the run was stopped before its first evaluation."
-            )
-        return flax.serialization.from_bytes(template, path.read_bytes())
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict) or not data:
+        return {prefix: data}
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        flat |= _flat(value, f"{prefix}.{name}" if prefix else name)
+    return flat

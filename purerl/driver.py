@@ -1,0 +1,178 @@
+"""The compiled programs of a run of many seeds, and their state, on the devices."""
+
+import concurrent.futures
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl.checkpoint import Snapshot
+from purerl.train.evaluate import Evaluation
+from purerl.train.loop import Totals, Train, TrainState
+from purerl.train.sharding import Layout, to_host
+from purerl.types import Clock, PyTree
+
+
+class Report(NamedTuple):
+    """How a run stands after a chunk; arrays of a device that may still be computing them."""
+
+    totals: Totals  # [S] since the last row of the log
+    refused: jax.Array  # [S] int32
+    failed: jax.Array  # [S] bool
+
+
+class Driver:
+    """Holds a run's state and its compiled programs, and keeps the time of each.
+
+    One program trains any number of iterations, so a chunk can have any length; and since the sums
+    for the log are a part of what it carries on, no number depends on where a run was cut.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[dict[str, Any]], Train],
+        values: dict[str, np.ndarray],
+        keys: jax.Array,
+        layout: Layout,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+            build: A seed's run from its hyper-parameters, which may be tracers.
+            values: Hyper-parameters ``[S]`` that differ between seeds, by name.
+            keys: Keys ``[S]``.
+            layout: Where the seeds go.
+        """
+        self.build, self.layout, self.seeds = build, layout, len(keys)
+        self.train = build({name: x[0].item() for name, x in values.items()})
+        self.rows = layout.put(({name: jnp.asarray(x) for name, x in values.items()}, keys))
+        self._init = jax.jit(layout.vectorize(self._init_one))
+        self._copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x))
+        self.program: Any = None
+        self.done = 0  # iterations
+        self.seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
+
+    def compile(self) -> None:
+        """Compiles what trains and what evaluates, if that is not done yet."""
+        if self.program is not None:
+            return
+        template = self.template()
+        with self.clock("compiling"):
+            advance = self.layout.vectorize(self._advance_one)
+            evaluate = self.layout.vectorize(self._evaluate_one)
+            count = jax.eval_shape(lambda: Clock(jnp.int32(0)))
+            arguments = self._placed((self.rows, template.state, template.totals, count))
+            lowered = (
+                jax.jit(advance, donate_argnums=1).lower(*arguments),
+                jax.jit(evaluate).lower(arguments[0], _seen(arguments[1])),
+            )
+            # XLA compiles outside the interpreter's lock: two programs, two cores.
+            with concurrent.futures.ThreadPoolExecutor(2) as pool:
+                jobs = [pool.submit(program.compile) for program in lowered]
+                self.program, self._evaluate = (job.result() for job in jobs)
+
+    def program_bytes(self) -> int:
+        """Memory of one device that training takes, by the compiler's own analysis."""
+        sizes = self.program.memory_analysis()
+        return (
+            sizes.temp_size_in_bytes
+            + sizes.argument_size_in_bytes
+            + sizes.output_size_in_bytes
+            - sizes.alias_size_in_bytes
+        )
+
+    def template(self) -> Snapshot:
+        """Shapes and dtypes of a snapshot."""
+        state, totals = self._init.eval_shape(self.rows)
+        return Snapshot(state, totals, {})
+
+    def start(self) -> None:
+        """Begins the run."""
+        with self.clock("compiling"):
+            init = self._init.lower(self.rows).compile()
+        with self.clock("training"):  # an off-policy run acts before its first iteration
+            self.state, self.totals = jax.block_until_ready(init(self.rows))
+        self._zeros = self.totals
+
+    def resume(self, snapshot: Snapshot, done: int) -> None:
+        """Goes on from where a checkpoint was written.
+
+        Args:
+            snapshot: Of the run.
+            done: Iterations finished.
+        """
+        self.state, self.totals, self.done = snapshot.state, snapshot.totals, done
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), snapshot.totals)
+        self._zeros = self.layout.put(zeros)
+        self.seconds |= snapshot.host["seconds"]
+
+    def advance(self, iterations: int) -> Report:
+        """Begins to train so many iterations.
+
+        Args:
+            iterations: How many.
+        """
+        count = self.layout.put(Clock(jnp.int32(iterations)))
+        self.state, self.totals, report = self.program(self.rows, self.state, self.totals, count)
+        self.done += iterations
+        return report
+
+    def begin_row(self) -> None:
+        """Sums for the log begin at zero again."""
+        self.totals = self._zeros
+
+    def evaluate(self) -> Evaluation:
+        """Evaluates all seeds, on the host."""
+        with self.clock("evaluating"):
+            return to_host(self._evaluate(self.rows, _seen(self.state)))
+
+    def copy(self) -> tuple[TrainState, Totals]:
+        """The state and totals as they are, in memory of their own, while training goes on."""
+        return self._copy((self.state, self.totals))
+
+    @property
+    def step(self) -> int:
+        """Environment steps of each seed so far."""
+        return self.train.warmup_steps + self.done * self.train.steps_per_iteration
+
+    @contextlib.contextmanager
+    def clock(self, what: str) -> Iterator[None]:
+        """Adds the time until it is left.
+
+        Args:
+            what: Name in ``seconds``.
+        """
+        begin = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - begin
+
+    def _init_one(self, row: tuple[dict[str, Any], jax.Array]) -> tuple[TrainState, Totals]:
+        values, key = row
+        train = self.build(values)
+        state = train.init(key)
+        return state, train.totals(state)
+
+    def _advance_one(self, row, state: TrainState, totals: Totals, count: Clock):
+        train = self.build(row[0])
+        state, totals = train.accumulate(state, totals, count)
+        return state, totals, Report(totals, state.refused, train.failed(_seen(state)))
+
+    def _evaluate_one(self, row, state: TrainState) -> Evaluation:
+        return self.build(row[0]).evaluate(state)
+
+    def _placed(self, tree: PyTree) -> PyTree:
+        """Shapes and dtypes, with the places of the arrays."""
+
+        def placed(x, sharding):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return jax.tree.map(placed, tree, self.layout.shardings(tree))
+
+
+def _seen(state: TrainState) -> TrainState:
+    """What of a state an evaluation sees: all but the replay buffer."""
+    return state._replace(replay=None)

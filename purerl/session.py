@@ -1,0 +1,400 @@
+"""One process's part of a run: from its beginning or a checkpoint to its end or a stop."""
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl.checkpoint import BEST, NEWEST, Checkpoints, Snapshot
+from purerl.driver import Driver, Report
+from purerl.folder import RunFolder, check_same
+from purerl.progress import Progress
+from purerl.provenance import environment
+from purerl.statistics import iqm
+from purerl.train.evaluate import Evaluation
+from purerl.train.loop import evaluation_iterations
+from purerl.train.sharding import Shard, from_hosts, to_host
+from purerl.validation import check_choice, check_integer, check_range
+from purerl.writers import Log, Writer, make_writers
+
+ROWS = 20  # of the log, where nothing is evaluated
+TRIAL = 0.1  # of the wished time of a chunk: what takes less is not a measurement
+Stopped = Literal["SIGINT", "SIGTERM", "failure"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is driven; none of it changes a number of the run."""
+
+    progress: bool = True
+    """Show a progress bar."""
+    chunk_seconds: float = 1.0
+    """Wall time of a chunk, about: between two looks at the progress, and for Ctrl-C."""
+    checkpoint_seconds: float = 300.0
+    """Wall time between two checkpoints; there is always one at the end."""
+    keep: int = 2
+    """The newest checkpoints that are kept."""
+    keep_best: bool = False
+    """Also keep the checkpoint of the evaluation with the highest IQM."""
+    writers: tuple[str | Writer, ...] = ("csv",)
+    """Where rows go: csv, jsonl, tensorboard, wandb, or writers of your own."""
+    on_failure: Literal["continue", "stop"] = "continue"
+    """When a seed becomes non-finite: go on with the others, or stop the run."""
+    shard: Shard = "seeds"
+    """Spread whole seeds over the devices, or the environments of each seed."""
+    inexact: bool = False
+    """Resume although versions or devices differ; the numbers are then equal to rounding only."""
+
+    def __post_init__(self):
+        check_range("run", "chunk_seconds", self.chunk_seconds, 0, 3600, low_open=True)
+        check_range("run", "checkpoint_seconds", self.checkpoint_seconds, 0)
+        check_integer("run", "keep", self.keep, 1)
+        check_choice("run", "on_failure", self.on_failure, ("continue", "stop"))
+        check_choice("run", "shard", self.shard, ("seeds", "environments"))
+        make_writers(self.writers)
+
+
+class Outcome(NamedTuple):
+    """What a session came to; the driver holds the state."""
+
+    steps: np.ndarray  # [E]
+    returns: np.ndarray  # [S, E]
+    failed: np.ndarray  # [S] bool
+    stopped: Stopped | None
+    trouble: str | None  # what could not be written
+
+
+class Session:
+    """One process's part of a run."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        label: str,
+        evaluated: bool,
+        folder: RunFolder | None,
+        description: dict[str, Any],
+        options: RunOptions,
+    ):
+        """Begins nothing yet.
+
+        Args:
+            driver: The run's programs.
+            label: What is trained.
+            evaluated: Whether it is evaluated along the way.
+            folder: Where results go; None: nowhere.
+            description: What is run, JSON-ready; what is resumed must be the same.
+            options: How.
+        """
+        self.driver, self.label, self.evaluated = driver, label, evaluated
+        self.folder, self.description, self.options = folder, description, options
+        self.main = jax.process_index() == 0  # of several hosts, the one that writes
+        train = driver.train
+        every = train.evaluate_every if evaluated else -(-train.iterations // ROWS)
+        self.points = evaluation_iterations(train.iterations, every)  # rows of the log
+        self.chunk, self.trial = 0, 1  # iterations; chunk is 0 until it is calibrated
+        self.steps: list[int] = []
+        self.returns: list[np.ndarray] = []  # [S] each
+        self.failed = np.zeros(driver.seeds, bool)
+        self.stopped: Stopped | None = None
+        self.received: list[Stopped] = []
+        self.log = Log(make_writers(options.writers) if self.main and folder else [])
+        self.trouble: dict[str, str] = {}
+        self.newest: Checkpoints | None = None
+        self.best: Checkpoints | None = None
+
+    def run(self, begun: bool) -> Outcome:
+        """Everything.
+
+        Args:
+            begun: Whether the folder holds this run already.
+        """
+        with _signals(self.received):
+            self._begin(begun)
+            try:
+                self._train()
+                self._end()
+            finally:
+                self._close()
+        returns = np.stack(self.returns, axis=1) if self.returns else None
+        return Outcome(
+            np.array(self.steps, int),
+            np.zeros((self.driver.seeds, 0)) if returns is None else returns,
+            self.failed,
+            self.stopped,
+            "; ".join(self.trouble.values()) or None,
+        )
+
+    def _begin(self, begun: bool) -> None:
+        driver, folder, options = self.driver, self.folder, self.options
+        iterations: list[int] = []
+        if folder is not None and begun:
+            iterations = self._open(folder)
+        if not (iterations and self._host(iterations[-1])["finished"]):
+            driver.compile()
+        if self.received:
+            raise SystemExit(143) if self.received[0] == "SIGTERM" else KeyboardInterrupt
+        if folder is not None and not begun:
+            if self.main:  # only now: what does not compile leaves no folder
+                folder.create(self.description)
+            from_hosts(np.zeros(()))  # no host looks for the folder before it is there
+            self._open(folder)
+        if iterations:
+            self._restore(iterations[-1])
+        if driver.done == 0:
+            driver.start()
+        if folder is not None and self.main:
+            # -1: it was interrupted before its first checkpoint, and begins again.
+            step = None if not begun else driver.step if iterations else -1
+            self.log.open(folder.path, folder.read_config(), step)
+        total = driver.seeds * driver.train.total_steps
+        done = driver.seeds * driver.step if driver.done else 0
+        self.progress = Progress(self.label, total, done, options.progress and self.main)
+        self.saved_at = self.mark = time.perf_counter()
+
+    def _train(self) -> None:
+        """Chunk after chunk; the next one is begun before the last one's report is read."""
+        driver = self.driver
+        waiting: tuple[int, Report, Snapshot | None] | None = None
+        while driver.done < driver.train.iterations and self.stopped is None:
+            stop, save = self._decide()
+            if stop:
+                self.stopped = stop
+                break
+            point = next(p for p in self.points if p > driver.done)
+            length = min(self.chunk or self.trial, point - driver.done)
+            begin = time.perf_counter()
+            report = driver.advance(length)
+            at_point = driver.done == point
+            snapshot = self._snapshot() if save and not at_point else None
+            if waiting is not None:
+                self._read(*waiting)
+            waiting = length, report, snapshot
+            if at_point or not self.chunk:
+                self._read(*waiting)
+                waiting = None
+            if not self.chunk:
+                self._calibrate(length, time.perf_counter() - begin)
+            if at_point:
+                self._row(report)
+                if save:
+                    self._save(self.newest, self._snapshot())
+        if waiting is not None:
+            self._read(*waiting)
+        self._tick()
+
+    def _decide(self) -> tuple[Stopped | None, bool]:
+        """Whether to stop, and whether to write a checkpoint; the same on all hosts."""
+        due = time.perf_counter() - self.saved_at >= self.options.checkpoint_seconds
+        mine = [
+            "SIGINT" in self.received,
+            "SIGTERM" in self.received,
+            due and self.main and self.newest is not None,
+        ]
+        ctrl_c, terminated, save = np.any(from_hosts(np.array(mine)), axis=0)
+        return "SIGTERM" if terminated else "SIGINT" if ctrl_c else None, save
+
+    def _calibrate(self, length: int, seconds: float) -> None:
+        """Fixes the length of a chunk, once one has taken long enough to be measured."""
+        longest = max(np.diff([0, *self.points]))
+        if length < min(self.trial, longest):  # cut short by a row of the log
+            return
+        wished = self.options.chunk_seconds
+        if seconds >= TRIAL * wished or length >= longest:
+            chunk = np.clip(round(length * wished / seconds), 1, longest)
+            self.chunk = int(from_hosts(np.array(chunk, np.int32))[0])
+        else:
+            self.trial *= 2
+
+    def _read(self, length: int, report: Report, snapshot: Snapshot | None) -> None:
+        """Waits for a chunk, and shows what became of it."""
+        report = to_host(report)
+        new = report.failed & ~self.failed
+        if new.any():
+            names = ", ".join(map(str, np.flatnonzero(new)))
+            self.progress.say(
+                f"seed {names}: an update was not finite by step {self.driver.step:,}; the learner "
+                "is kept as it was before it"
+            )
+        self.failed = np.asarray(report.failed)
+        if new.any() and self.options.on_failure == "stop":
+            self.stopped = "failure"
+        steps = length * self.driver.train.steps_per_iteration * self.driver.seeds
+        self.progress.advance(steps, _train_return(report), self.failed)
+        if snapshot is not None:
+            self._save(self.newest, snapshot)
+
+    def _row(self, report: Report) -> None:
+        """Evaluates, and writes a row a seed."""
+        driver = self.driver
+        self._tick()
+        evaluation = driver.evaluate() if self.evaluated else None
+        self.mark = time.perf_counter()
+        done_before = max(p for p in (0, *self.points) if p < driver.done)
+        rows = _rows(driver, evaluation, to_host(report), driver.done - done_before)
+        driver.begin_row()
+        if evaluation is not None:
+            value = np.asarray(evaluation.mean_return)
+            is_best = not self.returns or iqm(value) > max(iqm(np.stack(self.returns, axis=1)))
+            self.steps.append(driver.step)
+            self.returns.append(value)
+            self.progress.evaluated(np.array(self.steps), np.stack(self.returns, axis=1))
+            if is_best and self.best is not None:
+                self._save(self.best, self._snapshot())
+        self._note("log", self.log.write(rows))
+
+    def _snapshot(self) -> Snapshot:
+        """What a checkpoint holds, in memory of its own: the run goes on meanwhile."""
+        self._tick()
+        host = {
+            "run": self.description,
+            "environment": environment(),
+            "iteration": self.driver.done,
+            "step": self.driver.step,
+            "finished": self.driver.done == self.driver.train.iterations,
+            "chunk": self.chunk,
+            "seconds": dict(self.driver.seconds),
+            "steps": self.steps[:],
+            "returns": [x.tolist() for x in self.returns],
+            "failed": self.failed.tolist(),
+        }
+        return Snapshot(*self.driver.copy(), host)
+
+    def _save(self, checkpoints: Checkpoints | None, snapshot: Snapshot) -> None:
+        """Begins to write a checkpoint; trouble is told, and the run goes on."""
+        if checkpoints is None:
+            return
+        try:
+            checkpoints.save(snapshot.host["iteration"], snapshot)
+            self._note("checkpoint", None)
+        except OSError as error:
+            self._note("checkpoint", str(error))
+        self.saved_at = time.perf_counter()
+
+    def _open(self, folder: RunFolder) -> list[int]:
+        """Opens the folders of checkpoints; the iterations of those that are there."""
+        self.newest = Checkpoints(folder.path / NEWEST, self.options.keep)
+        if self.options.keep_best:
+            self.best = Checkpoints(folder.path / BEST, 1)
+        return self.newest.iterations()
+
+    def _host(self, iteration: int) -> dict[str, Any]:
+        """What a checkpoint says of itself, if it is of this run."""
+        assert self.newest is not None
+        where = str(self.newest.path / str(iteration))
+        host = self.newest.read_host(iteration)
+        check_same(self.description, host["run"], where)
+        if not self.options.inexact:
+            advice = (
+                "; the run would not be bitwise the same: continue it where it began, or accept "
+                "differences of rounding with --inexact"
+            )
+            check_same(environment(), host["environment"], where, advice)
+        return host
+
+    def _restore(self, iteration: int) -> None:
+        assert self.newest is not None
+        snapshot = self.newest.restore(iteration, self.driver.template(), self.driver.layout)
+        host = snapshot.host
+        self.driver.resume(snapshot, host["iteration"])
+        self.chunk, self.steps = host["chunk"], host["steps"]
+        self.failed = np.array(host["failed"])
+        dtype = jnp.result_type(float)
+        self.returns = [np.array(x, dtype) for x in host["returns"]]
+
+    def _end(self) -> None:
+        """The last checkpoint, and what could not be written before."""
+        if self.newest is None:
+            return
+        self._save(self.newest, self._snapshot())
+        for checkpoints in (self.newest, self.best):
+            try:
+                if checkpoints is not None:
+                    checkpoints.wait()
+            except OSError as error:
+                self._note("checkpoint", str(error))
+        self._note("log", self.log.flush())
+
+    def _close(self) -> None:
+        self.progress.close()
+        self.log.close()
+        for checkpoints in (self.newest, self.best):
+            if checkpoints is not None:
+                checkpoints.close()
+
+    def _note(self, what: str, trouble: str | None) -> None:
+        if trouble is None:
+            self.trouble.pop(what, None)
+            return
+        if what not in self.trouble:
+            self.progress.say(f"{trouble}; the run goes on, and tries again")
+        self.trouble[what] = trouble
+
+    def _tick(self) -> None:
+        """Training time until now."""
+        now = time.perf_counter()
+        self.driver.seconds["training"] += now - self.mark
+        self.mark = now
+
+
+@contextlib.contextmanager
+def _signals(received: list[Stopped]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM are put into a list; a second Ctrl-C interrupts at once.
+
+    An exception in the middle of a chunk would lose the state that was given to it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number, frame):
+        received.append("SIGINT" if number == signal.SIGINT else "SIGTERM")
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _train_return(report: Report) -> np.ndarray:
+    """Mean return ``[S]`` of the training episodes since the last row; NaN where none ended."""
+    episodes = report.totals.episodes
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(episodes.return_sum / episodes.ended)
+
+
+def _rows(
+    driver: Driver, evaluation: Evaluation | None, report: Report, iterations: int
+) -> dict[str, Any]:
+    """The log's columns: one evaluation, and the training since the one before."""
+    evaluated: dict[str, Any] = {}
+    if evaluation is not None:
+        evaluated = {
+            "return": evaluation.mean_return,
+            "length": evaluation.mean_length,
+            "unfinished": evaluation.unfinished,
+        }
+    return {
+        "seed": np.arange(driver.seeds),
+        "step": np.full(driver.seeds, driver.step),
+        **evaluated,
+        "train_return": _train_return(report),
+        "train_episodes": report.totals.episodes.ended,
+        "refused": report.refused,
+        "failed": report.failed.astype(int),
+        "seconds": np.full(driver.seeds, round(driver.seconds["training"], 3)),
+        **{k: np.asarray(x / iterations) for k, x in sorted(report.totals.info.items())},
+    }

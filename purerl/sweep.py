@@ -1,0 +1,406 @@
+"""Sweeps: hyper-parameters x seeds in as few compilations as their shapes allow."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import math
+import pathlib
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from purerl.checkpoint import NEWEST, Checkpoints
+from purerl.driver import Driver
+from purerl.experiment import Experiment
+from purerl.folder import RunFolder, check_same
+from purerl.resources import memory_bytes
+from purerl.session import RunOptions, Session, Stopped
+from purerl.statistics import iqm, iqm_interval
+from purerl.train.sharding import from_hosts, make_layout
+from purerl.train.vectorize import use_all_cores
+from purerl.validation import check_integer
+
+TABLE, DESCRIPTION = "sweep.csv", "config.json"
+SPARE = 0.9  # of the memory: what else needs some
+
+
+class SweepResult(NamedTuple):
+    """What a sweep came to; P points, S seeds."""
+
+    points: list[dict[str, Any]]  # [P] what was varied
+    steps: list[np.ndarray]  # [P] environment steps [E] of the evaluations
+    returns: list[np.ndarray]  # [P] of [S, E]
+    failed: np.ndarray  # [P, S] bool
+    seconds: dict[str, float]  # compiling, training, evaluating
+    compilations: int  # groups of points that one program trains, and parts that fit into memory
+    stopped: Stopped | None = None  # why the sweep ended early; points without returns are missing
+
+    def ranked(self) -> list[dict[str, Any]]:
+        """A row a point, the best first: its values, IQM of the last evaluation, interval, worst
+        seed, failed seeds. A point that has a failed seed with no finite return comes last.
+        """
+        rows = []
+        for point, returns, failed in zip(self.points, self.returns, self.failed, strict=True):
+            if not returns.shape[1]:
+                continue
+            last = returns[:, -1]
+            low, high = iqm_interval(last)
+            rows.append(
+                {
+                    **point,
+                    "iqm": float(iqm(last)),
+                    "low": float(low),
+                    "high": float(high),
+                    "min": float(last.min()),
+                    "failed": int(failed.sum()),
+                }
+            )
+        return sorted(rows, key=lambda row: -row["iqm"] if np.isfinite(row["iqm"]) else np.inf)
+
+    def table(self, top: int | None = None) -> str:
+        """The ranking as text.
+
+        Args:
+            top: How many points; all by default.
+        """
+        rows = self.ranked()[:top]
+        if not rows:
+            return "nothing was evaluated yet"
+        columns = [name for name in rows[0] if name not in ("low", "high")]
+        head = ["rank", *("return (IQM) [95 %]" if x == "iqm" else x for x in columns)]
+        lines = [head]
+        for i, row in enumerate(rows, 1):
+            cells = [
+                f"{row['iqm']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+                if name == "iqm"
+                else _short(row[name])
+                for name in columns
+            ]
+            lines.append([str(i), *cells])
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        return "\n".join(
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+            for line in lines
+        )
+
+
+class _Group(NamedTuple):
+    """Points that one program trains: they differ in numbers that may be traced only."""
+
+    experiment: Experiment  # of the first of them
+    points: list[int]
+    values: dict[str, list[float]]  # what differs, for each of them
+
+
+def sweep(
+    make_experiment: Callable[..., Experiment],
+    values: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
+    *,
+    seeds: int = 4,
+    seed: int = 0,
+    out: str | pathlib.Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    **options: Any,
+) -> SweepResult:
+    """Trains every point of a grid, or of a list, with the same seeds.
+
+    Points that differ in swept numbers only (learning rate, gamma, clip, coefficients) are one
+    program, points x seeds side by side; sizes, counts and switches need one each. What does not
+    fit into memory, by the compiler's own analysis, is trained in equal parts one after another.
+    Each part is a run in a folder of its own, with checkpoints; so a sweep is resumed like a run.
+
+    Args:
+        make_experiment: The experiment of one point, from its values by name, such as
+            ``functools.partial(purerl.make_experiment, "ppo_clip", "CartPole-v1")``.
+        values: A grid (values by name: all combinations are trained), or the points themselves;
+            :func:`samples` draws some.
+        seeds: S, of each point; the same keys for all points.
+        seed: Seed s starts from ``split(key(seed), S)[s]``, as a run's does.
+        out: Folder; None: nothing is written.
+        overwrite: Whether a sweep in that folder may be deleted.
+        resume: Go on with the sweep in that folder, if there is one; it must be this one.
+        **options: Fields of :class:`purerl.RunOptions`.
+
+    Raises:
+        ValueError: If there is no point, a number is out of range, not even one seed a device fits
+            into memory, or the sweep to be resumed is another one.
+        FileExistsError: If ``out`` exists and is neither to be overwritten nor resumed.
+
+    Example:
+        >>> import functools, purerl
+        >>> make = functools.partial(
+        ...     purerl.make_experiment, "a2c", "CartPole-v1", steps=2000, evaluations=1
+        ... )
+        >>> result = sweep(make, {"learning_rate": [1e-3, 1e-2]}, seeds=2, progress=False)
+        >>> len(result.ranked()), result.failed.shape, result.compilations
+        (2, (2, 2), 1)
+    """
+    chosen = RunOptions(**options)
+    check_integer("sweep", "seeds", seeds, 1)
+    if resume and (out is None or overwrite):
+        raise ValueError("sweep: resume goes on with the sweep in out; give out, and no overwrite.")
+    points = grid(values) if isinstance(values, Mapping) else [dict(point) for point in values]
+    if not points:
+        raise ValueError("sweep got no points; give names with values, or a list of points.")
+    use_all_cores()
+    experiments = [make_experiment(**point) for point in points]
+    description = {
+        "points": _jsonable(points),
+        "experiments": [experiment.to_json() for experiment in experiments],
+        "seeds": seeds,
+        "seed": seed,
+    }
+    folder = None if out is None else RunFolder(out)
+    if folder is not None:
+        if resume and folder.begun():
+            check_same(description, folder.read_config(), str(folder.path))
+        else:
+            folder.check(overwrite)
+            from_hosts(np.zeros(()))  # all hosts have looked at the folder before one writes to it
+            if jax.process_index() == 0:
+                folder.create(description)
+    result = _Sweep(points, experiments, seeds, seed, folder, chosen).run()
+    if folder is not None and jax.process_index() == 0 and (rows := result.ranked()):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["rank", *rows[0]], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({"rank": i, **row} for i, row in enumerate(rows, 1))
+        (folder.path / TABLE).write_text(text.getvalue())
+    return result
+
+
+def grid(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """All combinations.
+
+    Args:
+        values: By name.
+    """
+    return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+
+
+def samples(
+    count: int, seed: int = 0, **ranges: tuple[float, float] | tuple[float, float, str]
+) -> list[dict[str, float]]:
+    """Random points.
+
+    Args:
+        count: How many.
+        seed: Of the draws.
+        **ranges: By name ``(low, high)``, uniform, or ``(low, high, "log")``, uniform in the
+            logarithm.
+
+    Raises:
+        ValueError: If a range is no range.
+
+    Example:
+        >>> [point] = samples(1, learning_rate=(1e-4, 1e-2, "log"), clip=(0.1, 0.3))
+        >>> 1e-4 <= point["learning_rate"] <= 1e-2 and 0.1 <= point["clip"] <= 0.3
+        True
+    """
+    check_integer("samples", "count", count, 1)
+    random = np.random.default_rng(seed)
+    columns = {}
+    for name, (low, high, *kind) in ranges.items():
+        log = kind == ["log"]
+        if not low <= high or (log and low <= 0) or (kind and not log):
+            raise ValueError(
+                f"samples: {name}={ranges[name]!r} is no range; give (low, high), or (low, high, "
+                "'log') with low above zero."
+            )
+        ends = np.log([low, high]) if log else np.array([low, high], float)
+        drawn = random.uniform(ends[0], ends[1], count)
+        columns[name] = np.clip(np.exp(drawn) if log else drawn, low, high)
+    return [{name: float(x[i]) for name, x in columns.items()} for i in range(count)]
+
+
+class _Sweep:
+    """Trains group after group, part after part."""
+
+    def __init__(
+        self,
+        points: list[dict[str, Any]],
+        experiments: list[Experiment],
+        seeds: int,
+        seed: int,
+        folder: RunFolder | None,
+        options: RunOptions,
+    ):
+        self.points, self.seeds, self.folder, self.options = points, seeds, folder, options
+        self.groups = _groups(experiments)
+        self.keys = jax.random.split(jax.random.key(seed), seeds)
+        self.seed = seed
+        self.steps = [np.zeros(0, int) for _ in points]
+        self.returns = [np.zeros((seeds, 0)) for _ in points]
+        self.failed = np.zeros((len(points), seeds), bool)
+        self.seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
+        self.compilations = 0
+        self.stopped: Stopped | None = None
+
+    def run(self) -> SweepResult:
+        """Everything."""
+        for number, group in enumerate(self.groups):
+            for first, last, driver in self._parts(number, group):
+                self._train(number, group, first, last, driver)
+                if self.stopped:
+                    break
+            if self.stopped:
+                break
+        return SweepResult(
+            self.points,
+            self.steps,
+            self.returns,
+            self.failed,
+            self.seconds,
+            self.compilations,
+            self.stopped,
+        )
+
+    def _parts(self, number: int, group: _Group) -> Iterator[tuple[int, int, Driver | None]]:
+        """Rows of a group that are trained at once, with their programs."""
+        rows = len(group.points) * self.seeds
+        if self.folder is not None and (found := sorted(self._folder(number).glob("rows-*"))):
+            # As it was split before: the bits of a run depend on how many are side by side.
+            ends = [tuple(map(int, path.name.split("-")[1:3])) for path in found]
+            size = ends[0][1] - ends[0][0]
+            for first in range(0, rows, size):
+                yield first, min(first + size, rows), None
+            return
+        driver = self._driver(group, 0, rows)
+        size = _fitting(driver, rows)
+        yield 0, size, driver if size == rows else None
+        for first in range(size, rows, size):
+            yield first, min(first + size, rows), None
+
+    def _driver(self, group: _Group, first: int, last: int) -> Driver:
+        values = {
+            name: np.repeat(np.array(x, float), self.seeds)[first:last]
+            for name, x in group.values.items()
+        }
+        keys = self.keys[np.arange(first, last) % self.seeds]
+        experiment = group.experiment
+        layout = make_layout(self.options.shard, last - first, experiment.loop.num_envs)
+
+        def build(values: dict[str, Any]) -> Any:
+            config = dataclasses.replace(experiment.config, **values)
+            return dataclasses.replace(experiment, config=config).build()
+
+        driver = Driver(build, values, keys, layout)
+        driver.compile()
+        self.compilations += 1
+        return driver
+
+    def _train(
+        self, number: int, group: _Group, first: int, last: int, driver: Driver | None
+    ) -> None:
+        experiment = group.experiment
+        name = f"rows-{first:06d}-{last:06d}"
+        folder = None if self.folder is None else RunFolder(self._folder(number) / name)
+        description = {
+            **experiment.to_json(),
+            "values": group.values,
+            "points": group.points,
+            "rows": [first, last],
+            "seeds": self.seeds,
+            "seed": self.seed,
+        }
+        begun = folder is not None and folder.begun()
+        if folder is not None and begun and (host := _finished(folder)) is not None:
+            check_same(description, host["run"], str(folder.path))
+            steps, returns, failed = host["steps"], np.array(host["returns"]).T, host["failed"]
+        else:
+            driver = driver or self._driver(group, first, last)
+            label = f"{experiment.algorithm} on {experiment.env}"
+            evaluated = experiment.loop.evaluations > 0
+            session = Session(driver, label, evaluated, folder, description, self.options)
+            outcome = session.run(begun)
+            steps, returns, failed = outcome.steps, outcome.returns, outcome.failed
+            self.stopped = outcome.stopped
+            for what, seconds in driver.seconds.items():
+                self.seconds[what] += seconds
+        for i, row in enumerate(range(first, last)):
+            point, s = group.points[row // self.seeds], row % self.seeds
+            if s == 0 or not self.returns[point].shape[1]:
+                self.steps[point] = np.array(steps, int)
+                self.returns[point] = np.full((self.seeds, len(steps)), np.nan)
+            self.returns[point][s] = returns[i]
+            self.failed[point, s] = failed[i]
+
+    def _folder(self, number: int) -> pathlib.Path:
+        assert self.folder is not None
+        return self.folder.path / f"group-{number:03d}"
+
+
+def _groups(experiments: list[Experiment]) -> list[_Group]:
+    """Points that can share a program: all their differences are in swept numbers."""
+    groups: dict[str, _Group] = {}
+    for i, experiment in enumerate(experiments):
+        swept = _swept(experiment)
+        data = experiment.to_json()
+        rest = {k: v for k, v in data["config"].items() if k not in swept}
+        key = json.dumps([{**data, "config": rest}, sorted(swept)], default=str)
+        group = groups.setdefault(key, _Group(experiment, [], {name: [] for name in swept}))
+        group.points.append(i)
+        for name, x in swept.items():
+            group.values[name].append(x)
+    return [
+        group._replace(values={k: x for k, x in group.values.items() if len(set(x)) > 1})
+        for group in groups.values()
+    ]
+
+
+def _swept(experiment: Experiment) -> dict[str, float]:
+    """The fields of a configuration that may be tracers, and are numbers."""
+    hints = typing.get_type_hints(type(experiment.config))
+    numbers = {
+        field.name: getattr(experiment.config, field.name)
+        for field in dataclasses.fields(experiment.config)
+        if jax.Array in typing.get_args(hints[field.name])
+    }
+    return {k: float(x) for k, x in numbers.items() if isinstance(x, int | float)}
+
+
+def _fitting(driver: Driver, rows: int) -> int:
+    """How many rows fit into memory side by side, by the compiler's analysis of all of them."""
+    needed, there = driver.program_bytes(), SPARE * memory_bytes() / jax.device_count()
+    if needed <= there:
+        return rows
+    devices = driver.layout.mesh.size if driver.layout.shard == "seeds" else 1
+    most = int(rows * there / needed) // devices * devices
+    if most < 1:
+        raise ValueError(
+            f"sweep: one seed a device needs about {needed * devices / rows:.3g} bytes, but a "
+            f"device has {there:.3g}; make num_envs, rollout_length, the network or the replay "
+            "buffer smaller."
+        )
+    even = math.ceil(rows / math.ceil(rows / most))
+    return min(most, math.ceil(even / devices) * devices)
+
+
+def _finished(folder: RunFolder) -> dict[str, Any] | None:
+    """What the last checkpoint of a finished run says; None if it is not finished."""
+    if not (folder.path / NEWEST).is_dir():
+        return None
+    checkpoints = Checkpoints(folder.path / NEWEST, keep=None)
+    try:
+        iterations = checkpoints.iterations()
+        host = checkpoints.read_host(iterations[-1]) if iterations else None
+    finally:
+        checkpoints.close()
+    return host if host is not None and host["finished"] else None
+
+
+def _jsonable(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def plain(x: Any) -> Any:
+        return dataclasses.asdict(x) if dataclasses.is_dataclass(x) else x  # type: ignore
+
+    return [{name: plain(x) for name, x in point.items()} for point in points]
+
+
+def _short(x: Any) -> str:
+    return f"{x:.4g}" if isinstance(x, float) else str(x)

@@ -1,0 +1,195 @@
+"""Sweeps: what shares a program, what is split, what is resumed, and who wins."""
+
+import csv
+import functools
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import purerl
+from purerl.cli import main
+from purerl.driver import Driver
+from purerl.sweep import _groups, grid
+
+SMALL = {
+    "steps": 256,
+    "num_envs": 4,
+    "rollout_length": 16,
+    "evaluations": 2,
+    "evaluation_episodes": 4,
+    "hidden_sizes": (8,),
+}
+make = functools.partial(purerl.make_experiment, "a2c", "CartPole-v1", **SMALL)
+RATES = [1e-4, 1e-3, 1e-2]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A grid that needs two programs."""
+    out = tmp_path_factory.mktemp("sweeps") / "small"
+    values = {"learning_rate": RATES, "normalize_obs": [False, True]}
+    return out, purerl.sweep(make, values, seeds=2, out=out, progress=False)
+
+
+def test_grid_is_every_combination():
+    assert grid({"a": [1, 2], "b": ["x", "y"]}) == [
+        {"a": 1, "b": "x"},
+        {"a": 1, "b": "y"},
+        {"a": 2, "b": "x"},
+        {"a": 2, "b": "y"},
+    ]
+
+
+def test_samples_are_uniform_or_log_uniform():
+    points = purerl.samples(4000, a=(1e-4, 1.0, "log"), b=(2.0, 4.0))
+    a, b = (np.array([point[name] for point in points]) for name in "ab")
+    assert a.min() >= 1e-4
+    assert a.max() <= 1
+    np.testing.assert_allclose([np.log10(a).mean(), b.mean()], [-2, 3], atol=0.06)
+    np.testing.assert_allclose(np.log10(a).std(), 4 / 12**0.5, rtol=0.05)
+    for bad in ((1.0, 0.5), (0.0, 1.0, "log"), (1.0, 2.0, "exp")):
+        with pytest.raises(ValueError, match="is no range"):
+            purerl.samples(3, a=bad)
+
+
+def test_points_share_a_program_where_their_differences_can_be_traced():
+    points = grid({"learning_rate": RATES, "gamma": [0.9, 0.99], "rollout_length": [8, 16]})
+    groups = _groups([make(**point) for point in points])
+    assert [len(group.points) for group in groups] == [6, 6]
+    assert {tuple(group.values) for group in groups} == {("learning_rate", "gamma")}
+    networks = [{"hidden_sizes": (8,)}, {"hidden_sizes": (9,)}, {"activation": "relu"}]
+    assert len(_groups([make(**point) for point in networks])) == 3
+    optional = [make(max_grad_norm=x) for x in (None, 0.5, 1.0)]  # without a clip: other shapes
+    assert [len(group.points) for group in _groups(optional)] == [1, 2]
+
+
+def test_a_point_is_the_run_with_its_numbers(swept):
+    """Same keys; to rounding, since more are trained side by side."""
+    _, result = swept
+    assert result.compilations == 2
+    for point, steps, returns in zip(result.points, result.steps, result.returns, strict=True):
+        alone = purerl.run(make(**point), seeds=2, progress=False)
+        np.testing.assert_array_equal(steps, alone.steps)
+        np.testing.assert_allclose(returns, alone.returns, rtol=0.1)
+    assert len({tuple(map(tuple, x)) for x in np.array(result.returns)}) == 6
+
+
+def test_the_table_is_ranked_by_iqm(swept):
+    out, result = swept
+    rows = result.ranked()
+    assert [row["iqm"] for row in rows] == sorted((row["iqm"] for row in rows), reverse=True)
+    assert all(row["low"] <= row["iqm"] <= row["high"] for row in rows)
+    lines = result.table().splitlines()
+    assert lines[0].split()[:3] == ["rank", "learning_rate", "normalize_obs"]
+    assert [line.split()[0] for line in lines[1:]] == list("123456")
+    assert len(result.table(top=2).splitlines()) == 3
+    with (out / "sweep.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [float(row["iqm"]) for row in written] == [row["iqm"] for row in rows]
+
+
+def test_a_seed_that_fails_is_counted_and_harms_no_other(tmp_path):
+    """A rate that overflows, beside one that does not; the other one is bitwise unaffected."""
+    good = purerl.sweep(make, {"learning_rate": [1e-3, 1e-2]}, seeds=2, progress=False)
+    bad = purerl.sweep(make, {"learning_rate": [1e-3, 1e38]}, seeds=2, progress=False)
+    assert bad.failed.tolist() == [[False, False], [True, True]]
+    np.testing.assert_array_equal(bad.returns[0], good.returns[0])
+    assert [row["failed"] for row in bad.ranked() if row["learning_rate"] > 1] == [2]
+    stopped = purerl.sweep(
+        make, {"learning_rate": [1e-3, 1e38]}, seeds=2, progress=False, on_failure="stop"
+    )
+    assert stopped.stopped == "failure"
+
+
+def test_a_sweep_is_resumed(swept, tmp_path, monkeypatch):
+    """Stopped between its two programs; what is finished is not trained again."""
+    out, whole = swept
+    compile_program, compiled = Driver.compile, []
+
+    def compile_once(self):
+        if compiled:
+            raise MemoryError("as if it were killed")
+        compiled.append(1)
+        compile_program(self)
+
+    monkeypatch.setattr(Driver, "compile", compile_once)
+    values = {"learning_rate": RATES, "normalize_obs": [False, True]}
+    options = {"seeds": 2, "out": tmp_path / "cut", "progress": False}
+    with pytest.raises(MemoryError):
+        purerl.sweep(make, values, **options)
+    monkeypatch.setattr(Driver, "compile", compile_program)
+    result = purerl.sweep(make, values, resume=True, **options)
+    assert result.compilations == 1
+    np.testing.assert_array_equal(result.returns, whole.returns)
+    assert (tmp_path / "cut" / "sweep.csv").read_text() == (out / "sweep.csv").read_text()
+    again = purerl.sweep(make, values, resume=True, **options)
+    assert again.compilations == 0
+    np.testing.assert_array_equal(again.returns, whole.returns)
+    with pytest.raises(ValueError, match=r"is another run: seeds is 2 there, 3 here"):
+        purerl.sweep(make, values, resume=True, **(options | {"seeds": 3}))
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        purerl.sweep(make, values, **options)
+
+
+def test_what_does_not_fit_is_trained_in_parts(tmp_path, monkeypatch):
+    module = sys.modules["purerl.sweep"]
+    values = {"learning_rate": [1e-4, 3e-4, 1e-3, 3e-3]}
+    whole = purerl.sweep(make, values, seeds=2, progress=False)
+    driver_bytes = []
+    program_bytes = Driver.program_bytes
+
+    def remember(self):
+        driver_bytes.append(program_bytes(self))
+        return driver_bytes[-1]
+
+    monkeypatch.setattr(Driver, "program_bytes", remember)
+    half = lambda: 0.6 * driver_bytes[0] * jax.device_count() / module.SPARE  # noqa: E731
+    monkeypatch.setattr(module, "memory_bytes", half)
+    out = tmp_path / "parts"
+    parts = purerl.sweep(make, values, seeds=2, out=out, progress=False)
+    assert driver_bytes[0] > 10_000
+    assert sorted(path.name for path in (out / "group-000").iterdir()) == [
+        "rows-000000-000004",
+        "rows-000004-000008",
+    ]
+    np.testing.assert_allclose(parts.returns, whole.returns, rtol=0.1)
+    monkeypatch.setattr(module, "memory_bytes", lambda: 1000)
+    with pytest.raises(ValueError, match="one seed a device needs about"):
+        purerl.sweep(make, values, seeds=2, progress=False)
+
+
+COMMAND = ["sweep", "a2c", "CartPole-v1", "--steps", "128", "--num-envs", "4", "--no-progress"]
+COMMAND += ["--rollout-length", "16", "--evaluations", "1", "--evaluation-episodes", "2"]
+COMMAND += ["--hidden-sizes", "8", "--seeds", "2"]
+
+
+def test_sweep_from_the_command_line(tmp_path, capsys):
+    out = tmp_path / "sweep"
+    words = ["--grid", "learning-rate=1e-3,1e-2", "activation=tanh,relu", "--out", str(out)]
+    assert main([*COMMAND, *words]) == 0
+    printed = capsys.readouterr().out
+    assert "return (IQM) [95 %]" in printed
+    assert len([line for line in printed.splitlines() if "relu" in line]) == 2
+    assert main([*COMMAND, *words[:-2], "--resume", str(out)]) == 0
+    sample = ["--sample", "learning_rate=1e-4:1e-2:log", "--samples", "3"]
+    assert main([*COMMAND, *sample, "--out", str(tmp_path / "sampled")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ([], "wanted one of them: --grid"),
+        (["--grid", "learning_rate"], "wanted NAME=VALUE"),
+        (["--grid", "learnin_rate=1"], "Did you mean learning_rate"),
+        (["--grid", "gamma=0.9,1.5"], "gamma=1.5 is out of range"),
+        (["--sample", "gamma=0.9"], "wanted gamma=LOW:HIGH"),
+        (["--sample", "gamma=0.9:0.1"], "is no range"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else None,
+)
+def test_bad_sweeps_say_what_was_wanted(words, wanted, capsys, tmp_path):
+    assert main([*COMMAND, *words, "--out", str(tmp_path / "sweep")]) == 2
+    assert wanted in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
