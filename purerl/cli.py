@@ -34,11 +34,7 @@ tell JAX who takes part) or --distributed HOST:PORT,HOSTS,INDEX.
 
 # Why a run ended early: in words, and as the status of the process.
 WHY: dict[Any, str] = {"SIGINT": "interrupted; ", "SIGTERM": "terminated; ", "failure": "failed; "}
-STATUS: dict[Any, int] = {
-    "SIGINT": 130,
-    "SIGTERM": 143,
-    "failure": 1,
-}  # of a process that ended early
+STATUS: dict[Any, int] = {"SIGINT": 130, "SIGTERM": 143, "failure": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,14 @@
 """What a run shows while it runs: a progress bar, and in a notebook a live learning curve."""
 
 import importlib.util
+import io
 import sys
 from typing import Any
 
 import numpy as np
 import tqdm
 import tqdm.auto
+from matplotlib.figure import Figure
 
 from purerl.plotting import plot_curves
 from purerl.statistics import iqm
@@ -82,13 +84,21 @@ class _LiveCurve:
     def __init__(self) -> None:
         self._handle: Any = None
 
-    def show(self, figure: Any) -> None:
-        from IPython.display import display
+    def show(self, figure: Figure) -> None:
+        """Draws it.
 
+        Args:
+            figure: The learning curve so far.
+        """
+        from IPython.display import Image, display
+
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=100)
+        picture = Image(png.getvalue())
         if self._handle is None:
-            self._handle = display(figure, display_id=True)
+            self._handle = display(picture, display_id=True)
         else:
-            self._handle.update(figure)
+            self._handle.update(picture)
 
 
 def _named(failed: np.ndarray) -> str:

@@ -92,7 +92,7 @@ def run(
         FileExistsError: If ``out`` exists and is neither to be overwritten nor resumed.
         OSError: If the folder cannot be made.
     """
-    chosen = RunOptions(**options)
+    chosen = RunOptions.of(options)
     check_integer("run", "seeds", seeds, 1)
     if resume and (out is None or overwrite):
         raise ValueError("run: resume goes on with the run in out; give out, and no overwrite.")

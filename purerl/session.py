@@ -21,7 +21,7 @@ from purerl.statistics import iqm
 from purerl.train.evaluate import Evaluation
 from purerl.train.loop import evaluation_iterations
 from purerl.train.sharding import Shard, from_hosts, to_host
-from purerl.validation import check_choice, check_integer, check_range
+from purerl.validation import check_choice, check_integer, check_range, suggest
 from purerl.writers import Log, Writer, make_writers
 
 ROWS = 20  # of the log, where nothing is evaluated
@@ -59,6 +59,23 @@ class RunOptions:
         check_choice("run", "on_failure", self.on_failure, ("continue", "stop"))
         check_choice("run", "shard", self.shard, ("seeds", "environments"))
         make_writers(self.writers)
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> "RunOptions":
+        """Options out of a function's keyword arguments.
+
+        Args:
+            options: By name.
+
+        Raises:
+            TypeError: If a name is unknown.
+            ValueError: If a value is out of range.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in names:
+                raise TypeError(f"run has no option {name!r}. {suggest(name, names)}")
+        return cls(**options)
 
 
 class Outcome(NamedTuple):

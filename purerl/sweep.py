@@ -141,7 +141,7 @@ def sweep(
         >>> len(result.ranked()), result.failed.shape, result.compilations
         (2, (2, 2), 1)
     """
-    chosen = RunOptions(**options)
+    chosen = RunOptions.of(options)
     check_integer("sweep", "seeds", seeds, 1)
     if resume and (out is None or overwrite):
         raise ValueError("sweep: resume goes on with the sweep in out; give out, and no overwrite.")

@@ -15,6 +15,7 @@ CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 
 # Two CPU devices, so that sharding over devices is tested wherever the tests run.
 jax.config.update("jax_num_cpu_devices", 2)
+jax.devices()  # from here on their number is fixed
 threadpool_limits(1, user_api="blas")  # as purerl.use_all_cores does
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(

@@ -237,9 +237,8 @@ def test_arrays_of_another_shape_are_named(copied, monkeypatch):
     other = make("ppo_clip", evaluations=5, network=purerl.NetworkConfig(hidden_sizes=(9,)))
     monkeypatch.setattr(sys.modules["purerl.session"], "check_same", lambda *_: None)
     monkeypatch.setattr(sys.modules["purerl.run"], "check_same", lambda *_: None)
-    with pytest.raises(
-        ValueError, match=r"kernel.* is float32\[3, 4, 8\], wanted float32\[3, 4, 9"
-    ):
+    message = r"\['bias'\] is float32\[3, 8\], wanted float32\[3, 9\]; and 5 more"
+    with pytest.raises(ValueError, match=message):
         purerl.run(other, seeds=3, out=copied, resume=True, progress=False)
 
 

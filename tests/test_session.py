@@ -1,0 +1,201 @@
+"""One process's part of a run: chunks, signals, full disks, what it shows."""
+
+import csv
+import os
+import signal
+
+import nbclient
+import nbformat
+import numpy as np
+import pytest
+from test_resume import compiled_once, final, interrupt, make  # noqa: F401
+
+import purerl
+from purerl.checkpoint import Checkpoints
+from purerl.cli import main
+from purerl.driver import Driver
+from purerl.progress import Progress
+from purerl.session import Session
+
+
+@pytest.fixture
+def chunks_of_one(monkeypatch):
+    monkeypatch.setattr(Session, "_calibrate", lambda self, *_: setattr(self, "chunk", 1))
+
+
+@pytest.mark.usefixtures("chunks_of_one")
+def test_the_next_chunk_is_begun_before_the_last_one_is_read(monkeypatch):
+    """But at a row of the log, where an evaluation waits anyway."""
+    events = []
+    advance, read, row = Driver.advance, Session._read, Session._row
+    for owner, name, function in (
+        (Driver, "advance", advance),
+        (Session, "_read", read),
+        (Session, "_row", row),
+    ):
+
+        def record(self, *args, name=name, function=function):
+            events.append(name)
+            return function(self, *args)
+
+        monkeypatch.setattr(owner, name, record)
+    purerl.run(make("a2c", steps=384), seeds=2, progress=False)  # 6 iterations, 2 rows
+    first = ["advance", "_read"]  # is calibrated: nothing else at the same time
+    assert events[:7] == [*first, "advance", "advance", "_read", "_read", "_row"]
+    assert events[7:] == ["advance", "advance", "_read", "advance", "_read", "_read", "_row"]
+
+
+def test_a_chunk_is_calibrated_once_and_stored(tmp_path):
+    options = {"seeds": 2, "out": tmp_path / "run", "progress": False}
+    purerl.run(make("a2c", steps=64 * 400, evaluations=1), chunk_seconds=0.05, **options)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=None)
+    chunk = checkpoints.read_host(400)["chunk"]
+    checkpoints.close()
+    assert 1 < chunk < 400
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path, interrupt):  # noqa: F811
+    """What was written until then is resumed."""
+    options = {"seeds": 2, "progress": False, "checkpoint_seconds": 0.0}
+    purerl.run(make("a2c"), out=tmp_path / "whole", **options)
+    advance = Driver.advance
+    undo = interrupt(4)
+    once = Driver.advance
+
+    def twice(self, iterations):
+        report = once(self, iterations)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            os.kill(os.getpid(), signal.SIGINT)
+        return report
+
+    Driver.advance = twice
+    with pytest.raises(KeyboardInterrupt):
+        purerl.run(make("a2c"), out=tmp_path / "cut", **options)
+    Driver.advance = advance
+    undo()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert purerl.resume(tmp_path / "cut", progress=False).stopped is None
+    assert final(tmp_path / "cut") == final(tmp_path / "whole")
+
+
+COMMAND = ["train", "a2c", "CartPole-v1", "--steps", "256", "--num-envs", "4", "--seeds", "2"]
+COMMAND += ["--rollout-length", "16", "--evaluations", "2", "--evaluation-episodes", "2"]
+COMMAND += ["--hidden-sizes", "8", "--no-progress"]
+
+
+def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, interrupt, capsys):  # noqa: F811
+    out = str(tmp_path / "run")
+    undo = interrupt(2, signal.SIGTERM)
+    assert main([*COMMAND, "--out", out]) == 143
+    undo()
+    assert f"go on with: purerl train --resume {out}" in capsys.readouterr().out
+    assert main(["train", "--resume", out, "--no-progress"]) == 0
+
+
+@pytest.mark.usefixtures("compiled_once", "chunks_of_one")
+def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch, capsys):
+    """It tells, tries again, and the result is whole."""
+    manager_type = Checkpoints(tmp_path / "x", keep=1)._manager.__class__
+    save, full = manager_type.save, []
+
+    def no_space(self, *args, **kwargs):
+        if full:
+            raise ValueError("write failed: [Errno 28] No space left on device")
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(manager_type, "save", no_space)
+    options = {"seeds": 2, "checkpoint_seconds": 0.0}
+    expected = purerl.run(make("a2c"), out=tmp_path / "whole", **options)
+    assert expected.trouble is None
+    full.append(1)
+    capsys.readouterr()
+    with pytest.warns(RuntimeWarning, match="No space left"):
+        result = purerl.run(make("a2c"), out=tmp_path / "full", **options)
+    assert "No space left on device; the run goes on" in capsys.readouterr().err
+    assert "No space left" in result.trouble
+    np.testing.assert_array_equal(result.returns, expected.returns)
+    full.clear()  # the checkpoints are missing, so it begins again
+    assert purerl.resume(tmp_path / "full", progress=False).trouble is None
+    assert final(tmp_path / "full") == final(tmp_path / "whole")
+
+
+def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert main([*COMMAND, "--out", str(tmp_path / "run")]) == 2
+    assert "cannot be written below" in capsys.readouterr().err
+
+
+def test_rows_of_a_run_that_is_not_evaluated(tmp_path):
+    """What happened in training is there all the same."""
+    result = purerl.run(make("a2c", evaluations=0), seeds=2, out=tmp_path / "run", progress=False)
+    assert result.returns.shape == (2, 0)
+    with (tmp_path / "run" / "evaluations.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert "return" not in rows[0]
+    assert [int(row["step"]) for row in rows[::2]] == list(range(64, 641, 64))
+    assert all(np.isfinite(float(row["entropy"])) for row in rows)
+
+
+def test_means_of_the_log_are_those_of_the_pure_function(tmp_path):
+    import jax
+
+    experiment = make("a2c")
+    purerl.run(experiment, seeds=2, out=tmp_path / "run", progress=False)
+    with (tmp_path / "run" / "evaluations.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    metrics = jax.jit(purerl.vectorize(experiment.build().train))(
+        jax.random.split(jax.random.key(0), 2)
+    ).metrics
+    entropy = np.array(metrics.info["entropy"]).reshape(2, 2, 5).mean(axis=-1)  # [S, row]
+    found = [[float(row["entropy"]) for row in rows[seed::2]] for seed in range(2)]
+    np.testing.assert_allclose(found, entropy, rtol=1e-5)
+    ended = np.array(metrics.episodes.ended).reshape(2, 2, 5).sum(axis=-1)
+    assert [[int(row["train_episodes"]) for row in rows[seed::2]] for seed in range(2)] == (
+        ended.tolist()
+    )
+
+
+def test_progress_names_failed_seeds_and_the_return(capsys):
+    progress = Progress("a run", 1000, 0, True)
+    progress.advance(100, np.array([np.nan, 2.0]), np.array([False, False]))
+    progress.advance(100, np.array([1.0, 2.0]), np.array([False, True]))
+    progress.say("seed 1: something")
+    progress.evaluated(np.array([200]), np.array([[7.0], [9.0]]))
+    progress.advance(800, np.array([1.0, 2.0]), np.ones(12, bool))
+    progress.close()
+    shown = capsys.readouterr().err
+    assert "1 failed (seed 1)" in shown
+    assert "training return 1.5" in shown
+    assert "seed 1: something\n" in shown
+    assert "return 8.0, 12 failed (seed 0, 1, 2, 3, 4, ...)" in shown
+    assert "1.00k/1.00k" in shown
+
+
+def test_unknown_options_of_a_run_are_named():
+    with pytest.raises(TypeError, match=r"no option 'chunk_second'. Did you mean chunk_seconds"):
+        purerl.run(make("a2c"), chunk_second=1.0)
+    for name, value in (("keep", 0), ("chunk_seconds", 0.0), ("on_failure", "explode")):
+        with pytest.raises(ValueError, match=name):
+            purerl.RunOptions(**{name: value})
+
+
+def test_a_notebook_has_a_live_curve(tmp_path):
+    """One picture that is replaced, not one for each evaluation."""
+    code = """
+import sys
+sys.path.insert(0, {tests!r})
+import purerl, test_resume
+result = purerl.run(test_resume.make("a2c", evaluations=3), seeds=2)
+"""
+    tests = os.path.dirname(__file__)
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(code.format(tests=tests))],
+        metadata={"kernelspec": {"name": "python3", "display_name": "python3"}},
+    )
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
+    outputs = notebook.cells[0].outputs
+    pictures = [x for x in outputs if "image/png" in x.get("data", {})]
+    assert len(pictures) == 1
+    assert any("step" in x.get("text", "") for x in outputs if x.output_type == "stream")
