@@ -129,7 +129,7 @@ def test_environments_over_the_devices_of_this_process(tmp_path):
 
 RUN = ["a2c", "CartPole-v1", "--steps", "20480", "--num-envs", "8", "--rollout-length", "16"]
 RUN += ["--evaluations", "4", "--evaluation-episodes", "4", "--hidden-sizes", "8", "--seeds", "4"]
-RUN += ["--no-progress", "--chunk-seconds", "0.1", "--checkpoint-seconds", "0.5"]
+RUN += ["--no-progress", "--chunk-seconds", "0.5", "--checkpoint-seconds", "0.7"]
 PROCESS = """
 import sys
 import jax

@@ -1,5 +1,6 @@
 """Where a run's arrays lie: seeds or environments over the devices of one or several hosts."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -133,11 +134,18 @@ def to_host(tree: PyTree) -> PyTree:
     """Arrays as NumPy's, whole, on every host.
 
     Args:
-        tree: Arrays, sharded in any way.
+        tree: Arrays of one mesh, sharded in any way.
     """
     if jax.process_count() == 1:
         return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+    mesh = jax.tree.leaves(tree)[0].sharding.mesh
+    return jax.device_get(_replicate(mesh)(tree))
+
+
+@functools.cache
+def _replicate(mesh: jax.sharding.Mesh) -> Callable[[PyTree], PyTree]:
+    """One program that gathers all arrays of a tree, instead of one for each."""
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def from_hosts(value: np.ndarray) -> np.ndarray:
