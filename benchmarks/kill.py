@@ -31,12 +31,12 @@ from record import circumstances, result_files
 RESULTS = Path(__file__).resolve().parent / "results"
 ENV = "CartPole-v1"
 COMMON = ["--normalize-obs", "--hidden-sizes", "32", "32", "--evaluation-episodes", "8"]
-COMMON += ["--checkpoint-seconds", "0.2", "--chunk-seconds", "0.1", "--no-progress"]
+COMMON += ["--checkpoint-seconds", "0.3", "--chunk-seconds", "0.1", "--no-progress"]
 RUNS = {
-    "ppo_clip": ["--steps", "1000000", "--normalize-reward"],
-    "trpo": ["--steps", "1000000", "--normalize-reward"],
-    "acktr": ["--steps", "1500000", "--normalize-reward"],
-    "dqn": ["--steps", "200000", "--prioritized", "--capacity", "20000"],
+    "ppo_clip": ["--steps", "200000", "--normalize-reward"],
+    "trpo": ["--steps", "200000", "--normalize-reward"],
+    "acktr": ["--steps", "300000", "--normalize-reward"],
+    "dqn": ["--steps", "60000", "--prioritized", "--capacity", "20000"],
 }
 
 
