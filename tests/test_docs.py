@@ -56,6 +56,25 @@ def test_second_order_block_of_the_readme_runs():
     assert names["found"].accepted
 
 
+def test_blocks_on_long_runs_of_the_readme_run(tmp_path, monkeypatch):
+    """On a small run; and its sweep is smaller."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (policy,) = (block for block in blocks if "load_policy" in block)
+    (sweep,) = (block for block in blocks if "purerl.sweep" in block)
+    monkeypatch.chdir(tmp_path)
+    small = {"steps": 512, "evaluations": 1, "evaluation_episodes": 2, "hidden_sizes": (8,)}
+    small |= {"num_envs": 4, "rollout_length": 32}
+    experiment = purerl.make_experiment("a2c", "CartPole-v1", **small)
+    purerl.run(experiment, seeds=2, out="runs/long", progress=False)
+    names = {"purerl": purerl, "obs": jnp.zeros((3, 4))}
+    exec(policy, names)
+    assert names["action"].shape == (3,)
+    assert names["result"].stopped is None
+    changed = sweep.replace("50_000", "2_048").replace("seeds=4", "seeds=1")
+    exec(changed.replace("[3e-4, 1e-3, 3e-3]", "[1e-3]"), names)
+    assert len(names["result"].ranked()) == 2
+
+
 def test_readme_has_two_commands_and_they_name_what_exists():
     commands = re.findall(r"```bash\n(python3 -m venv.*?)```", README, re.DOTALL)
     assert len(commands) == 2
