@@ -297,7 +297,7 @@ def _check_memory(train: Train, seeds: int) -> int:
         return 0
     needed, memory = seeds * tree_bytes(replay), memory_bytes()
     if needed > memory:
-        capacity = replay.replay.items.reward.shape[0]
+        capacity = replay.replay.items.count
         raise ValueError(
             f"the replay buffers of {seeds} seeds need {_bytes(needed)}, but there are "
             f"{_bytes(memory)}; set capacity to {int(capacity * memory / needed):,} or less "
