@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.actor_critic import flatten_time
+from purerl.packing import empty, pack, take_fields
 from purerl.priority_tree import put, take
 from purerl.replay import Replay, ReplayState, Sample
 from purerl.types import Batch, Clock, Transition
@@ -29,7 +30,7 @@ from purerl.validation import check_integer
 
 
 class Held(NamedTuple):
-    """An item of the buffer: a transition without ``next_obs``."""
+    """An item of the buffer, which holds it packed: a transition without ``next_obs``."""
 
     obs: jax.Array  # [*O]
     action: jax.Array  # [*A]
@@ -41,7 +42,7 @@ class Held(NamedTuple):
 class ReplayMemoryState(NamedTuple):
     """A replay memory."""
 
-    replay: ReplayState  # of Held items
+    replay: ReplayState  # of Held items, Packed; purerl.packing.unpack gives them
     last_obs: jax.Array  # [W + 1, N, *O] after truncations, of W intervals; after the newest step
     steps: Clock  # steps of each environment that were added
 
@@ -102,7 +103,7 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
         shape = (windows + 1, num_envs, *item.next_obs.shape)
         last_obs = jnp.zeros(shape, item.next_obs.dtype)
         start = Clock(jnp.zeros((), jnp.int32))
-        return ReplayMemoryState(replay.init(Held(*item[:-1])), last_obs, start)
+        return ReplayMemoryState(replay.init(empty(Held(*item[:-1]))), last_obs, start)
 
     def add(state: ReplayMemoryState, steps: Transition) -> ReplayMemoryState:
         length, count = steps.truncated.shape
@@ -111,7 +112,7 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
                 f"add got steps of {count} environments, wanted [T, N, ...] with N = {num_envs}; "
                 "give replay_memory the right num_envs."
             )
-        items = flatten_time(Held(*steps[:-1]))
+        items = pack(flatten_time(Held(*steps[:-1])), state.replay.items)
 
         def remember(last_obs, step):
             time, truncated, obs = step
@@ -140,29 +141,30 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
         gamma: float | jax.Array,
         n_step: int = 1,
     ) -> Batch:
-        items: Held = state.replay.items
+        items = state.replay.items
+        field: Held = items.fields
+        flags = field.reward, field.terminated, field.truncated
         last = sample.indices  # place of the last step so far
         age = (state.replay.cursor.next - 1 - last) % capacity  # items added after it
-        reward, terminated, truncated = (
-            take(x, last) for x in (items.reward, items.terminated, items.truncated)
-        )
+        first: Held = take_fields(items, last, field)
+        reward, terminated, truncated = first.reward, first.terminated, first.truncated
         discount = jnp.full_like(reward, gamma)
         for _ in range(1, n_step):
             on = ~(terminated | truncated) & (age >= num_envs)
             last = jnp.where(on, (last + num_envs) % capacity, last)
             age = jnp.where(on, age - num_envs, age)
-            reward = reward + jnp.where(on, discount * take(items.reward, last), 0)
+            later, terminated, truncated = take_fields(items, last, flags)
+            reward = reward + jnp.where(on, discount * later, 0)
             discount = jnp.where(on, discount * gamma, discount)
-            terminated, truncated = take(items.terminated, last), take(items.truncated, last)
 
-        following = take(items.obs, (last + num_envs) % capacity)
+        following = take_fields(items, (last + num_envs) % capacity, field.obs)
         time, env = state.steps.iteration - 1 - age // num_envs, num_envs - 1 - age % num_envs
         row = jnp.where(truncated, window_of(time), windows)
-        apart = state.last_obs.at[row, env].get(mode="promise_in_bounds")
+        apart = take(state.last_obs, row, env)
         is_apart = _like(truncated | (age < num_envs), apart)
         return Batch(
-            obs=_real(take(items.obs, sample.indices)),
-            action=take(items.action, sample.indices),
+            obs=_real(first.obs),
+            action=first.action,
             reward=reward,
             discount=jnp.where(terminated, 0, discount),
             next_obs=_real(jnp.where(is_apart, apart, following)),

@@ -143,12 +143,12 @@ def _choose(mass: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
     return chosen.astype(jnp.uint32), before
 
 
-def take(x: jax.Array, index: jax.Array) -> jax.Array:
+def take(x: jax.Array, *index: jax.Array | slice) -> jax.Array:
     """``x[index]``, for indices that are known to be within.
 
     Args:
         x: ``[C, ...]``.
-        index: ``[B]``, not negative.
+        index: ``[B]``, not negative; for the next axes more such, or slices.
     """
     return x.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 

@@ -47,7 +47,7 @@ def check_replay(train: Train, seeds: int, copies: int = 1) -> int:
         return 0
     each, memory = seeds * tree_bytes(replay), memory_bytes()
     if copies * each > memory:
-        capacity = replay.replay.items.reward.shape[0]
+        capacity = replay.replay.items.count
         twice = ", and as much again while a checkpoint is written," if copies == 2 else ","
         raise ValueError(
             f"the replay buffers of {seeds} seeds need {format_bytes(each)}{twice} but there are "

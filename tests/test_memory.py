@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 import purerl
 from purerl.memory import replay_memory
+from purerl.packing import unpack
 from purerl.replay import Sample, prioritized, uniform
 from purerl.resources import tree_bytes
 from purerl.types import Transition
@@ -214,7 +215,7 @@ def test_observations_held_as_bytes_come_back_as_numbers(dtype):
     memory, byte = replay_memory(uniform(2)), jnp.zeros(2, dtype)
     state = memory.init(jax.tree.map(lambda x: x[0, 0], data)._replace(obs=byte, next_obs=byte))
     state = memory.add(state, data)
-    assert state.replay.items.obs.dtype == state.last_obs.dtype == jnp.dtype(dtype)
+    assert unpack(state.replay.items).obs.dtype == state.last_obs.dtype == jnp.dtype(dtype)
     batch = memory.batch(state, Sample(jnp.array([0, 1]), jnp.ones(2)), gamma=1.0)
     np.testing.assert_array_equal(batch.obs, obs[:, 0])
     np.testing.assert_array_equal(batch.next_obs, 1 - obs[:, 0])

@@ -13,6 +13,7 @@ import purerl
 from purerl import DQNConfig, NetworkConfig, OffPolicyAlgorithm, make_off_policy_train
 from purerl import replay as replays
 from purerl.memory import replay_memory
+from purerl.packing import unpack
 from purerl.types import Box, Transition
 
 TINY = NetworkConfig(hidden_sizes=(8,))
@@ -115,10 +116,10 @@ def spied(iterations=4, env=NOISY, **kw):
 
 def held(state, size):
     """The transitions of the first places, whole."""
-    memory = replay_memory(replays.uniform(state.replay.replay.items.reward.shape[0]), 4)
+    memory = replay_memory(replays.uniform(state.replay.replay.items.count), 4)
     sample = replays.Sample(jnp.arange(size), jnp.ones(size))
     next_obs = memory.batch(state.replay, sample, gamma=1.0).next_obs
-    items = jax.tree.map(lambda x: np.asarray(x)[:size], state.replay.replay.items)
+    items = jax.tree.map(lambda x: np.asarray(x)[:size], unpack(state.replay.replay.items))
     return Transition(*items, next_obs=np.asarray(next_obs))
 
 
@@ -149,20 +150,20 @@ def test_what_is_learned_does_not_depend_on_how_last_observations_are_held():
         results.append(jax.jit(lambda key, t=train: t.advance(t.init(key), 40))(jax.random.key(0)))
     (one, _), (other, _) = results
     assert one.replay.last_obs.shape[0] < 6 < 20 < other.replay.last_obs.shape[0]
-    assert one.replay.replay.items.truncated.any()
+    assert unpack(one.replay.replay.items).truncated.any()
     assert_same(one.learner, other.learner)
 
 
 def test_the_buffer_holds_raw_observations_and_the_learner_sees_normalized_ones():
     raw, seen = spied(), spied(normalize_obs=True)
-    assert_same(raw[0].replay.replay.items.obs, seen[0].replay.replay.items.obs)
+    assert_same(unpack(raw[0].replay.replay.items).obs, unpack(seen[0].replay.replay.items).obs)
     assert_same(raw[1].episodes, seen[1].episodes)
     for name in ("obs", "next"):
         a, b = np.asarray(raw[1].info[name]), np.asarray(seen[1].info[name])
         assert (np.abs(b) < np.abs(a)).all()
     # All observations so far and none twice, those of the warm-up too.
     size = 16 + 4 * 8
-    obs = np.asarray(seen[0].replay.replay.items.obs)[:size]
+    obs = np.asarray(unpack(seen[0].replay.replay.items).obs)[:size]
     moments = seen[0].normalizer.obs
     assert float(moments.seen) == size
     np.testing.assert_allclose(moments.mean, obs.mean(0), rtol=1e-4, atol=1e-5)
@@ -210,7 +211,7 @@ def test_acting_is_told_the_progress():
 
     train = make(4, spy(env.action_space)._replace(act=act), env)
     state, _ = jax.jit(lambda key: train.advance(train.init(key), 4))(jax.random.key(0))
-    acted = np.asarray(state.replay.replay.items.action)[: 16 + 4 * 8, 0]
+    acted = np.asarray(unpack(state.replay.replay.items).action)[: 16 + 4 * 8, 0]
     np.testing.assert_array_equal(acted, [0] * 16 + [0] * 8 + [0.25] * 8 + [0.5] * 8 + [0.75] * 8)
 
 
@@ -256,7 +257,7 @@ def test_td_errors_become_the_priorities_of_what_was_drawn():
     train = make(1, algorithm, updates=1)
     state, _ = jax.jit(lambda key: train.advance(train.init(key), 1))(jax.random.key(0))
     replay = state.replay.replay
-    leaves, reward = replay.tree.leaves[:24], np.abs(replay.items.reward[:24])
+    leaves, reward = replay.tree.leaves[:24], np.abs(unpack(replay.items).reward[:24])
     drawn = np.asarray(leaves) != 1.0
     assert 0 < drawn.sum() <= 4
     np.testing.assert_allclose(leaves[drawn], reward[drawn], rtol=1e-6)
@@ -277,8 +278,8 @@ def test_many_seeds_are_each_alone_to_rounding(switches):
         one = single(keys[i])
         params = jax.tree.map(lambda x, i=i: x[i], many.learner.params)
         assert_close(params, one.learner.params, rtol=1e-3, atol=1e-5)
-        items = jax.tree.map(lambda x, i=i: x[i], many.replay.replay.items)
-        assert_close(items, one.replay.replay.items, rtol=1e-4, atol=1e-5)
+        items = jax.tree.map(lambda x, i=i: x[i], unpack(many.replay.replay.items))
+        assert_close(items, unpack(one.replay.replay.items), rtol=1e-4, atol=1e-5)
 
 
 def test_branches_of_a_run_that_goes_on_stay_branches():

@@ -413,7 +413,7 @@ def test_the_cursor_stays_unbatched_in_a_run_that_goes_on():
         assert state.replay.steps.iteration.shape == ()
         replay = state.replay.replay
         assert replay.cursor.next.shape == replay.cursor.size.shape == ()
-        assert replay.items.reward.shape == (3, BIG)
+        assert replay.items.words[0].shape[:2] == (3, BIG)
         assert state.learner.clock.iteration.shape == ()
         state, _ = jax.eval_shape(purerl.vectorize(lambda s: train.advance(s, 1)), state)
 
