@@ -4,14 +4,17 @@ python benchmarks/pictures.py            # a minute; writes results/progress.svg
 """
 
 import dataclasses
+import fcntl
 import os
 import pty
 import re
 import shlex
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from pathlib import Path
 
@@ -22,11 +25,11 @@ from rich.text import Text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WIDTH = 118
-TRAIN = "purerl train ppo_clip CartPole-v1 --seeds 16 --steps 1000000 --out runs/long"
+TRAIN = "purerl train ppo_clip CartPole-v1 --seeds 16 --steps 300000 --out runs/long"
 RESUME = "purerl train --resume runs/long"
 SWEEP = (
-    "purerl sweep ppo_clip CartPole-v1 --steps 50000 --seeds 8 "
-    "--grid learning_rate=1e-4,3e-4,1e-3,3e-3,1e-1 clip=0.1,0.2 --out runs/sweep"
+    "purerl sweep ppo_clip CartPole-v1 --steps 50000 --seeds 4 "
+    "--grid learning_rate=1e-4,3e-4,1e-3,1e-1 clip=0.1,0.2 --out runs/sweep"
 )
 
 
@@ -43,6 +46,7 @@ class Options:
 def typed(command: str, folder: Path, interrupt_at: float | None = None) -> list[str]:
     """What a terminal shows of a command, line by line; Ctrl-C after a part of the progress."""
     master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, WIDTH, 0, 0))
     program = "import sys; from purerl.cli import main; sys.exit(main())"
     process = subprocess.Popen(
         [sys.executable, "-c", program, *shlex.split(command)[1:]],
