@@ -130,11 +130,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "*": dict(network=_RELU),
         "CartPole-v1": _DQN_CONTROL | dict(steps=100_000),
         "Acrobot-v1": _DQN_CONTROL,
-        # What finds the goal at all: many updates, and a target that stands still for long.
+        # The goal is found by acting greedily soon: every reward is -1, so what was never tried
+        # seems best. With one-step returns no seed in four finds it often enough to learn.
         "MountainCar-v0": dict(
-            steps=200_000, num_envs=4, rollout_length=4, updates=8, batch_size=64,
-            learning_rate=4e-3, anneal_learning_rate=True, target_every=600, epsilon_end=0.07,
-            normalize_obs=True,
+            steps=200_000, num_envs=4, rollout_length=4, updates=8, batch_size=64, n_step=5,
+            gamma=0.995, learning_rate=4e-3, anneal_learning_rate=True, target_every=600,
+            exploration=0.05, epsilon_end=0.07, normalize_obs=True,
         ),
         "Catch-bsuite": dict(
             steps=50_000, batch_size=64, learning_rate=1e-3, anneal_learning_rate=True,
