@@ -25,6 +25,8 @@ from purerl.train.sharding import Layout, from_hosts, with_keys, without_keys
 from purerl.types import PyTree
 
 FORMAT = 1
+# What the error of a file that may be whole says.
+UNDAMAGED = ("MemoryError", "RESOURCE_EXHAUSTED", "PermissionError", "PERMISSION_DENIED", "Timeout")
 NEWEST, BEST = "checkpoints", "best"  # folders
 POLICY = ("[0].learner", "[0].normalizer")  # what acting needs of (state, totals)
 
@@ -68,17 +70,22 @@ class Checkpoints:
         Raises:
             OSError: If this one, or the one before it, cannot be written.
         """
+        trouble = None
+        try:
+            self.wait()
+        except OSError as error:  # of the one before it; this one may fare better
+            trouble = error
+        if iteration in self._manager.all_steps():  # the same bits
+            return
         policy, rest = _parts(snapshot)
         host = {
             **snapshot.host,
             "format": FORMAT,
             "arrays": {name: describe(x) for name, x in {**policy, **rest}.items()},
-            "checksums": of_all_hosts(checksums(snapshot)),
+            "checksums": of_all_hosts(checksums((snapshot.state, snapshot.totals))),
+            "policy_checksums": of_all_hosts(checksums(_acting(snapshot.state))),
         }
         with self._writing():
-            self._manager.wait_until_finished()
-            if iteration in self._manager.all_steps():  # the same bits
-                return
             self._manager.save(
                 iteration,
                 args=ocp.args.Composite(
@@ -88,6 +95,8 @@ class Checkpoints:
                 ),
                 force=True,
             )
+        if trouble is not None:
+            raise trouble
 
     def wait(self) -> None:
         """Returns when the last checkpoint is written.
@@ -146,7 +155,7 @@ class Checkpoints:
         arrays |= self._restore_part(iteration, "rest", rest, places[1].__getitem__)
         state, totals = _unnamed(both, arrays)
         snapshot = Snapshot(state, totals, host)
-        self._check_sums(iteration, snapshot)
+        self._check_sums(iteration, checksums((state, totals)), host["checksums"])
         return snapshot
 
     def restore_policy(self, iteration: int, template: TrainState) -> TrainState:
@@ -165,7 +174,9 @@ class Checkpoints:
         self._check_arrays(iteration, policy, there)
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         restored = jax.device_get(self._restore_part(iteration, "policy", policy, lambda _: place))
-        return _unnamed((template, ()), restored)[0]
+        state = _unnamed((template, ()), restored)[0]
+        self._check_sums(iteration, checksums(_acting(state)), host["policy_checksums"])
+        return state
 
     def _restore_part(
         self, iteration: int, part: str, wanted: dict[str, Any], place: Callable[[str], Any]
@@ -193,8 +204,9 @@ class Checkpoints:
                 "run with the version of purerl that began it."
             )
 
-    def _check_sums(self, iteration: int, snapshot: Snapshot) -> None:
-        found, wanted = checksums(snapshot), snapshot.host["checksums"]
+    def _check_sums(
+        self, iteration: int, found: list[int | None], wanted: list[int | None]
+    ) -> None:
         damaged = [
             seed
             for seed, (x, y) in enumerate(zip(found, wanted, strict=True))
@@ -219,6 +231,9 @@ class Checkpoints:
             yield
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
             why = str(error).strip().splitlines() or [type(error).__name__]
+            text = f"{type(error).__name__} {error}"
+            if any(word in text for word in UNDAMAGED):
+                raise OSError(f"{self.path / str(iteration)} cannot be read: {why[0]}") from error
             raise self._torn(iteration, why[0][:200]) from error
 
     @contextlib.contextmanager
@@ -230,13 +245,13 @@ class Checkpoints:
             raise OSError(f"{self.path}: no checkpoint could be written: {why[0][:300]}") from error
 
 
-def checksums(snapshot: Snapshot) -> list[int | None]:
-    """CRC-32 of each seed's part of the state and totals; None of a seed of another host.
+def checksums(tree: PyTree) -> list[int | None]:
+    """CRC-32 of each seed's part; None of a seed of another host.
 
     Args:
-        snapshot: Leaves ``[S, ...]``; Clocks, the same for all, count for each.
+        tree: Leaves ``[S, ...]``; Clocks, the same for all, count for each.
     """
-    leaves = jax.tree.leaves(without_keys((snapshot.state, snapshot.totals)))
+    leaves = jax.tree.leaves(without_keys(tree))
     seeds = max(x.shape[0] for x in leaves if x.ndim)
     sums: list[int | None] = [0] * seeds
     for leaf in leaves:
@@ -263,19 +278,24 @@ def of_all_hosts(sums: list[int | None]) -> list[int | None]:
     return [int(x) if is_known else None for is_known, x in gathered]
 
 
-def _rows(leaf: jax.Array) -> list[Any]:
-    """Bytes of each row that is wholly on this host."""
+def _rows(leaf: jax.Array | np.ndarray) -> list[Any]:
+    """Bytes of each row that is wholly on this host, without a copy of them."""
     rows: list[Any] = [None] * leaf.shape[0]
-    for shard in leaf.addressable_shards:
-        data = np.ascontiguousarray(shard.data)
-        if data.shape[1:] != leaf.shape[1:]:
-            continue  # a part of each row: environments are sharded, not seeds
-        first = shard.index[0].start or 0
-        for i, row in enumerate(data):
-            rows[first + i] = row.tobytes()
-    if leaf.is_fully_addressable and any(row is None for row in rows):
-        return [row.tobytes() for row in np.ascontiguousarray(leaf)]
+    shards = [(0, leaf)]
+    if isinstance(leaf, jax.Array):
+        shards = [(x.index[0].start or 0, x.data) for x in leaf.addressable_shards]
+        if leaf.is_fully_addressable and shards[0][1].shape[1:] != leaf.shape[1:]:
+            shards = [(0, leaf)]  # environments are sharded, not seeds
+    for first, data in shards:
+        if data.shape[1:] == leaf.shape[1:]:
+            flat = np.ascontiguousarray(data).reshape(len(data), -1).view(np.uint8)
+            rows[first : first + len(flat)] = flat
     return rows
+
+
+def _acting(state: Any) -> PyTree:
+    """What acting needs of a state."""
+    return state.learner, state.normalizer
 
 
 def _unnamed(template: PyTree, arrays: dict[str, Any]) -> PyTree:

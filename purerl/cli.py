@@ -107,8 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: As on the command line; ``sys.argv[1:]`` by default.
 
     Returns:
-        Exit status: 0, 2 for bad input (one line; with PURERL_TRACEBACK=1 set, the whole
-        traceback), 130 after Ctrl-C.
+        Exit status: 0; 1 if a run was stopped because a seed failed, or something could not be
+        written; 2 for bad input (one line; with PURERL_TRACEBACK=1 set, the whole traceback); 130
+        after Ctrl-C; 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {
@@ -171,7 +172,7 @@ def _train(arguments: list[str]) -> int:
     use_all_cores()  # before anything computes: making an environment does
     names, options = _positional(arguments)
     if not names and any(option.partition("=")[0] == "--resume" for option in options):
-        (drive,) = _parse("purerl train", options, DriveOptions())
+        (drive,) = _parse("purerl train", options, _begun_with(options))
         return _report(resume(drive.resume, **_driven(drive)), drive.resume)
     parsed = _experiment("train", names, options, RunOptions())
     if parsed is None:
@@ -211,7 +212,7 @@ def _sweep(arguments: list[str]) -> int:
         print(f"{WHY.get(result.stopped, '')}written to {out}")
         if result.stopped:
             print("go on with the same command, and --resume instead of --out")
-    return STATUS.get(result.stopped, 0)
+    return STATUS.get(result.stopped, 1 if result.trouble else 0)
 
 
 def _experiment(command: str, names: list[str], options: list[str], default: Any) -> Any:
@@ -273,6 +274,17 @@ def _range(name: str, text: str) -> tuple[Any, ...]:
         return (float(low), float(rest[0]), *rest[1:])
     except (ValueError, IndexError):
         raise ValueError(f"got {name}={text}, wanted {name}=LOW:HIGH or LOW:HIGH:log.") from None
+
+
+def _begun_with(options: list[str]) -> DriveOptions:
+    """The options that the run after ``--resume`` was begun with, as defaults."""
+    from purerl.folder import RunFolder
+
+    word = next(i for i, x in enumerate(options) if x.partition("=")[0] == "--resume")
+    path = options[word].partition("=")[2] or " ".join(options[word + 1 : word + 2])
+    if path in ("", "-h", "--help"):
+        return DriveOptions()
+    return DriveOptions.of(RunFolder(path).read_config().get("options", {}))
 
 
 def _driven(chosen: session.RunOptions) -> dict[str, Any]:
@@ -364,6 +376,10 @@ def _check_env(name: str) -> None:
 
 def _new_folder(*names: str) -> pathlib.Path:
     """A name below ``runs/`` that does not exist yet."""
+    import jax
+
+    if jax.process_count() > 1:
+        raise ValueError("several hosts need one folder that all of them see: give --out FOLDER.")
     base = "-".join([*names, time.strftime("%Y%m%d-%H%M%S")])
     folders = [base, *(f"{base}-{i}" for i in range(2, 1000))]
     return next(path for name in folders if not (path := pathlib.Path("runs") / name).exists())

@@ -108,7 +108,8 @@ class Driver:
         self.state, self.totals, self.done = snapshot.state, snapshot.totals, done
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), snapshot.totals)
         self._zeros = self.layout.put(zeros)
-        self.seconds |= snapshot.host["seconds"]
+        for what, seconds in snapshot.host["seconds"].items():
+            self.seconds[what] += seconds
 
     def advance(self, iterations: int) -> Report:
         """Begins to train so many iterations.

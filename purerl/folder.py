@@ -58,17 +58,18 @@ class RunFolder:
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise OSError(f"{self.path} cannot be written below {there}; choose another --out.")
 
-    def create(self, description: dict[str, Any]) -> None:
+    def create(self, description: dict[str, Any], options: dict[str, Any]) -> None:
         """Makes the folder, in place of a run that was there, and writes what is being run.
 
         Args:
             description: What is run, JSON-ready.
+            options: How it is driven; what resumes it does it in the same way.
         """
         if self.path.exists():
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
         temporary = self.path / (CONFIG + ".part")
-        temporary.write_text(dumps({**description, **provenance()}))
+        temporary.write_text(dumps({**description, "options": options, **provenance()}))
         temporary.replace(self.path / CONFIG)
 
     def begun(self) -> bool:
@@ -138,6 +139,8 @@ def check_same(
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(data, list) and data and isinstance(data[0], dict):
+        data = {str(i): x for i, x in enumerate(data)}
     if not isinstance(data, dict) or not data:
         return {prefix: data}
     flat: dict[str, Any] = {}

@@ -29,10 +29,13 @@ def provenance() -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """What the last bits of a run depend on besides its configuration, as JSON-ready values."""
     devices = jax.devices()
+    kind = _cpu_model() if devices[0].platform == "cpu" else devices[0].device_kind
     return {
-        "versions": _versions(),
+        "versions": _versions() | {"scipy": importlib.metadata.version("scipy")},
         "x64": jax.config.read("jax_enable_x64"),
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "matmul_precision": jax.config.read("jax_default_matmul_precision"),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "devices": f"{len(devices)} x {kind}",
     }
 
 

@@ -20,7 +20,7 @@ from purerl.session import RunOptions, Session, Stopped
 from purerl.statistics import iqm, iqm_interval
 from purerl.train.evaluate import Evaluation
 from purerl.train.loop import TrainState
-from purerl.train.sharding import from_hosts, make_layout
+from purerl.train.sharding import agreed, from_hosts, make_layout
 from purerl.train.vectorize import use_all_cores, vectorize
 from purerl.types import Box, Clock
 from purerl.validation import check_choice, check_integer
@@ -104,7 +104,7 @@ def run(
     layout = make_layout(chosen.shard, seeds, experiment.loop.num_envs)
     description = {**experiment.to_json(), "seeds": seeds, "seed": seed}
     folder = None if out is None else RunFolder(out)
-    begun = resume and folder is not None and folder.begun()
+    begun = agreed(resume and folder is not None and folder.begun())
     if folder is not None and begun:
         check_same(description, folder.read_config(), str(folder.path))
     elif folder is not None:
@@ -141,20 +141,21 @@ def resume(path: str | pathlib.Path, **options: Any) -> RunResult:
 
     Args:
         path: The run's folder.
-        **options: Fields of :class:`purerl.RunOptions`.
+        **options: Fields of :class:`purerl.RunOptions` that are to be others than at its beginning
+            (writers of your own are to be given again).
 
     Raises:
         FileNotFoundError: If the folder holds no run.
         ValueError: If its checkpoint is damaged, or of another version.
     """
-    config = RunFolder(path).read_config()
+    config = _config(RunFolder(path))
     return run(
         Experiment.from_json(config),
         seeds=config["seeds"],
         seed=config["seed"],
         out=path,
         resume=True,
-        **options,
+        **config["options"] | options,
     )
 
 
@@ -191,9 +192,10 @@ def load_policy(
                 f"{path} was never evaluated, so no seed is the best; give a number, 0 to "
                 f"{host['run']['seeds'] - 1}."
             )
-        seed = int(np.nanargmax(host["returns"][-1]))
+        last = np.array(host["returns"][-1], float)
+        seed = int(np.argmax(np.where(np.isnan(last), -np.inf, last)))
     count = host["run"]["seeds"]
-    if not isinstance(seed, int) or not 0 <= seed < count:
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < count:
         raise ValueError(f"load_policy: got seed={seed!r}, wanted 'best' or 0 to {count - 1}.")
     normalizer, learner = jax.tree.map(lambda x: x[seed], (state.normalizer, state.learner))
     algorithm, env = experiment.parts()
@@ -251,7 +253,7 @@ def evaluate_run(
 
 def _load(folder: RunFolder, which: str) -> tuple[Experiment, TrainState, dict[str, Any]]:
     """A run's experiment, and the learners and normalizers of a checkpoint of it."""
-    config = folder.read_config()
+    config = _config(folder)
     experiment = Experiment.from_json(config)
     if not (folder.path / which).is_dir():
         advice = "resume it" if which == NEWEST else "it was run without --keep-best"
@@ -273,6 +275,18 @@ def _load(folder: RunFolder, which: str) -> tuple[Experiment, TrainState, dict[s
     finally:
         checkpoints.close()
     return experiment, state, host
+
+
+def _config(folder: RunFolder) -> dict[str, Any]:
+    """What ``config.json`` of a run holds."""
+    config = folder.read_config()
+    if "points" in config:
+        raise ValueError(
+            f"{folder.path} is a sweep, or a part of one, wanted a run; go on with a sweep by the "
+            "command that began it, with --resume, and train a point of it by itself for its "
+            "policies."
+        )
+    return config
 
 
 def _policy_part(state: TrainState) -> TrainState:

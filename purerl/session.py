@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,12 @@ from purerl.provenance import environment
 from purerl.statistics import iqm
 from purerl.train.evaluate import Evaluation
 from purerl.train.loop import evaluation_iterations
-from purerl.train.sharding import Shard, from_hosts, to_host
+from purerl.train.sharding import Shard, any_host, from_hosts, to_host
 from purerl.validation import check_choice, check_integer, check_range, suggest
 from purerl.writers import Log, Writer, make_writers
 
 ROWS = 20  # of the log, where nothing is evaluated
-TRIAL = 0.1  # of the wished time of a chunk: what takes less is not a measurement
+TRIAL = 0.5  # of the wished time of a chunk: what takes less says too little
 Stopped = Literal["SIGINT", "SIGTERM", "failure"]
 
 
@@ -60,8 +60,13 @@ class RunOptions:
         check_choice("run", "shard", self.shard, ("seeds", "environments"))
         make_writers(self.writers)
 
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready values; writers that are no names are left out."""
+        names = [writer for writer in self.writers if isinstance(writer, str)]
+        return {**vars(self), "writers": names}
+
     @classmethod
-    def of(cls, options: dict[str, Any]) -> "RunOptions":
+    def of(cls, options: dict[str, Any]) -> Self:
         """Options out of a function's keyword arguments.
 
         Args:
@@ -75,7 +80,10 @@ class RunOptions:
         for name in options:
             if name not in names:
                 raise TypeError(f"run has no option {name!r}. {suggest(name, names)}")
-        return cls(**options)
+        chosen: dict[str, Any] = {**options}
+        if "writers" in chosen:
+            chosen["writers"] = tuple(chosen["writers"])
+        return cls(**chosen)
 
 
 class Outcome(NamedTuple):
@@ -117,6 +125,7 @@ class Session:
         every = train.evaluate_every if evaluated else -(-train.iterations // ROWS)
         self.points = evaluation_iterations(train.iterations, every)  # rows of the log
         self.chunk, self.trial = 0, 1  # iterations; chunk is 0 until it is calibrated
+        self.cold = True
         self.steps: list[int] = []
         self.returns: list[np.ndarray] = []  # [S] each
         self.failed = np.zeros(driver.seeds, bool)
@@ -126,6 +135,7 @@ class Session:
         self.trouble: dict[str, str] = {}
         self.newest: Checkpoints | None = None
         self.best: Checkpoints | None = None
+        self.progress: Any = None
 
     def run(self, begun: bool) -> Outcome:
         """Everything.
@@ -134,8 +144,8 @@ class Session:
             begun: Whether the folder holds this run already.
         """
         with _signals(self.received):
-            self._begin(begun)
             try:
+                self._begin(begun)
                 self._train()
                 self._end()
             finally:
@@ -156,11 +166,11 @@ class Session:
             iterations = self._open(folder)
         if not (iterations and self._host(iterations[-1])["finished"]):
             driver.compile()
-        if self.received:
-            raise SystemExit(143) if self.received[0] == "SIGTERM" else KeyboardInterrupt
+        if any_host(bool(self.received)):
+            raise KeyboardInterrupt if "SIGINT" in self.received else SystemExit(143)
         if folder is not None and not begun:
             if self.main:  # only now: what does not compile leaves no folder
-                folder.create(self.description)
+                folder.create(self.description, self.options.to_json())
             from_hosts(np.zeros(()))  # no host looks for the folder before it is there
             self._open(folder)
         if iterations:
@@ -172,8 +182,9 @@ class Session:
             step = None if not begun else driver.step if iterations else -1
             self.log.open(folder.path, folder.read_config(), step)
         total = driver.seeds * driver.train.total_steps
-        done = driver.seeds * driver.step if driver.done else 0
-        self.progress = Progress(self.label, total, done, options.progress and self.main)
+        self.progress = Progress(
+            self.label, total, driver.seeds * driver.step, options.progress and self.main
+        )
         self.saved_at = self.mark = time.perf_counter()
 
     def _train(self) -> None:
@@ -216,17 +227,23 @@ class Session:
             due and self.main and self.newest is not None,
         ]
         ctrl_c, terminated, save = np.any(from_hosts(np.array(mine)), axis=0)
+        if save:  # here, not where it is written: that is a chunk later
+            self.saved_at = time.perf_counter()
         return "SIGTERM" if terminated else "SIGINT" if ctrl_c else None, save
 
     def _calibrate(self, length: int, seconds: float) -> None:
         """Fixes the length of a chunk, once one has taken long enough to be measured."""
         longest = max(np.diff([0, *self.points]))
+        if self.cold:  # a device's first execution takes longer
+            self.cold = False
+            return
         if length < min(self.trial, longest):  # cut short by a row of the log
             return
         wished = self.options.chunk_seconds
+        seconds = float(from_hosts(np.array(seconds, np.float32))[0])  # all hosts go the same way
         if seconds >= TRIAL * wished or length >= longest:
             chunk = np.clip(round(length * wished / seconds), 1, longest)
-            self.chunk = int(from_hosts(np.array(chunk, np.int32))[0])
+            self.chunk = int(chunk)
         else:
             self.trial *= 2
 
@@ -259,7 +276,8 @@ class Session:
         driver.begin_row()
         if evaluation is not None:
             value = np.asarray(evaluation.mean_return)
-            is_best = not self.returns or iqm(value) > max(iqm(np.stack(self.returns, axis=1)))
+            before = [float(iqm(x)) for x in self.returns]
+            is_best = iqm(value) > max([x for x in before if np.isfinite(x)], default=-np.inf)
             self.steps.append(driver.step)
             self.returns.append(value)
             self.progress.evaluated(np.array(self.steps), np.stack(self.returns, axis=1))
@@ -272,7 +290,7 @@ class Session:
         self._tick()
         host = {
             "run": self.description,
-            "environment": environment(),
+            "environment": self._environment(),
             "iteration": self.driver.done,
             "step": self.driver.step,
             "finished": self.driver.done == self.driver.train.iterations,
@@ -290,10 +308,9 @@ class Session:
             return
         try:
             checkpoints.save(snapshot.host["iteration"], snapshot)
-            self._note("checkpoint", None)
+            self._note(checkpoints.path.name, None)
         except OSError as error:
-            self._note("checkpoint", str(error))
-        self.saved_at = time.perf_counter()
+            self._note(checkpoints.path.name, str(error))
 
     def _open(self, folder: RunFolder) -> list[int]:
         """Opens the folders of checkpoints; the iterations of those that are there."""
@@ -313,8 +330,11 @@ class Session:
                 "; the run would not be bitwise the same: continue it where it began, or accept "
                 "differences of rounding with --inexact"
             )
-            check_same(environment(), host["environment"], where, advice)
+            check_same(self._environment(), host["environment"], where, advice)
         return host
+
+    def _environment(self) -> dict[str, Any]:
+        return environment() | {"shard": self.options.shard}
 
     def _restore(self, iteration: int) -> None:
         assert self.newest is not None
@@ -332,15 +352,18 @@ class Session:
             return
         self._save(self.newest, self._snapshot())
         for checkpoints in (self.newest, self.best):
+            if checkpoints is None:
+                continue
             try:
-                if checkpoints is not None:
-                    checkpoints.wait()
+                checkpoints.wait()
+                self._note(checkpoints.path.name, None)
             except OSError as error:
-                self._note("checkpoint", str(error))
+                self._note(checkpoints.path.name, str(error))
         self._note("log", self.log.flush())
 
     def _close(self) -> None:
-        self.progress.close()
+        if self.progress is not None:
+            self.progress.close()
         self.log.close()
         for checkpoints in (self.newest, self.best):
             if checkpoints is not None:

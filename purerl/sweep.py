@@ -8,6 +8,7 @@ import json
 import math
 import pathlib
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,10 +19,10 @@ from purerl.checkpoint import NEWEST, Checkpoints
 from purerl.driver import Driver
 from purerl.experiment import Experiment
 from purerl.folder import RunFolder, check_same
-from purerl.resources import memory_bytes
+from purerl.resources import memory_bytes, tree_bytes
 from purerl.session import RunOptions, Session, Stopped
 from purerl.statistics import iqm, iqm_interval
-from purerl.train.sharding import from_hosts, make_layout
+from purerl.train.sharding import agreed, from_hosts, make_layout
 from purerl.train.vectorize import use_all_cores
 from purerl.validation import check_integer
 
@@ -38,7 +39,8 @@ class SweepResult(NamedTuple):
     failed: np.ndarray  # [P, S] bool
     seconds: dict[str, float]  # compiling, training, evaluating
     compilations: int  # groups of points that one program trains, and parts that fit into memory
-    stopped: Stopped | None = None  # why the sweep ended early; points without returns are missing
+    stopped: Stopped | None = None  # why the sweep ended early
+    trouble: str | None = None  # what could not be written
 
     def ranked(self) -> list[dict[str, Any]]:
         """A row a point, the best first: its values, IQM of the last evaluation, interval, worst
@@ -46,7 +48,7 @@ class SweepResult(NamedTuple):
         """
         rows = []
         for point, returns, failed in zip(self.points, self.returns, self.failed, strict=True):
-            if not returns.shape[1]:
+            if not returns.shape[1]:  # the sweep was stopped before
                 continue
             last = returns[:, -1]
             low, high = iqm_interval(last)
@@ -158,21 +160,40 @@ def sweep(
     }
     folder = None if out is None else RunFolder(out)
     if folder is not None:
-        if resume and folder.begun():
+        if agreed(resume and folder.begun()):
             check_same(description, folder.read_config(), str(folder.path))
         else:
             folder.check(overwrite)
+            _check(experiments)
             from_hosts(np.zeros(()))  # all hosts have looked at the folder before one writes to it
             if jax.process_index() == 0:
-                folder.create(description)
+                folder.create(description, chosen.to_json())
+            from_hosts(np.zeros(()))
+    else:
+        _check(experiments)
     result = _Sweep(points, experiments, seeds, seed, folder, chosen).run()
     if folder is not None and jax.process_index() == 0 and (rows := result.ranked()):
         text = io.StringIO()
         writer = csv.DictWriter(text, ["rank", *rows[0]], lineterminator="\n")
         writer.writeheader()
         writer.writerows({"rank": i, **row} for i, row in enumerate(rows, 1))
-        (folder.path / TABLE).write_text(text.getvalue())
+        try:
+            (folder.path / TABLE).write_text(text.getvalue())
+        except OSError as error:
+            result = result._replace(trouble=result.trouble or str(error))
+    if result.trouble:
+        what = f"not everything could be written: {result.trouble}"
+        warnings.warn(what, RuntimeWarning, stacklevel=2)
     return result
+
+
+def _check(experiments: list[Experiment]) -> None:
+    """Raises what a point's numbers are wrong with, before any time is spent on another."""
+    for group in _groups(experiments):
+        train = group.experiment.build()
+        jax.eval_shape(
+            lambda key, train=train: train.advance(train.init(key), 1), jax.random.key(0)
+        )
 
 
 def grid(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -241,6 +262,7 @@ class _Sweep:
         self.seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
         self.compilations = 0
         self.stopped: Stopped | None = None
+        self.trouble: str | None = None
 
     def run(self) -> SweepResult:
         """Everything."""
@@ -259,20 +281,22 @@ class _Sweep:
             self.seconds,
             self.compilations,
             self.stopped,
+            self.trouble,
         )
 
     def _parts(self, number: int, group: _Group) -> Iterator[tuple[int, int, Driver | None]]:
         """Rows of a group that are trained at once, with their programs."""
         rows = len(group.points) * self.seeds
+        size = 0
         if self.folder is not None and (found := sorted(self._folder(number).glob("rows-*"))):
             # As it was split before: the bits of a run depend on how many are side by side.
-            ends = [tuple(map(int, path.name.split("-")[1:3])) for path in found]
-            size = ends[0][1] - ends[0][0]
+            size = int(found[0].name.split("-")[2])
+        if size := int(from_hosts(np.array(size, np.int32))[0]):
             for first in range(0, rows, size):
                 yield first, min(first + size, rows), None
             return
         driver = self._driver(group, 0, rows)
-        size = _fitting(driver, rows)
+        size = _fitting(driver, rows, copied=self.folder is not None)
         yield 0, size, driver if size == rows else None
         for first in range(size, rows, size):
             yield first, min(first + size, rows), None
@@ -309,10 +333,11 @@ class _Sweep:
             "seeds": self.seeds,
             "seed": self.seed,
         }
-        begun = folder is not None and folder.begun()
+        begun = agreed(folder is not None and folder.begun())
         if folder is not None and begun and (host := _finished(folder)) is not None:
             check_same(description, host["run"], str(folder.path))
-            steps, returns, failed = host["steps"], np.array(host["returns"]).T, host["failed"]
+            steps, failed = host["steps"], host["failed"]
+            returns = np.array(host["returns"]).reshape(len(steps), last - first).T
         else:
             driver = driver or self._driver(group, first, last)
             label = f"{experiment.algorithm} on {experiment.env}"
@@ -320,15 +345,18 @@ class _Sweep:
             session = Session(driver, label, evaluated, folder, description, self.options)
             outcome = session.run(begun)
             steps, returns, failed = outcome.steps, outcome.returns, outcome.failed
-            self.stopped = outcome.stopped
+            self.stopped, self.trouble = outcome.stopped, outcome.trouble or self.trouble
             for what, seconds in driver.seconds.items():
                 self.seconds[what] += seconds
         for i, row in enumerate(range(first, last)):
             point, s = group.points[row // self.seeds], row % self.seeds
-            if s == 0 or not self.returns[point].shape[1]:
+            if len(steps) > len(self.steps[point]):  # the first of its seeds, or it came further
+                more = len(steps) - len(self.steps[point])
                 self.steps[point] = np.array(steps, int)
-                self.returns[point] = np.full((self.seeds, len(steps)), np.nan)
-            self.returns[point][s] = returns[i]
+                self.returns[point] = np.pad(
+                    self.returns[point], ((0, 0), (0, more)), constant_values=np.nan
+                )
+            self.returns[point][s, : len(steps)] = returns[i]
             self.failed[point, s] = failed[i]
 
     def _folder(self, number: int) -> pathlib.Path:
@@ -365,9 +393,13 @@ def _swept(experiment: Experiment) -> dict[str, float]:
     return {k: float(x) for k, x in numbers.items() if isinstance(x, int | float)}
 
 
-def _fitting(driver: Driver, rows: int) -> int:
-    """How many rows fit into memory side by side, by the compiler's analysis of all of them."""
+def _fitting(driver: Driver, rows: int, copied: bool) -> int:
+    """How many rows fit into memory side by side, by the compiler's analysis of all of them; a
+    checkpoint copies their state.
+    """
     needed, there = driver.program_bytes(), SPARE * memory_bytes() / jax.device_count()
+    if copied:
+        needed += tree_bytes(driver.template().state) // driver.layout.mesh.size
     if needed <= there:
         return rows
     devices = driver.layout.mesh.size if driver.layout.shard == "seeds" else 1

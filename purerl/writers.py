@@ -133,12 +133,14 @@ class JSONLWriter(TextWriter):
 class TensorBoardWriter:
     """``tensorboard/seed-NNN``: a run of TensorBoard for each seed."""
 
+    def __init__(self) -> None:
+        self._make = _import("tensorboardX", "tensorboard").SummaryWriter
+        self._writers: dict[int, Any] = {}
+
     def open(self, folder: pathlib.Path, config: dict[str, Any], step: int | None) -> None:
         """See :class:`Writer`."""
-        self._make = _import("tensorboardX", "tensorboard").SummaryWriter
         self._folder = folder / "tensorboard"
         self._purge = None if step is None else step + 1
-        self._writers: dict[int, Any] = {}
 
     def write(self, rows: Rows) -> None:
         """See :class:`Writer`."""
@@ -163,13 +165,16 @@ class WandbWriter:
     resumed run goes on under the same id.
     """
 
+    def __init__(self) -> None:
+        self._wandb = _import("wandb", "wandb")
+        self._run: Any = None
+
     def open(self, folder: pathlib.Path, config: dict[str, Any], step: int | None) -> None:
         """See :class:`Writer`."""
-        wandb = _import("wandb", "wandb")
         file = folder / "wandb-id.txt"
         if step is None or not file.exists():
             file.write_text(uuid.uuid4().hex[:8])
-        self._run = wandb.init(
+        self._run = self._wandb.init(
             id=file.read_text(), resume="allow", name=folder.name, dir=str(folder), config=config
         )
 
@@ -182,7 +187,8 @@ class WandbWriter:
 
     def close(self) -> None:
         """See :class:`Writer`."""
-        self._run.finish()
+        if self._run is not None:
+            self._run.finish()
 
 
 WRITERS = {

@@ -92,10 +92,10 @@ def test_unknown_writers_are_refused_before_anything_runs():
         purerl.RunOptions(writers=("jsnol",))
 
 
-def test_a_missing_package_says_how_to_install_it(tmp_path, monkeypatch):
+def test_a_missing_package_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
     with pytest.raises(ValueError, match=r"pip install 'purerl\[tensorboard\]'"):
-        TensorBoardWriter().open(tmp_path, CONFIG, None)
+        purerl.RunOptions(writers=("csv", "tensorboard"))
 
 
 def events(path):

@@ -159,6 +159,15 @@ def from_hosts(value: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(value))
 
 
+def agreed(flag: bool) -> bool:
+    """What the first host says.
+
+    Args:
+        flag: What this host would say.
+    """
+    return bool(from_hosts(np.array(flag))[0])
+
+
 def any_host(flag: bool) -> bool:
     """Whether any host says so.
 

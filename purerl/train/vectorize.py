@@ -83,8 +83,10 @@ def vectorize(function: Callable[..., Any], *, shard: bool = True) -> Callable[.
         of_many = jax.vmap(of_one, in_axes=(0, None), out_axes=(0, None))
         mesh = seed_mesh(size) if shard else None
         each = size // (mesh.size if mesh else 1)
-        if shard and jax.default_backend() == "cpu" and each > GROUP and each % GROUP == 0:
-            of_many = _in_groups(of_many, each // GROUP)
+        groups = each // GROUP if each % GROUP == 0 else 1
+        buffers = any(isinstance(clock, Cursor) for clock in clocks)  # groups would copy them
+        if shard and jax.default_backend() == "cpu" and groups > 1 and not buffers:
+            of_many = _in_groups(of_many, groups)
         if size == 1:  # a batch of one is slower than none, and compiles for longer
             of_many = _alone(of_one)
         elif mesh and mesh.size > 1:
