@@ -13,6 +13,7 @@ memory of its own: it is the ``obs`` that lies N places on. Three cases are diff
 * After the newest step of each environment nothing has been added yet: N more places.
 
 No search, and no index an item, is needed: a place's number says at which step it was written.
+An observation is one array here; the buffers of ``replay.py`` hold any pytree.
 """
 
 from collections.abc import Callable

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+FLAGS = ("enable_x64", "default_matmul_precision")  # of JAX
 
 
 def provenance() -> dict[str, Any]:
@@ -32,8 +33,7 @@ def environment() -> dict[str, Any]:
     kind = _cpu_model() if devices[0].platform == "cpu" else devices[0].device_kind
     return {
         "versions": _versions() | {"scipy": importlib.metadata.version("scipy")},
-        "x64": jax.config.read("jax_enable_x64"),
-        "matmul_precision": jax.config.read("jax_default_matmul_precision"),
+        **{name: getattr(jax.config, f"jax_{name}") for name in FLAGS},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "devices": f"{len(devices)} x {kind}",
     }

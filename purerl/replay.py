@@ -116,7 +116,8 @@ def prioritized(
         capacity: C, how many items are held; the oldest are overwritten.
         alpha: Exponent of the priorities; 0 is uniform replay.
         beta: Exponent of the importance weights at the start of the run; rises linearly to 1.
-        eps: Added to the absolute TD error, so that every item keeps a chance.
+        eps: Added to the absolute TD error, so that every item keeps a chance; with 0, one
+            whose error is exactly 0 is never drawn again.
 
     Raises:
         ValueError: If a number is out of range.

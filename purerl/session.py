@@ -356,7 +356,8 @@ class Session:
                 continue
             try:
                 checkpoints.wait()
-                self._note(checkpoints.path.name, None)
+                if self.driver.done in checkpoints.iterations():
+                    self._note(checkpoints.path.name, None)
             except OSError as error:
                 self._note(checkpoints.path.name, str(error))
         self._note("log", self.log.flush())

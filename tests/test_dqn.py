@@ -300,7 +300,7 @@ BAD = [
     ("alpha", -0.5),
     ("alpha", 1.5),
     ("beta", 1.5),
-    ("priority_eps", -1.0),
+    ("priority_eps", 0.0),
     ("target_tau", 0.0),
     ("target_tau", 1.5),
     ("target_every", 0),

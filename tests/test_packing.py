@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from purerl.packing import empty, pack, take_fields, unpack
-from purerl.run import tree_bytes
+from purerl.resources import tree_bytes
 
 DTYPES = [
     "bool", "uint8", "int8", "uint16", "int16", "float16", "bfloat16", "uint32", "int32", "float32",

@@ -111,7 +111,7 @@ class DQNConfig:
         for name in ("gamma", "epsilon_start", "epsilon_end", "exploration", "alpha", "beta"):
             check(name, getattr(self, name), 0, 1)
         check("target_tau", self.target_tau, 0, 1, low_open=True)
-        check("priority_eps", self.priority_eps, 0)
+        check("priority_eps", self.priority_eps, 0, low_open=True)
         for name in ("n_step", "batch_size", "capacity", "target_every"):
             check_integer("DQNConfig", name, getattr(self, name), 1)
         check_choice("DQNConfig", "loss", self.loss, ("huber", "squared"))
