@@ -192,7 +192,11 @@ def report() -> None:
             for result in results
             if result["experiment"]["env"] == env
         }
-        save_plot(plot_curves(curves, env), RESULTS / f"{env}.png")
+        plain = {name: curve for name, curve in curves.items() if "[" not in name}
+        save_plot(plot_curves(plain, env), RESULTS / f"{env}.png")
+        switched = {name: curve for name, curve in curves.items() if name.startswith("dqn")}
+        if len(switched) > 1:
+            save_plot(plot_curves(switched, env), RESULTS / f"dqn-{env}.png")
     plot_acktr(results)
 
 

@@ -155,7 +155,7 @@ def resume(path: str | pathlib.Path, **options: Any) -> RunResult:
         seed=config["seed"],
         out=path,
         resume=True,
-        **config["options"] | options,
+        **config.get("options", {}) | options,
     )
 
 

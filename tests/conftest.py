@@ -37,6 +37,15 @@ def key():
     return jax.random.key(0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Each program that XLA compiles on a CPU takes several memory maps, of which a process may
+    have 65,530; a process that ran all tests would come to its end by a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _doctest_names(request):
     """Doctests see purerl without importing it."""

@@ -51,7 +51,26 @@ def test_a_chunk_is_calibrated_once_and_stored(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=None)
     chunk = checkpoints.read_host(400)["chunk"]
     checkpoints.close()
-    assert 1 < chunk < 400
+    assert 1 < chunk <= 400
+
+
+def test_a_chunk_is_as_long_as_was_wished():
+    """Ten milliseconds an iteration: trials are doubled until they take long enough."""
+    session = Session.__new__(Session)
+    session.options = purerl.RunOptions(chunk_seconds=1.0)
+    session.points, session.cold, session.chunk, session.trial = [1000], True, 0, 1
+    session._calibrate(1, 5.0)  # the first execution is no measure
+    assert (session.chunk, session.trial) == (0, 1)
+    for trial in (1, 2, 4, 8, 16, 32):
+        session._calibrate(trial, 0.01 * trial)
+        assert (session.chunk, session.trial) == (0, 2 * trial)
+    session._calibrate(7, 0.07)  # cut short by a row of the log
+    assert session.chunk == 0
+    session._calibrate(64, 0.64)
+    assert session.chunk == 100
+    session.points, session.chunk, session.trial = [30, 60], 0, 64
+    session._calibrate(30, 0.3)  # no chunk is longer than from one row to the next
+    assert session.chunk == 30
 
 
 @pytest.mark.usefixtures("compiled_once")
@@ -59,7 +78,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path, interrupt):  # noqa: F811
     """What was written until then is resumed."""
     options = {"seeds": 2, "progress": False, "checkpoint_seconds": 0.0}
     purerl.run(make("a2c"), out=tmp_path / "whole", **options)
-    advance = Driver.advance
+    advance, handler = Driver.advance, signal.getsignal(signal.SIGINT)
     undo = interrupt(4)
     once = Driver.advance
 
@@ -74,7 +93,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path, interrupt):  # noqa: F811
         purerl.run(make("a2c"), out=tmp_path / "cut", **options)
     Driver.advance = advance
     undo()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     assert purerl.resume(tmp_path / "cut", progress=False).stopped is None
     assert final(tmp_path / "cut") == final(tmp_path / "whole")
 
