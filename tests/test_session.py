@@ -47,11 +47,11 @@ def test_the_next_chunk_is_begun_before_the_last_one_is_read(monkeypatch):
 
 def test_a_chunk_is_calibrated_once_and_stored(tmp_path):
     options = {"seeds": 2, "out": tmp_path / "run", "progress": False}
-    purerl.run(make("a2c", steps=64 * 400, evaluations=1), chunk_seconds=0.05, **options)
+    purerl.run(make("a2c", steps=64 * 4000, evaluations=1), chunk_seconds=0.05, **options)
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=None)
-    chunk = checkpoints.read_host(400)["chunk"]
+    chunk = checkpoints.read_host(4000)["chunk"]
     checkpoints.close()
-    assert 1 < chunk <= 400
+    assert 1 < chunk <= 4000
 
 
 def test_a_chunk_is_as_long_as_was_wished():
