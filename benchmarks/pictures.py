@@ -74,7 +74,7 @@ def typed(command: str, folder: Path, interrupt_at: float | None = None) -> list
         time.sleep(0.005)
     process.wait()
     text = shown.decode(errors="replace").replace("\r\n", "\n")
-    lines = [line.split("\r")[-1].rstrip() for line in text.splitlines()]
+    lines = [line.split("\r")[-1].rstrip() for line in text.split("\n")]
     return [f"$ {command}", *(line for line in lines if line)]
 
 

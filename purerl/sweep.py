@@ -44,7 +44,8 @@ class SweepResult(NamedTuple):
 
     def ranked(self) -> list[dict[str, Any]]:
         """A row a point, the best first: its values, IQM of the last evaluation, interval, worst
-        seed, failed seeds. A point that has a failed seed with no finite return comes last.
+        seed, failed seeds. Of equal IQMs the one with the higher interval comes first; a point that
+        has a failed seed with no finite return comes last.
         """
         rows = []
         for point, returns, failed in zip(self.points, self.returns, self.failed, strict=True):
@@ -62,7 +63,11 @@ class SweepResult(NamedTuple):
                     "failed": int(failed.sum()),
                 }
             )
-        return sorted(rows, key=lambda row: -row["iqm"] if np.isfinite(row["iqm"]) else np.inf)
+
+        def order(row: dict[str, Any]) -> tuple[bool, float, float, float]:
+            return not np.isfinite(row["iqm"]), -row["iqm"], -row["low"], -row["min"]
+
+        return sorted(rows, key=order)
 
     def table(self, top: int | None = None) -> str:
         """The ranking as text.
