@@ -28,13 +28,15 @@ from purerl.plotting import plot_curves
 from purerl.replay import Replay, prioritized, uniform
 from purerl.returns import discounted_return, gae, lambda_return, n_step_return, reward_to_go
 from purerl.rollout import unroll
-from purerl.run import RunResult, evaluate_run, load_policy, resume, run
+from purerl.run import RunResult, resume, run
+from purerl.saved import evaluate_run, load_policy
 from purerl.second_order.conjugate_gradient import CGResult, CGStop, conjugate_gradient
 from purerl.second_order.line_search import LineSearchResult, backtracking_line_search
 from purerl.second_order.products import fisher_diagonal, fisher_vector_product, hvp
 from purerl.session import RunOptions
 from purerl.statistics import iqm, iqm_interval
-from purerl.sweep import SweepResult, samples, sweep
+from purerl.sweep import samples, sweep
+from purerl.sweep_result import SweepResult, load_sweep
 from purerl.train.evaluate import Evaluation, evaluate
 from purerl.train.loop import Train, TrainResult, TrainState
 from purerl.train.off_policy import make_off_policy_train
@@ -108,6 +110,7 @@ __all__ = [
     "iqm",
     "iqm_interval",
     "load_policy",
+    "load_sweep",
     "make_experiment",
     "plot_curves",
     "resume",

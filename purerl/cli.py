@@ -305,7 +305,7 @@ def _report(result: Any, out: pathlib.Path) -> int:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    from purerl.run import evaluate_run
+    from purerl.saved import evaluate_run
     from purerl.statistics import iqm, iqm_interval
 
     names, options = _positional(arguments)

@@ -13,7 +13,7 @@ import numpy as np
 from purerl.checkpoint import Snapshot
 from purerl.train.evaluate import Evaluation
 from purerl.train.loop import Totals, Train, TrainState
-from purerl.train.sharding import Layout, to_host
+from purerl.train.sharding import Layout
 from purerl.types import Clock, PyTree
 
 
@@ -60,8 +60,8 @@ class Driver:
         """Compiles what trains and what evaluates, if that is not done yet."""
         if self.program is not None:
             return
-        template = self.template()
         with self.clock("compiling"):
+            template = self.template()
             advance = self.layout.vectorize(self._advance_one)
             evaluate = self.layout.vectorize(self._evaluate_one)
             count = jax.eval_shape(lambda: Clock(jnp.int32(0)))
@@ -127,9 +127,8 @@ class Driver:
         self.totals = self._zeros
 
     def evaluate(self) -> Evaluation:
-        """Evaluates all seeds, on the host."""
-        with self.clock("evaluating"):
-            return to_host(self._evaluate(self.rows, _seen(self.state)))
+        """Begins to evaluate all seeds."""
+        return self._evaluate(self.rows, _seen(self.state))
 
     def copy(self) -> tuple[TrainState, Totals]:
         """The state and totals as they are, in memory of their own, while training goes on."""
@@ -138,7 +137,15 @@ class Driver:
     @property
     def step(self) -> int:
         """Environment steps of each seed so far."""
-        return self.train.warmup_steps + self.done * self.train.steps_per_iteration
+        return self.step_after(self.done)
+
+    def step_after(self, iterations: int) -> int:
+        """Environment steps of each seed after so many iterations.
+
+        Args:
+            iterations: Since the beginning.
+        """
+        return self.train.warmup_steps + iterations * self.train.steps_per_iteration
 
     @contextlib.contextmanager
     def clock(self, what: str) -> Iterator[None]:

@@ -1,7 +1,9 @@
 """One process's part of a run: from its beginning or a checkpoint to its end or a stop."""
 
+import collections
 import contextlib
 import dataclasses
+import os
 import signal
 import threading
 import time
@@ -20,11 +22,12 @@ from purerl.provenance import environment
 from purerl.statistics import iqm
 from purerl.train.evaluate import Evaluation
 from purerl.train.loop import evaluation_iterations
-from purerl.train.sharding import Shard, any_host, from_hosts, to_host
+from purerl.train.sharding import Shard, any_host, begin_from_devices, from_hosts, to_host
 from purerl.validation import check_choice, check_integer, check_range, suggest
 from purerl.writers import Log, Writer, make_writers
 
 ROWS = 20  # of the log, where nothing is evaluated
+AFTER_CTRL_C = b"\nthe run stops at the end of its chunk; Ctrl-C again ends it at once\n"
 TRIAL = 0.5  # of the wished time of a chunk: what takes less says too little
 Stopped = Literal["SIGINT", "SIGTERM", "failure"]
 
@@ -96,6 +99,17 @@ class Outcome(NamedTuple):
     trouble: str | None  # what could not be written
 
 
+class _Chunk(NamedTuple):
+    """A part of a run that was begun; the devices may still be computing what came of it."""
+
+    length: int  # iterations
+    done: int  # iterations of the run at its end
+    report: Report
+    is_row: bool  # whether a row of the log ends with it
+    evaluation: Evaluation | None
+    copy: tuple[Any, Any] | None  # state and totals at its end, for a checkpoint
+
+
 class Session:
     """One process's part of a run."""
 
@@ -131,6 +145,7 @@ class Session:
         self.failed = np.zeros(driver.seeds, bool)
         self.stopped: Stopped | None = None
         self.received: list[Stopped] = []
+        self.wishes: Any = np.zeros((1, 3), bool)  # of all hosts, a chunk ago
         self.log = Log(make_writers(options.writers) if self.main and folder else [])
         self.trouble: dict[str, str] = {}
         self.newest: Checkpoints | None = None
@@ -185,51 +200,61 @@ class Session:
         self.progress = Progress(
             self.label, total, driver.seeds * driver.step, options.progress and self.main
         )
+        self._check_failed()
         self.saved_at = self.mark = time.perf_counter()
 
+    def _check_failed(self) -> None:
+        unfinished = self.driver.done < self.driver.train.iterations
+        if self.options.on_failure == "stop" and self.failed.any() and unfinished:
+            self.stopped = self.stopped or "failure"
+
     def _train(self) -> None:
-        """Chunk after chunk; the next one is begun before the last one's report is read."""
-        driver = self.driver
-        waiting: tuple[int, Report, Snapshot | None] | None = None
+        """Chunk after chunk; the next one is begun before what came of the last one is read: no
+        device waits for the host, nor for another device longer than a chunk.
+        """
+        driver, begun = self.driver, collections.deque[_Chunk]()
         while driver.done < driver.train.iterations and self.stopped is None:
-            stop, save = self._decide()
-            if stop:
-                self.stopped = stop
+            self.stopped, save = self._decide()
+            if self.stopped is not None:
                 break
-            point = next(p for p in self.points if p > driver.done)
-            length = min(self.chunk or self.trial, point - driver.done)
-            begin = time.perf_counter()
-            report = driver.advance(length)
-            at_point = driver.done == point
-            snapshot = self._snapshot() if save and not at_point else None
-            if waiting is not None:
-                self._read(*waiting)
-            waiting = length, report, snapshot
-            if at_point or not self.chunk:
-                self._read(*waiting)
-                waiting = None
-            if not self.chunk:
-                self._calibrate(length, time.perf_counter() - begin)
-            if at_point:
-                self._row(report)
-                if save:
-                    self._save(self.newest, self._snapshot())
-        if waiting is not None:
-            self._read(*waiting)
-        self._tick()
+            left = next(p for p in self.points if p > driver.done) - driver.done  # to a row
+            length = even_chunk(left, self.chunk) if self.chunk else min(self.trial, left)
+            begun.append(self._begin_chunk(length, length == left, save))
+            # A state that may be the best must be kept before the next chunk replaces it.
+            ahead = self.chunk > 0 and not (begun[-1].is_row and self.best is not None)
+            while len(begun) > ahead:
+                seconds = self._read(begun.popleft())
+                if not self.chunk:
+                    self._calibrate(length, seconds)
+        while begun:
+            self._read(begun.popleft())
+
+    def _begin_chunk(self, length: int, is_row: bool, save: bool) -> _Chunk:
+        driver = self.driver
+        report = driver.advance(length)
+        evaluation = driver.evaluate() if is_row and self.evaluated else None
+        if is_row:
+            driver.begin_row()
+        copy = driver.copy() if save else None
+        return _Chunk(length, driver.done, report, is_row, evaluation, copy)
 
     def _decide(self) -> tuple[Stopped | None, bool]:
-        """Whether to stop, and whether to write a checkpoint; the same on all hosts."""
-        due = time.perf_counter() - self.saved_at >= self.options.checkpoint_seconds
-        mine = [
-            "SIGINT" in self.received,
-            "SIGTERM" in self.received,
-            due and self.main and self.newest is not None,
-        ]
-        ctrl_c, terminated, save = np.any(from_hosts(np.array(mine)), axis=0)
-        if save:  # here, not where it is written: that is a chunk later
-            self.saved_at = time.perf_counter()
-        return "SIGTERM" if terminated else "SIGINT" if ctrl_c else None, save
+        """Whether to stop, and whether to write a checkpoint; the same on all hosts.
+
+        Several hosts go by what they wished a chunk ago: the devices exchange the answers, and the
+        newest ones wait behind the chunk that is being computed.
+        """
+        now = time.perf_counter()
+        due = now - self.saved_at >= self.options.checkpoint_seconds
+        due = due and self.main and self.newest is not None
+        if due:
+            self.saved_at = now
+        wishes = np.array(["SIGINT" in self.received, "SIGTERM" in self.received, due])
+        if jax.process_count() > 1:
+            before, self.wishes = self.wishes, begin_from_devices(wishes, self.driver.layout.mesh)
+            wishes = np.any(before, axis=0)
+        ctrl_c, terminated, save = wishes
+        return "SIGTERM" if terminated else "SIGINT" if ctrl_c else None, bool(save)
 
     def _calibrate(self, length: int, seconds: float) -> None:
         """Fixes the length of a chunk, once one has taken long enough to be measured."""
@@ -247,67 +272,71 @@ class Session:
         else:
             self.trial *= 2
 
-    def _read(self, length: int, report: Report, snapshot: Snapshot | None) -> None:
-        """Waits for a chunk, and shows what became of it."""
-        report = to_host(report)
+    def _read(self, chunk: _Chunk) -> float:
+        """Waits for a chunk, and shows what came of it; the seconds since the one before."""
+        report = to_host(chunk.report)
+        seconds = self._tick("training")
         new = report.failed & ~self.failed
         if new.any():
             names = ", ".join(map(str, np.flatnonzero(new)))
             self.progress.say(
-                f"seed {names}: an update was not finite by step {self.driver.step:,}; the learner "
-                "is kept as it was before it"
+                f"seed {names}: an update was not finite by step "
+                f"{self.driver.step_after(chunk.done):,}; the learner is kept as it was before it"
             )
         self.failed = np.asarray(report.failed)
-        if new.any() and self.options.on_failure == "stop":
-            self.stopped = "failure"
-        steps = length * self.driver.train.steps_per_iteration * self.driver.seeds
+        self._check_failed()
+        steps = chunk.length * self.driver.train.steps_per_iteration * self.driver.seeds
         self.progress.advance(steps, _train_return(report), self.failed)
-        if snapshot is not None:
-            self._save(self.newest, snapshot)
+        if chunk.is_row:
+            self._row(chunk, report)
+        if chunk.copy is not None:
+            self._save(self.newest, chunk.done, chunk.copy)
+        return seconds
 
-    def _row(self, report: Report) -> None:
-        """Evaluates, and writes a row a seed."""
-        driver = self.driver
-        self._tick()
-        evaluation = driver.evaluate() if self.evaluated else None
-        self.mark = time.perf_counter()
-        done_before = max(p for p in (0, *self.points) if p < driver.done)
-        rows = _rows(driver, evaluation, to_host(report), driver.done - done_before)
-        driver.begin_row()
-        if evaluation is not None:
+    def _row(self, chunk: _Chunk, report: Report) -> None:
+        """Waits for an evaluation, and writes a row a seed."""
+        step = self.driver.step_after(chunk.done)
+        evaluation = None
+        if chunk.evaluation is not None:
+            evaluation = to_host(chunk.evaluation)
+            self._tick("evaluating")
             value = np.asarray(evaluation.mean_return)
             before = [float(iqm(x)) for x in self.returns]
             is_best = iqm(value) > max([x for x in before if np.isfinite(x)], default=-np.inf)
-            self.steps.append(driver.step)
+            self.steps.append(step)
             self.returns.append(value)
             self.progress.evaluated(np.array(self.steps), np.stack(self.returns, axis=1))
             if is_best and self.best is not None:
-                self._save(self.best, self._snapshot())
+                self._save(self.best, chunk.done, self.driver.copy())
+        row_before = max(p for p in (0, *self.points) if p < chunk.done)
+        seconds = self.driver.seconds["training"]
+        rows = _rows(step, seconds, evaluation, report, chunk.done - row_before)
         self._note("log", self.log.write(rows))
 
-    def _snapshot(self) -> Snapshot:
-        """What a checkpoint holds, in memory of its own: the run goes on meanwhile."""
-        self._tick()
+    def _save(self, checkpoints: Checkpoints | None, done: int, copy: tuple[Any, Any]) -> None:
+        """Begins to write a checkpoint; trouble is told, and the run goes on.
+
+        Args:
+            checkpoints: Where.
+            done: Iterations.
+            copy: State and totals after them, in memory of their own: the run goes on meanwhile.
+        """
+        if checkpoints is None:
+            return
         host = {
             "run": self.description,
             "environment": self._environment(),
-            "iteration": self.driver.done,
-            "step": self.driver.step,
-            "finished": self.driver.done == self.driver.train.iterations,
+            "iteration": done,
+            "step": self.driver.step_after(done),
+            "finished": done == self.driver.train.iterations,
             "chunk": self.chunk,
             "seconds": dict(self.driver.seconds),
             "steps": self.steps[:],
             "returns": [x.tolist() for x in self.returns],
             "failed": self.failed.tolist(),
         }
-        return Snapshot(*self.driver.copy(), host)
-
-    def _save(self, checkpoints: Checkpoints | None, snapshot: Snapshot) -> None:
-        """Begins to write a checkpoint; trouble is told, and the run goes on."""
-        if checkpoints is None:
-            return
         try:
-            checkpoints.save(snapshot.host["iteration"], snapshot)
+            checkpoints.save(done, Snapshot(*copy, host))
             self._note(checkpoints.path.name, None)
         except OSError as error:
             self._note(checkpoints.path.name, str(error))
@@ -350,7 +379,7 @@ class Session:
         """The last checkpoint, and what could not be written before."""
         if self.newest is None:
             return
-        self._save(self.newest, self._snapshot())
+        self._save(self.newest, self.driver.done, self.driver.copy())
         for checkpoints in (self.newest, self.best):
             if checkpoints is None:
                 continue
@@ -378,11 +407,12 @@ class Session:
             self.progress.say(f"{trouble}; the run goes on, and tries again")
         self.trouble[what] = trouble
 
-    def _tick(self) -> None:
-        """Training time until now."""
+    def _tick(self, what: str) -> float:
+        """Adds the seconds since the last call to those of training or evaluating."""
         now = time.perf_counter()
-        self.driver.seconds["training"] += now - self.mark
-        self.mark = now
+        seconds, self.mark = now - self.mark, now
+        self.driver.seconds[what] += seconds
+        return seconds
 
 
 @contextlib.contextmanager
@@ -400,6 +430,7 @@ def _signals(received: list[Stopped]) -> Iterator[None]:
         received.append("SIGINT" if number == signal.SIGINT else "SIGTERM")
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
+            os.write(2, AFTER_CTRL_C)
 
     for number in before:
         signal.signal(number, handle)
@@ -410,6 +441,16 @@ def _signals(received: list[Stopped]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def even_chunk(left: int, most: int) -> int:
+    """Iterations of the next chunk, if a distance is cut into as few and as even ones as can be.
+
+    Args:
+        left: The distance, in iterations.
+        most: Iterations of a chunk at most.
+    """
+    return -(-left // -(-left // most))
+
+
 def _train_return(report: Report) -> np.ndarray:
     """Mean return ``[S]`` of the training episodes since the last row; NaN where none ended."""
     episodes = report.totals.episodes
@@ -418,7 +459,7 @@ def _train_return(report: Report) -> np.ndarray:
 
 
 def _rows(
-    driver: Driver, evaluation: Evaluation | None, report: Report, iterations: int
+    step: int, seconds: float, evaluation: Evaluation | None, report: Report, iterations: int
 ) -> dict[str, Any]:
     """The log's columns: one evaluation, and the training since the one before."""
     evaluated: dict[str, Any] = {}
@@ -429,13 +470,13 @@ def _rows(
             "unfinished": evaluation.unfinished,
         }
     return {
-        "seed": np.arange(driver.seeds),
-        "step": np.full(driver.seeds, driver.step),
+        "seed": np.arange(len(report.failed)),
+        "step": np.full(len(report.failed), step),
         **evaluated,
         "train_return": _train_return(report),
         "train_episodes": report.totals.episodes.ended,
         "refused": report.refused,
         "failed": report.failed.astype(int),
-        "seconds": np.full(driver.seeds, round(driver.seconds["training"], 3)),
+        "seconds": np.full(len(report.failed), round(seconds, 3)),
         **{k: np.asarray(x / iterations) for k, x in sorted(report.totals.info.items())},
     }

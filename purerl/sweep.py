@@ -15,85 +15,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from purerl.checkpoint import NEWEST, Checkpoints
 from purerl.driver import Driver
 from purerl.experiment import Experiment
 from purerl.folder import RunFolder, check_same
 from purerl.resources import memory_bytes, tree_bytes
 from purerl.session import RunOptions, Session, Stopped
-from purerl.statistics import iqm, iqm_interval
+from purerl.sweep_result import Collected, SweepResult, read_host
 from purerl.train.sharding import agreed, from_hosts, make_layout
 from purerl.train.vectorize import use_all_cores
 from purerl.validation import check_integer
 
-TABLE, DESCRIPTION = "sweep.csv", "config.json"
+TABLE = "sweep.csv"
 SPARE = 0.9  # of the memory: what else needs some
-
-
-class SweepResult(NamedTuple):
-    """What a sweep came to; P points, S seeds."""
-
-    points: list[dict[str, Any]]  # [P] what was varied
-    steps: list[np.ndarray]  # [P] environment steps [E] of the evaluations
-    returns: list[np.ndarray]  # [P] of [S, E]
-    failed: np.ndarray  # [P, S] bool
-    seconds: dict[str, float]  # compiling, training, evaluating
-    compilations: int  # groups of points that one program trains, and parts that fit into memory
-    stopped: Stopped | None = None  # why the sweep ended early
-    trouble: str | None = None  # what could not be written
-
-    def ranked(self) -> list[dict[str, Any]]:
-        """A row a point, the best first: its values, IQM of the last evaluation, interval, worst
-        seed, failed seeds. Of equal IQMs the one with the higher interval comes first; a point that
-        has a failed seed with no finite return comes last.
-        """
-        rows = []
-        for point, returns, failed in zip(self.points, self.returns, self.failed, strict=True):
-            if not returns.shape[1]:  # the sweep was stopped before
-                continue
-            last = returns[:, -1]
-            low, high = iqm_interval(last)
-            rows.append(
-                {
-                    **point,
-                    "iqm": float(iqm(last)),
-                    "low": float(low),
-                    "high": float(high),
-                    "min": float(last.min()),
-                    "failed": int(failed.sum()),
-                }
-            )
-
-        def order(row: dict[str, Any]) -> tuple[bool, float, float, float]:
-            return not np.isfinite(row["iqm"]), -row["iqm"], -row["low"], -row["min"]
-
-        return sorted(rows, key=order)
-
-    def table(self, top: int | None = None) -> str:
-        """The ranking as text.
-
-        Args:
-            top: How many points; all by default.
-        """
-        rows = self.ranked()[:top]
-        if not rows:
-            return "nothing was evaluated yet"
-        columns = [name for name in rows[0] if name not in ("low", "high")]
-        head = ["rank", *("return (IQM) [95 %]" if x == "iqm" else x for x in columns)]
-        lines = [head]
-        for i, row in enumerate(rows, 1):
-            cells = [
-                f"{row['iqm']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
-                if name == "iqm"
-                else _short(row[name])
-                for name in columns
-            ]
-            lines.append([str(i), *cells])
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        return "\n".join(
-            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-            for line in lines
-        )
 
 
 class _Group(NamedTuple):
@@ -257,13 +190,11 @@ class _Sweep:
         folder: RunFolder | None,
         options: RunOptions,
     ):
-        self.points, self.seeds, self.folder, self.options = points, seeds, folder, options
+        self.seeds, self.folder, self.options = seeds, folder, options
         self.groups = _groups(experiments)
         self.keys = jax.random.split(jax.random.key(seed), seeds)
         self.seed = seed
-        self.steps = [np.zeros(0, int) for _ in points]
-        self.returns = [np.zeros((seeds, 0)) for _ in points]
-        self.failed = np.zeros((len(points), seeds), bool)
+        self.known = Collected(points, seeds)
         self.seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
         self.compilations = 0
         self.stopped: Stopped | None = None
@@ -279,10 +210,10 @@ class _Sweep:
             if self.stopped:
                 break
         return SweepResult(
-            self.points,
-            self.steps,
-            self.returns,
-            self.failed,
+            self.known.points,
+            self.known.steps,
+            self.known.returns,
+            self.known.failed,
             self.seconds,
             self.compilations,
             self.stopped,
@@ -339,7 +270,7 @@ class _Sweep:
             "seed": self.seed,
         }
         begun = agreed(folder is not None and folder.begun())
-        if folder is not None and begun and (host := _finished(folder)) is not None:
+        if folder is not None and begun and (host := read_host(folder)) and host["finished"]:
             check_same(description, host["run"], str(folder.path))
             steps, failed = host["steps"], host["failed"]
             returns = np.array(host["returns"]).reshape(len(steps), last - first).T
@@ -353,16 +284,7 @@ class _Sweep:
             self.stopped, self.trouble = outcome.stopped, outcome.trouble or self.trouble
             for what, seconds in driver.seconds.items():
                 self.seconds[what] += seconds
-        for i, row in enumerate(range(first, last)):
-            point, s = group.points[row // self.seeds], row % self.seeds
-            if len(steps) > len(self.steps[point]):  # the first of its seeds, or it came further
-                more = len(steps) - len(self.steps[point])
-                self.steps[point] = np.array(steps, int)
-                self.returns[point] = np.pad(
-                    self.returns[point], ((0, 0), (0, more)), constant_values=np.nan
-                )
-            self.returns[point][s, : len(steps)] = returns[i]
-            self.failed[point, s] = failed[i]
+        self.known.add(group.points, first, steps, returns, failed)
 
     def _folder(self, number: int) -> pathlib.Path:
         assert self.folder is not None
@@ -419,25 +341,8 @@ def _fitting(driver: Driver, rows: int, copied: bool) -> int:
     return min(most, math.ceil(even / devices) * devices)
 
 
-def _finished(folder: RunFolder) -> dict[str, Any] | None:
-    """What the last checkpoint of a finished run says; None if it is not finished."""
-    if not (folder.path / NEWEST).is_dir():
-        return None
-    checkpoints = Checkpoints(folder.path / NEWEST, keep=None)
-    try:
-        iterations = checkpoints.iterations()
-        host = checkpoints.read_host(iterations[-1]) if iterations else None
-    finally:
-        checkpoints.close()
-    return host if host is not None and host["finished"] else None
-
-
 def _jsonable(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     def plain(x: Any) -> Any:
         return dataclasses.asdict(x) if dataclasses.is_dataclass(x) else x  # type: ignore
 
     return [{name: plain(x) for name, x in point.items()} for point in points]
-
-
-def _short(x: Any) -> str:
-    return f"{x:.4g}" if isinstance(x, float) else str(x)

@@ -15,7 +15,7 @@ from purerl.checkpoint import Checkpoints
 from purerl.cli import main
 from purerl.driver import Driver
 from purerl.progress import Progress
-from purerl.session import Session
+from purerl.session import Session, even_chunk
 
 
 @pytest.fixture
@@ -24,25 +24,25 @@ def chunks_of_one(monkeypatch):
 
 
 @pytest.mark.usefixtures("chunks_of_one")
-def test_the_next_chunk_is_begun_before_the_last_one_is_read(monkeypatch):
-    """But at a row of the log, where an evaluation waits anyway."""
-    events = []
-    advance, read, row = Driver.advance, Session._read, Session._row
-    for owner, name, function in (
-        (Driver, "advance", advance),
-        (Session, "_read", read),
-        (Session, "_row", row),
-    ):
+def test_the_next_chunk_is_begun_before_the_last_one_is_read(tmp_path, monkeypatch):
+    """At a row of the log too, but where the best state is to be kept."""
+    events: list[str] = []
+    for owner, name in ((Driver, "advance"), (Driver, "evaluate"), (Session, "_read")):
+        function = getattr(owner, name)
 
         def record(self, *args, name=name, function=function):
             events.append(name)
             return function(self, *args)
 
         monkeypatch.setattr(owner, name, record)
-    purerl.run(make("a2c", steps=384), seeds=2, progress=False)  # 6 iterations, 2 rows
-    first = ["advance", "_read"]  # is calibrated: nothing else at the same time
-    assert events[:7] == [*first, "advance", "advance", "_read", "_read", "_row"]
-    assert events[7:] == ["advance", "advance", "_read", "advance", "_read", "_read", "_row"]
+    experiment = make("a2c", steps=384)  # 6 iterations, 2 rows
+    purerl.run(experiment, seeds=2, progress=False)
+    first = ["advance", "_read", "advance"]  # is calibrated: nothing else at the same time
+    one, row = ["advance", "_read"], ["advance", "evaluate", "_read"]
+    assert events == [*first, *row, *one, *one, *row, "_read"]
+    events.clear()
+    purerl.run(experiment, seeds=2, progress=False, out=tmp_path / "run", keep_best=True)
+    assert events == [*first, *row, "_read", "advance", *one, *row, "_read"]
 
 
 def test_a_chunk_is_calibrated_once_and_stored(tmp_path):
@@ -71,6 +71,17 @@ def test_a_chunk_is_as_long_as_was_wished():
     session.points, session.chunk, session.trial = [30, 60], 0, 64
     session._calibrate(30, 0.3)  # no chunk is longer than from one row to the next
     assert session.chunk == 30
+
+
+@pytest.mark.parametrize(("left", "most"), [(10, 3), (9, 3), (1, 5), (1000, 499), (7, 1)])
+def test_chunks_are_even(left, most):
+    """A short one would leave the devices no time to run apart."""
+    lengths = []
+    while left - sum(lengths):
+        lengths.append(even_chunk(left - sum(lengths), most))
+    assert max(lengths) <= most
+    assert max(lengths) - min(lengths) <= 1
+    assert len(lengths) == -(-left // most)
 
 
 @pytest.mark.usefixtures("compiled_once")

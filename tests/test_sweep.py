@@ -81,12 +81,57 @@ def test_the_table_is_ranked_by_iqm(swept):
     assert [row["iqm"] for row in rows] == sorted((row["iqm"] for row in rows), reverse=True)
     assert all(row["low"] <= row["iqm"] <= row["high"] for row in rows)
     lines = result.table().splitlines()
-    assert lines[0].split()[:3] == ["rank", "learning_rate", "normalize_obs"]
+    assert lines[0].split()[:4] == ["rank", "point", "learning_rate", "normalize_obs"]
     assert [line.split()[0] for line in lines[1:]] == list("123456")
     assert len(result.table(top=2).splitlines()) == 3
     with (out / "sweep.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
     assert [float(row["iqm"]) for row in written] == [row["iqm"] for row in rows]
+    assert all(result.points[row["point"]].items() <= row.items() for row in rows)
+
+
+def test_a_sweep_is_read_from_its_folder(swept):
+    out, result = swept
+    read = purerl.load_sweep(out)
+    assert read.ranked() == result.ranked()
+    assert read.points == result.points
+    np.testing.assert_array_equal(read.returns, result.returns)
+    np.testing.assert_array_equal(read.steps, result.steps)
+    np.testing.assert_array_equal(read.failed, result.failed)
+    assert read.compilations == result.compilations
+    for what, seconds in read.seconds.items():  # the last checkpoint is a little before the end
+        assert 0 < seconds <= result.seconds[what]
+    with pytest.raises(FileNotFoundError, match="is no sweep"):
+        purerl.load_sweep(next(out.glob("group-000/rows-*")))
+
+
+def test_the_policies_of_a_sweep(swept, tmp_path):
+    """Each is the one that was evaluated: played again, it has the same return."""
+    out, result = swept
+    env = purerl.make_env("CartPole-v1")
+    for point, seed in ((0, 0), (3, 1), (4, 0), (5, 1)):  # of both programs
+        policy = purerl.load_policy(out, seed, point=point)
+        key = jax.random.split(jax.random.split(jax.random.key(0), 2)[seed], 3)[0]
+        key = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 1), 4)
+        played = purerl.evaluate(lambda obs, key, p=policy: p(obs), env, key, episodes=4)
+        np.testing.assert_allclose(played.mean_return, result.returns[point][seed, -1], rtol=1e-6)
+    best = result.ranked()[0]["point"]
+    seed = int(np.argmax(result.returns[best][:, -1]))
+    obs = jax.random.normal(jax.random.key(1), (200, 4))
+    chosen = purerl.load_policy(out, seed, point=best)(obs)
+    np.testing.assert_array_equal(purerl.load_policy(out)(obs), chosen)
+    with pytest.raises(ValueError, match=r"got point=6, wanted 'best' or 0 to 5"):
+        purerl.load_policy(out, point=6)
+    with pytest.raises(ValueError, match=r"got seed=2, wanted 'best' or 0 to 1"):
+        purerl.load_policy(out, 2, point=0)
+    part = next(out.glob("group-000/rows-*"))
+    for function in (purerl.load_policy, purerl.evaluate_run, purerl.resume):
+        with pytest.raises(ValueError, match="is a sweep, or a part of one"):
+            function(part)
+    experiment = make(steps=128)
+    purerl.run(experiment, seeds=1, out=tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="is no sweep, so it has no point 1"):
+        purerl.load_policy(tmp_path / "run", point=1)
 
 
 def test_a_seed_that_fails_is_counted_and_harms_no_other(tmp_path):

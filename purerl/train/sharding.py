@@ -159,6 +159,18 @@ def from_hosts(value: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(value))
 
 
+def begin_from_devices(value: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
+    """What each device's host says, ``[devices, ...]``; the devices do it when they come to it.
+
+    Args:
+        value: What this host says.
+        mesh: Of all hosts' devices.
+    """
+    each = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    shape = (mesh.size, *value.shape)
+    return _replicate(mesh)(jax.make_array_from_callback(shape, each, lambda _: value[None]))
+
+
 def agreed(flag: bool) -> bool:
     """What the first host says.
 

@@ -1,0 +1,185 @@
+"""What a sweep came to: its points ranked, and read again from its folder."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from purerl.checkpoint import NEWEST, Checkpoints
+from purerl.folder import RunFolder
+from purerl.session import Stopped
+from purerl.statistics import iqm, iqm_interval
+
+
+class SweepResult(NamedTuple):
+    """What a sweep came to; P points, S seeds."""
+
+    points: list[dict[str, Any]]  # [P] what was varied
+    steps: list[np.ndarray]  # [P] environment steps [E] of the evaluations
+    returns: list[np.ndarray]  # [P] of [S, E]
+    failed: np.ndarray  # [P, S] bool
+    seconds: dict[str, float]  # compiling, training, evaluating
+    compilations: int  # groups of points that one program trains, and parts that fit into memory
+    stopped: Stopped | None = None  # why the sweep ended early
+    trouble: str | None = None  # what could not be written
+
+    def ranked(self) -> list[dict[str, Any]]:
+        """A row a point, the best first: its number and values, IQM of the last evaluation,
+        interval, worst seed, failed seeds. Of equal IQMs the one with the higher interval comes
+        first; a point that has a failed seed with no finite return comes last.
+        """
+        rows = []
+        each = zip(self.points, self.returns, self.failed, strict=True)
+        for number, (point, returns, failed) in enumerate(each):
+            if not returns.shape[1]:  # the sweep was stopped before
+                continue
+            last = returns[:, -1]
+            low, high = iqm_interval(last)
+            rows.append(
+                {
+                    "point": number,
+                    **point,
+                    "iqm": float(iqm(last)),
+                    "low": float(low),
+                    "high": float(high),
+                    "min": float(last.min()),
+                    "failed": int(failed.sum()),
+                }
+            )
+
+        def order(row: dict[str, Any]) -> tuple[bool, float, float, float]:
+            return not np.isfinite(row["iqm"]), -row["iqm"], -row["low"], -row["min"]
+
+        return sorted(rows, key=order)
+
+    def table(self, top: int | None = None) -> str:
+        """The ranking as text.
+
+        Args:
+            top: How many points; all by default.
+        """
+        rows = self.ranked()[:top]
+        if not rows:
+            return "nothing was evaluated yet"
+        columns = [name for name in rows[0] if name not in ("low", "high")]
+        head = ["rank", *("return (IQM) [95 %]" if x == "iqm" else x for x in columns)]
+        lines = [head]
+        for i, row in enumerate(rows, 1):
+            cells = [
+                f"{row['iqm']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+                if name == "iqm"
+                else _short(row[name])
+                for name in columns
+            ]
+            lines.append([str(i), *cells])
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        return "\n".join(
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+            for line in lines
+        )
+
+
+class Collected:
+    """What is known of each point, as the parts of a sweep are finished."""
+
+    def __init__(self, points: list[dict[str, Any]], seeds: int):
+        """Nothing is known.
+
+        Args:
+            points: What was varied, P of them.
+            seeds: S of each.
+        """
+        self.points, self.seeds = points, seeds
+        self.steps = [np.zeros(0, int) for _ in points]
+        self.returns = [np.zeros((seeds, 0)) for _ in points]
+        self.failed = np.zeros((len(points), seeds), bool)
+
+    def add(
+        self,
+        group: Sequence[int],
+        first: int,
+        steps: np.ndarray,
+        returns: np.ndarray,
+        failed: np.ndarray,
+    ) -> None:
+        """What one part came to, or has come to until it was stopped.
+
+        Args:
+            group: Points whose seeds are the rows of its group, point after point.
+            first: Its first row in them.
+            steps: ``[E]``, of the evaluations.
+            returns: ``[R, E]`` of its rows.
+            failed: ``[R]`` bool.
+        """
+        for i in range(len(failed)):
+            point, seed = group[(first + i) // self.seeds], (first + i) % self.seeds
+            if len(steps) > len(self.steps[point]):  # the first of its seeds, or it came further
+                more = len(steps) - len(self.steps[point])
+                self.steps[point] = np.array(steps, int)
+                self.returns[point] = np.pad(
+                    self.returns[point], ((0, 0), (0, more)), constant_values=np.nan
+                )
+            self.returns[point][seed, : len(steps)] = returns[i]
+            self.failed[point, seed] = failed[i]
+
+
+def load_sweep(path: str | pathlib.Path) -> SweepResult:
+    """What the sweep in a folder has come to, as far as its checkpoints tell.
+
+    Args:
+        path: The sweep's folder.
+
+    Raises:
+        FileNotFoundError: If the folder holds no sweep.
+        ValueError: If a checkpoint is damaged, or of another version.
+    """
+    folder = RunFolder(path)
+    config = folder.read_config()
+    if "experiments" not in config:
+        raise FileNotFoundError(f"{folder.path} is no sweep, wanted the folder of one.")
+    known = Collected(config["points"], config["seeds"])
+    seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
+    parts = sweep_parts(folder)
+    for part in parts:
+        host = read_host(part)
+        if host is None:
+            continue
+        returns = np.array(host["returns"]).reshape(len(host["steps"]), -1).T
+        run = host["run"]
+        known.add(run["points"], run["rows"][0], host["steps"], returns, host["failed"])
+        for what in seconds:
+            seconds[what] += host["seconds"][what]
+    return SweepResult(
+        known.points, known.steps, known.returns, known.failed, seconds, len(parts), None, None
+    )
+
+
+def sweep_parts(folder: RunFolder) -> list[RunFolder]:
+    """The runs that a sweep has begun.
+
+    Args:
+        folder: The sweep's.
+    """
+    found = [RunFolder(path) for path in sorted(folder.path.glob("group-*/rows-*"))]
+    return [part for part in found if part.begun()]
+
+
+def read_host(folder: RunFolder) -> dict[str, Any] | None:
+    """What the newest checkpoint of a run says of itself; None if there is none.
+
+    Args:
+        folder: The run's.
+    """
+    if not (folder.path / NEWEST).is_dir():
+        return None
+    checkpoints = Checkpoints(folder.path / NEWEST, keep=None)
+    try:
+        iterations = checkpoints.iterations()
+        return checkpoints.read_host(iterations[-1]) if iterations else None
+    finally:
+        checkpoints.close()
+
+
+def _short(x: Any) -> str:
+    return f"{x:.4g}" if isinstance(x, float) else str(x)
