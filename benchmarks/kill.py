@@ -1,14 +1,14 @@
 """Kills training runs with SIGKILL at random moments, resumes them, and compares the bytes.
 
-    python benchmarks/kill.py                    # 4 algorithms x 20 kills, a quarter of an hour
+    python benchmarks/kill.py                    # 4 algorithms x 20 kills, half an hour
     python benchmarks/kill.py --only ppo_clip --kills 3 --output /tmp/kill.json
 
-For each algorithm one run is never interrupted. Every other one is killed once, at a random moment
-between its first iterations and its end (every second one as soon as, after that moment, a
+For each algorithm two runs are never interrupted. Every other one is killed once, at a random
+moment between its first iterations and its end (every second one as soon as, after that moment, a
 checkpoint is being written), resumed by ``purerl train --resume``, and must end with the same
 bytes: the checksums of every array of the last checkpoint (learner, optimizer, factors, replay
 buffer, environments, normalizers, keys, counters), all evaluations, and the rows of the log but for
-their wall time.
+their wall time. A run that had ended before it was to be killed is another one's turn again.
 """
 
 import concurrent.futures
@@ -117,8 +117,18 @@ def whole(name: str, folder: Path, options: Options) -> tuple[dict[str, Any], fl
     return final_bytes(folder), time.perf_counter() - begin
 
 
-def killed(name: str, folder: Path, options: Options, delay: float, in_write: bool) -> str:
-    """A run that is killed and resumed: at what moment."""
+def newest(folder: Path) -> int:
+    """Iterations at the newest whole checkpoint; 0 if there is none."""
+    names = [path.name for path in (folder / "checkpoints").iterdir()]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def killed(
+    name: str, folder: Path, options: Options, delay: float, in_write: bool
+) -> tuple[str, int] | None:
+    """A run that is killed and resumed: at what moment, and after how many iterations it went on;
+    None if it had ended before.
+    """
     process = start(train(name, folder, options), folder.parent / "cache")
     while process.poll() is None and not (folder / "checkpoints").exists():
         time.sleep(0.01)
@@ -127,48 +137,60 @@ def killed(name: str, folder: Path, options: Options, delay: float, in_write: bo
         time.sleep(0.0005)
     moment = "while a checkpoint was written" if writing(folder) else "between checkpoints"
     if process.poll() is not None:
-        moment = "after its end"
-    else:
-        os.killpg(process.pid, signal.SIGKILL)
+        return None
+    os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    if (folder / "learning_curve.png").exists():  # it had ended, but for its process
+        return None
+    done = newest(folder)
     finish(start(["train", "--resume", str(folder), *COMMON[-5:]], folder.parent / "cache"))
-    return moment
+    return moment, done
 
 
 def trial(name: str, folder: Path, options: Options) -> dict[str, Any]:
     """All kills of one algorithm."""
     expected, seconds = whole(name, folder / "whole", options)
-    again, _ = whole(name, folder / "again", options)
-    moments = random.Random(f"{options.random_seed} {name}")
-    delays = [moments.uniform(0, 0.95 * seconds) for _ in range(options.kills)]
+    repeated, _ = whole(name, folder / "repeated", options)
 
-    def one(i: int) -> tuple[str, bool]:
-        run = folder / f"killed-{i}"
-        moment = killed(name, run, options, delays[i], in_write=i % 2 == 1)
-        return moment, final_bytes(run) == expected
+    def one(i: int) -> dict[str, Any]:
+        moments = random.Random(f"{options.random_seed} {name} {i}")
+        for again in range(100):
+            run, delay = folder / f"killed-{i}-{again}", moments.uniform(0, 0.95 * seconds)
+            outcome = killed(name, run, options, delay, in_write=i % 2 == 1)
+            if outcome is not None:
+                break
+        else:
+            raise SystemExit(f"{name}: no run could be killed before its end")
+        return {
+            "delay": round(delay, 2),
+            "moment": outcome[0],
+            "resumed after": outcome[1],
+            "equal": final_bytes(run) == expected,
+        }
 
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        outcomes = list(pool.map(one, range(options.kills)))
+        kills = list(pool.map(one, range(options.kills)))
     return {
         "seconds": round(seconds, 1),
-        "repeated without a kill, equal": again == expected,
-        "delays": [round(x, 2) for x in delays],
-        "moments": [moment for moment, _ in outcomes],
-        "equal": [equal for _, equal in outcomes],
+        "iterations": expected["iteration"],
+        "repeated without a kill, equal": repeated == expected,
+        "kills": kills,
     }
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """A row an algorithm."""
     lines = [
-        "| algorithm | killed | of these while a checkpoint was written | equal bytes |",
-        "|---|---|---|---|",
+        "| algorithm | killed | of these while a checkpoint was written | before the first one | "
+        "resumed to equal bytes |",
+        "|---|---|---|---|---|",
     ]
     for name, result in results.items():
-        inside = result["moments"].count("while a checkpoint was written")
-        count = len(result["moments"]) - result["moments"].count("after its end")
-        equal = f"{sum(result['equal'])} of {len(result['equal'])}"
-        lines.append(f"| {name} | {count} | {inside} | {equal} |")
+        kills = result["kills"]
+        inside = sum(kill["moment"] == "while a checkpoint was written" for kill in kills)
+        first = sum(not kill["resumed after"] for kill in kills)
+        equal = f"{sum(kill['equal'] for kill in kills)} of {len(kills)}"
+        lines.append(f"| {name} | {len(kills)} | {inside} | {first} | {equal} |")
     return "\n".join(lines)
 
 
@@ -183,7 +205,13 @@ def main(options: Options) -> int:
     record = {**circumstances("kill", options), "results": results}
     files[0].write_text(json.dumps(record, indent=1) + "\n")
     files[1].write_text(table(results) + "\n")
-    return int(not all(all(result["equal"]) for result in results.values()))
+    return int(
+        not all(
+            result["repeated without a kill, equal"]
+            and all(kill["equal"] for kill in result["kills"])
+            for result in results.values()
+        )
+    )
 
 
 if __name__ == "__main__":

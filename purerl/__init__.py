@@ -33,7 +33,7 @@ from purerl.saved import evaluate_run, load_policy
 from purerl.second_order.conjugate_gradient import CGResult, CGStop, conjugate_gradient
 from purerl.second_order.line_search import LineSearchResult, backtracking_line_search
 from purerl.second_order.products import fisher_diagonal, fisher_vector_product, hvp
-from purerl.session import RunOptions
+from purerl.session import RunOptions, Terminated
 from purerl.statistics import iqm, iqm_interval
 from purerl.sweep import samples, sweep
 from purerl.sweep_result import SweepResult, load_sweep
@@ -105,6 +105,7 @@ __all__ = [
     "RunOptions",
     "RunResult",
     "SweepResult",
+    "Terminated",
     "Writer",
     "evaluate_run",
     "iqm",

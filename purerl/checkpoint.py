@@ -8,7 +8,9 @@ in the background, and renames it when it is whole.
 """
 
 import contextlib
+import errno
 import logging
+import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,12 +23,15 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from purerl.train.loop import TrainState
-from purerl.train.sharding import Layout, from_hosts, with_keys, without_keys
+from purerl.train.sharding import Layout, any_host, from_hosts, gathered, with_keys, without_keys
 from purerl.types import PyTree
 
 FORMAT = 1
 # What the error of a file that may be whole says.
-UNDAMAGED = ("MemoryError", "RESOURCE_EXHAUSTED", "PermissionError", "PERMISSION_DENIED", "Timeout")
+UNDAMAGED = (
+    *("MemoryError", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED"),
+    *("Timeout", "Input/output error", "Stale file handle", "Too many open files"),
+)
 NEWEST, BEST = "checkpoints", "best"  # folders
 POLICY = ("[0].learner", "[0].normalizer")  # what acting needs of (state, totals)
 
@@ -50,15 +55,22 @@ class Checkpoints:
             keep: How many checkpoints stay, older ones are deleted; None: only to read.
         """
         _quieten()
-        self.path = path
+        self.path, self._keep = path, keep
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation_policy.LatestN(keep),
-            read_only=keep is None,
+            preservation_policy=preservation_policy.LatestN(self._keep),
+            read_only=self._keep is None,
             # What a process that was killed while writing has left.
-            cleanup_tmp_directories=keep is not None,
+            cleanup_tmp_directories=self._keep is not None,
             save_root_metadata=False,
+            # Hosts wait for one another by names, which two folders must not share.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=self.path.name
+            ),
         )
-        self._manager = ocp.CheckpointManager(path.absolute(), options=options)
+        return ocp.CheckpointManager(self.path.absolute(), options=options)
 
     def save(self, iteration: int, snapshot: Snapshot) -> None:
         """Begins to write a checkpoint; the one before it is finished first.
@@ -99,17 +111,29 @@ class Checkpoints:
             raise trouble
 
     def wait(self) -> None:
-        """Returns when the last checkpoint is written.
+        """Returns when the last checkpoint is written; all hosts call it.
 
         Raises:
-            OSError: If it cannot be written.
+            OSError: If it cannot be written; what was written of it is deleted.
         """
-        with self._writing():
-            self._manager.wait_until_finished()
+        trouble = None
+        try:
+            with self._writing():
+                self._manager.wait_until_finished()
+        except OSError as error:
+            trouble = error
+        if any_host(trouble is not None):
+            # Orbax leaves the torn folder, which takes space, and loses count of older ones.
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            self._manager = self._open()
+        if trouble is not None:
+            raise trouble
 
     def close(self) -> None:
-        """Ends the threads that write."""
-        self._manager.close()
+        """Ends the threads that write; what trouble they had, :meth:`wait` tells."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
 
     def iterations(self) -> list[int]:
         """Of the checkpoints that are whole, ascending."""
@@ -218,11 +242,11 @@ class Checkpoints:
 
     def _torn(self, iteration: int, why: str) -> ValueError:
         others = [i for i in self.iterations() if i != iteration]
-        advice = (
-            f"delete that folder to continue from {self.path / str(others[-1])}"
-            if others
-            else "there is no other: begin the run again, with --overwrite"
-        )
+        advice = "there is no other: begin the run again, with --overwrite"
+        if others:
+            advice = f"move that folder away to continue from {self.path / str(others[-1])}"
+        elif self.path.name == BEST:
+            advice = "move that folder away to go on without it"
         return ValueError(f"{self.path / str(iteration)} is damaged ({why}); {advice}.")
 
     @contextlib.contextmanager
@@ -232,7 +256,8 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
             why = str(error).strip().splitlines() or [type(error).__name__]
             text = f"{type(error).__name__} {error}"
-            if any(word in text for word in UNDAMAGED):
+            passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+            if passing or any(word in text for word in UNDAMAGED):
                 raise OSError(f"{self.path / str(iteration)} cannot be read: {why[0]}") from error
             raise self._torn(iteration, why[0][:200]) from error
 
@@ -241,8 +266,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # TensorStore's are ValueErrors
-            why = str(error).strip().splitlines() or [type(error).__name__]
-            raise OSError(f"{self.path}: no checkpoint could be written: {why[0][:300]}") from error
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            why = os.strerror(errno.ENOSPC)
+            why = why if why in str(error) else lines[0][:300]  # at the end of a long story
+            raise OSError(f"{self.path}: no checkpoint could be written: {why}") from error
 
 
 def checksums(tree: PyTree) -> list[int | None]:
@@ -251,7 +278,7 @@ def checksums(tree: PyTree) -> list[int | None]:
     Args:
         tree: Leaves ``[S, ...]``; Clocks, the same for all, count for each.
     """
-    leaves = jax.tree.leaves(without_keys(tree))
+    leaves = [_whole_rows(x) for x in jax.tree.leaves(without_keys(tree))]
     seeds = max(x.shape[0] for x in leaves if x.ndim)
     sums: list[int | None] = [0] * seeds
     for leaf in leaves:
@@ -278,18 +305,24 @@ def of_all_hosts(sums: list[int | None]) -> list[int | None]:
     return [int(x) if is_known else None for is_known, x in gathered]
 
 
+def _whole_rows(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """An array whose shards hold whole rows: one of sharded environments is put together."""
+    if not isinstance(leaf, jax.Array) or not leaf.ndim:
+        return leaf
+    if leaf.addressable_shards[0].data.shape[1:] == leaf.shape[1:]:
+        return leaf
+    return jax.device_get(gathered(leaf))
+
+
 def _rows(leaf: jax.Array | np.ndarray) -> list[Any]:
-    """Bytes of each row that is wholly on this host, without a copy of them."""
+    """Bytes of each row that is on this host, without a copy of them."""
     rows: list[Any] = [None] * leaf.shape[0]
     shards = [(0, leaf)]
     if isinstance(leaf, jax.Array):
         shards = [(x.index[0].start or 0, x.data) for x in leaf.addressable_shards]
-        if leaf.is_fully_addressable and shards[0][1].shape[1:] != leaf.shape[1:]:
-            shards = [(0, leaf)]  # environments are sharded, not seeds
     for first, data in shards:
-        if data.shape[1:] == leaf.shape[1:]:
-            flat = np.ascontiguousarray(data).reshape(len(data), -1).view(np.uint8)
-            rows[first : first + len(flat)] = flat
+        flat = np.ascontiguousarray(data).reshape(len(data), -1).view(np.uint8)
+        rows[first : first + len(flat)] = flat
     return rows
 
 
@@ -340,5 +373,10 @@ def describe(array: Any) -> str:
 
 
 def _quieten() -> None:
-    """Orbax tells of every step it takes."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    """Orbax tells of every step it takes, and of each error many times in many lines."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_not_of_orbax)  # the same function is added once
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname and "orbax" not in record.getMessage()

@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from purerl import session
@@ -173,14 +173,13 @@ def _train(arguments: list[str]) -> int:
     names, options = _positional(arguments)
     if not names and any(option.partition("=")[0] == "--resume" for option in options):
         (drive,) = _parse("purerl train", options, _begun_with(options))
-        return _report(resume(drive.resume, **_driven(drive)), drive.resume)
+        return _report(lambda: resume(drive.resume, **_driven(drive)), drive.resume)
     parsed = _experiment("train", names, options, RunOptions())
     if parsed is None:
         return 0
     experiment, chosen = parsed
     out = chosen.resume or chosen.out or _new_folder(*names)
-    result = run(experiment, out=out, **_numbered(chosen))
-    return _report(result, out)
+    return _report(lambda: run(experiment, out=out, **_numbered(chosen)), out)
 
 
 def _sweep(arguments: list[str]) -> int:
@@ -205,7 +204,7 @@ def _sweep(arguments: list[str]) -> int:
         ranges = {name: _range(name, text) for name, text in map(_named, chosen.sample)}
         values = samples(chosen.samples, chosen.seed, **ranges)
     out = chosen.resume or chosen.out or _new_folder("sweep", *names)
-    result = sweep(experiment.replace, values, out=out, **_numbered(chosen))
+    result = _result(lambda: sweep(experiment.replace, values, out=out, **_numbered(chosen)))
     if jax.process_index() == 0:
         print(result.table(chosen.top))
         print(" | ".join(f"{x:.1f} s {what}" for what, x in result.seconds.items()))
@@ -292,16 +291,27 @@ def _driven(chosen: session.RunOptions) -> dict[str, Any]:
     return {f.name: getattr(chosen, f.name) for f in dataclasses.fields(session.RunOptions)}
 
 
-def _report(result: Any, out: pathlib.Path) -> int:
-    """Prints what came of a run; its exit status."""
+def _report(train: Callable[[], Any], out: pathlib.Path) -> int:
+    """Prints what comes of a run; its exit status."""
     import jax
 
+    result = _result(train)
     if jax.process_index() == 0:
         print(result.summary())
         print(f"{WHY.get(result.stopped, '')}written to {out}")
         if result.stopped:
             print(f"go on with: purerl train --resume {out}")
     return STATUS.get(result.stopped, 1 if result.trouble else 0)
+
+
+def _result(train: Callable[[], Any]) -> Any:
+    """What a run or sweep came to, if it was terminated until then."""
+    try:
+        return train()
+    except session.Terminated as end:
+        if end.result is None:  # nothing was begun yet
+            raise
+        return end.result
 
 
 def _evaluate(arguments: list[str]) -> int:
@@ -329,6 +339,7 @@ def _evaluate(arguments: list[str]) -> int:
 def _plot(arguments: list[str]) -> int:
     from purerl.folder import RunFolder
     from purerl.plotting import plot_curves, save_plot
+    from purerl.saved import read_run
 
     names, options = _positional(arguments)
     if not names and not {"-h", "--help"} & set(options):
@@ -339,7 +350,7 @@ def _plot(arguments: list[str]) -> int:
     if chosen.out.exists() and not chosen.overwrite:
         raise FileExistsError(f"{chosen.out} exists; choose another --out, or give --overwrite.")
     folders = [RunFolder(name) for name in names]
-    configs = [folder.read_config() for folder in folders]
+    configs = [read_run(folder) for folder in folders]
     envs = {config["env"] for config in configs}
     curves = {}
     for folder, config in zip(folders, configs, strict=True):

@@ -49,12 +49,28 @@ class Driver:
         """
         self.build, self.layout, self.seeds = build, layout, len(keys)
         self.train = build({name: x[0].item() for name, x in values.items()})
-        self.rows = layout.put(({name: jnp.asarray(x) for name, x in values.items()}, keys))
+        self.use(values, keys)
         self._init = jax.jit(layout.vectorize(self._init_one))
         self._copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x))
         self.program: Any = None
+
+    def use(self, values: dict[str, np.ndarray], keys: jax.Array) -> None:
+        """Other seeds, as many, for the same programs; what was trained before is forgotten.
+
+        Args:
+            values: Hyper-parameters ``[S]`` of the same names.
+            keys: Keys ``[S]``.
+        """
+        self.rows = self.layout.put(({name: jnp.asarray(x) for name, x in values.items()}, keys))
+        self.release()
         self.done = 0  # iterations
         self.seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
+
+    def release(self) -> None:
+        """Frees the memory of the run's state."""
+        self.state: Any = None
+        self.totals: Any = None
+        self._zeros: Any = None
 
     def compile(self) -> None:
         """Compiles what trains and what evaluates, if that is not done yet."""

@@ -5,13 +5,17 @@
 ``checkpoints/``     the newest states of the whole run (``checkpoint.py``)
 ``best/``            on request, that of the best evaluation
 ``learning_curve.png``
+``lock``             held by the process that trains
 """
 
+import contextlib
 import csv
+import fcntl
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +24,8 @@ from purerl.experiment import dumps
 from purerl.provenance import provenance
 
 CONFIG, ROWS, PLOT = "config.json", "evaluations.csv", "learning_curve.png"
+PART = CONFIG + ".part"
+LOCK = "lock"
 
 
 class RunFolder:
@@ -43,7 +49,8 @@ class RunFolder:
             raise FileExistsError(
                 f"{self.path} is a file, wanted a new folder; choose another --out."
             )
-        if self.path.exists() and any(self.path.iterdir()):
+        # A process that was killed while it made the folder leaves what is as good as nothing.
+        if self.path.exists() and any(path.name != PART for path in self.path.iterdir()):
             if not overwrite:
                 raise FileExistsError(
                     f"{self.path} exists and is not empty, wanted a new folder; choose another "
@@ -65,12 +72,38 @@ class RunFolder:
             description: What is run, JSON-ready.
             options: How it is driven; what resumes it does it in the same way.
         """
+        if (self.path / CONFIG).exists():
+            with self.lock():
+                pass
         if self.path.exists():
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
-        temporary = self.path / (CONFIG + ".part")
+            for path in self.path.iterdir():  # the config at last: until then it is a run's folder
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != CONFIG:
+                    path.unlink()
+            (self.path / CONFIG).unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.path / PART
         temporary.write_text(dumps({**description, "options": options, **provenance()}))
         temporary.replace(self.path / CONFIG)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes from training in this folder until it is left, or killed.
+
+        Raises:
+            OSError: If another process does.
+        """
+        with (self.path / LOCK).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OSError(
+                    f"{self.path} is in use by another process; wait for its end, or end it."
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            yield
 
     def begun(self) -> bool:
         """Whether there is a run in the folder."""

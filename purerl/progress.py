@@ -3,15 +3,18 @@
 import importlib.util
 import io
 import sys
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tqdm
 import tqdm.auto
-from matplotlib.figure import Figure
 
 from purerl.plotting import plot_curves
 from purerl.statistics import iqm
+
+REST = 50  # times as long as drawing a picture took, nothing is drawn
 
 
 class Progress:
@@ -34,31 +37,31 @@ class Progress:
         )
         self._curve = _LiveCurve() if enabled and _in_notebook() else None
 
-    def advance(self, steps: int, train_return: np.ndarray, failed: np.ndarray) -> None:
+    def advance(self, steps: int, train_return: np.ndarray, failed: str) -> None:
         """After a chunk.
 
         Args:
             steps: Environment steps of all seeds in it.
             train_return: ``[S]`` since the last row of the log; NaN where no episode ended.
-            failed: ``[S]`` bool.
+            failed: How many seeds failed and which, in words; empty if none did.
         """
         if not self._return.startswith("return") and np.isfinite(train_return).all():
             self._return = f"training return {iqm(train_return):.1f}"
-        self._failed = _named(failed)
+        self._failed = failed
         self._show()
         self._bar.update(steps)
 
-    def evaluated(self, steps: np.ndarray, returns: np.ndarray) -> None:
+    def evaluated(self, steps: Sequence[int], returns: Sequence[np.ndarray]) -> None:
         """After an evaluation.
 
         Args:
-            steps: Environment steps ``[E]`` of all evaluations so far.
-            returns: ``[S, E]``.
+            steps: Environment steps of all evaluations so far.
+            returns: Of each of them ``[S]``.
         """
-        self._return = f"return {iqm(returns[:, -1]):.1f}"
+        self._return = f"return {iqm(returns[-1]):.1f}"
         self._show()
         if self._curve is not None:
-            self._curve.show(plot_curves({self._label: (steps, returns)}))
+            self._curve.show(self._label, steps, returns)
 
     def say(self, what: str) -> None:
         """A line above the bar.
@@ -72,6 +75,8 @@ class Progress:
     def close(self) -> None:
         """Leaves the bar as it is."""
         self._bar.close()
+        if self._curve is not None:
+            self._curve.finish()
 
     def _show(self) -> None:
         parts = [self._return, self._failed]
@@ -79,35 +84,46 @@ class Progress:
 
 
 class _LiveCurve:
-    """One picture in a notebook's page, replaced at every evaluation."""
+    """One picture in a notebook's page, replaced after evaluations: as often as drawing it takes a
+    fiftieth of the time, and at the end.
+    """
 
     def __init__(self) -> None:
         self._handle: Any = None
+        self._next = 0.0
+        self._missing: Any = None  # a curve that was not drawn yet
 
-    def show(self, figure: Figure) -> None:
-        """Draws it.
+    def show(self, label: str, steps: Sequence[int], returns: Sequence[np.ndarray]) -> None:
+        """Draws the curve, or keeps it for later.
 
         Args:
-            figure: The learning curve so far.
+            label: What is trained.
+            steps: Environment steps of all evaluations so far.
+            returns: Of each of them ``[S]``.
         """
+        self._missing = label, steps, returns
+        begin = time.perf_counter()
+        if begin >= self._next:
+            self.finish()
+            end = time.perf_counter()
+            self._next = end + REST * (end - begin)
+
+    def finish(self) -> None:
+        """Draws what was not drawn yet."""
+        if self._missing is None:
+            return
         from IPython.display import Image, display
 
+        label, steps, returns = self._missing
+        self._missing = None
         png = io.BytesIO()
+        figure = plot_curves({label: (np.array(steps), np.stack(returns, axis=1))})
         figure.savefig(png, format="png", dpi=100)
         picture = Image(png.getvalue())
         if self._handle is None:
             self._handle = display(picture, display_id=True)
         else:
             self._handle.update(picture)
-
-
-def _named(failed: np.ndarray) -> str:
-    """How many seeds failed, and which (the first few)."""
-    seeds = np.flatnonzero(failed)
-    if not len(seeds):
-        return ""
-    names = ", ".join(map(str, seeds[:5])) + (", ..." if len(seeds) > 5 else "")
-    return f"{len(seeds)} failed (seed {names})"
 
 
 def _in_notebook() -> bool:

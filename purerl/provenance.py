@@ -5,12 +5,21 @@ import os
 import pathlib
 import platform
 import subprocess
+import zlib
 from typing import Any
 
 import jax
+import numpy as np
+
+from purerl.train.sharding import from_hosts
 
 PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
-FLAGS = ("enable_x64", "default_matmul_precision")  # of JAX
+FLAGS = (  # of JAX
+    "enable_x64",
+    "default_matmul_precision",
+    "default_prng_impl",
+    "threefry_partitionable",
+)
 
 
 def provenance() -> dict[str, Any]:
@@ -28,15 +37,29 @@ def provenance() -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What the last bits of a run depend on besides its configuration, as JSON-ready values."""
+    """What the last bits of a run depend on besides its configuration, as JSON-ready values.
+
+    All hosts call it, and get the same.
+    """
     devices = jax.devices()
     kind = _cpu_model() if devices[0].platform == "cpu" else devices[0].device_kind
+    told = from_hosts(np.frombuffer(kind.encode()[:64].ljust(64), np.uint8))
+    kinds = sorted({bytes(row).decode(errors="replace").strip() for row in told})
     return {
         "versions": _versions() | {"scipy": importlib.metadata.version("scipy")},
+        "source": _source(),
         **{name: getattr(jax.config, f"jax_{name}") for name in FLAGS},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "devices": f"{len(devices)} x {kind}",
+        "devices": f"{len(devices)} x {', '.join(kinds)}",
     }
+
+
+def _source() -> str:
+    """CRC-32 of purerl's own files: an edited checkout is another version."""
+    here, crc = pathlib.Path(__file__).parent, 0
+    for path in sorted(here.rglob("*.py")):
+        crc = zlib.crc32(path.relative_to(here).as_posix().encode() + path.read_bytes(), crc)
+    return f"{crc:08x}"
 
 
 def commit() -> str | None:

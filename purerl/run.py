@@ -13,7 +13,7 @@ from purerl.folder import PLOT, RunFolder, check_same
 from purerl.plotting import plot_curves, save_plot
 from purerl.resources import check_replay, format_bytes
 from purerl.saved import read_run
-from purerl.session import RunOptions, Session, Stopped
+from purerl.session import RunOptions, Session, Stopped, Terminated
 from purerl.statistics import iqm, iqm_interval
 from purerl.train.loop import TrainState
 from purerl.train.sharding import agreed, from_hosts, make_layout
@@ -63,9 +63,10 @@ def run(
 ) -> RunResult:
     """Trains ``seeds`` seeds at once and writes what comes of it to a folder.
 
-    Ctrl-C and SIGTERM end the run after the chunk it is in, with a last checkpoint; a second Ctrl-C
-    ends it at once. What was killed is resumed from its newest checkpoint. Wherever it was cut, the
-    run is bitwise the one that never was, on the same versions and devices.
+    Ctrl-C ends the run after the chunk it is in, with a last checkpoint; a second Ctrl-C ends it at
+    once. SIGTERM ends the process, after a last checkpoint too. What was killed is resumed from its
+    newest checkpoint. Wherever it was cut, the run is bitwise the one that never was, on the same
+    versions and devices.
 
     Args:
         experiment: What to train; :func:`purerl.make_experiment` makes one.
@@ -86,6 +87,7 @@ def run(
             checkpoint is damaged.
         FileExistsError: If ``out`` exists and is neither to be overwritten nor resumed.
         OSError: If the folder cannot be made.
+        Terminated: A ``SystemExit``, after SIGTERM; its ``result`` is what would be returned.
     """
     chosen = RunOptions.of(options)
     check_integer("run", "seeds", seeds, 1)
@@ -93,7 +95,8 @@ def run(
         raise ValueError("run: resume goes on with the run in out; give out, and no overwrite.")
     use_all_cores()
     train = experiment.build()
-    needed = check_replay(train, seeds, 1 if out is None else 2)
+    replicas = jax.device_count() if chosen.shard == "environments" else 1
+    needed = check_replay(train, seeds, checkpoints=out is not None, replicas=replicas)
     if needed and chosen.progress and jax.process_index() == 0:
         print(f"replay buffers: {format_bytes(needed)} for {seeds} seeds")
     layout = make_layout(chosen.shard, seeds, experiment.loop.num_envs)
@@ -119,7 +122,7 @@ def run(
             trouble = trouble or str(error)
     if trouble:
         warnings.warn(f"not everything could be written: {trouble}", RuntimeWarning, stacklevel=2)
-    return RunResult(
+    result = RunResult(
         driver.state,
         outcome.steps,
         outcome.returns,
@@ -129,6 +132,9 @@ def run(
         outcome.stopped,
         trouble,
     )
+    if outcome.stopped == "SIGTERM":
+        raise Terminated(result)
+    return result
 
 
 def resume(path: str | pathlib.Path, **options: Any) -> RunResult:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from purerl.checkpoint import BEST, NEWEST, Checkpoints
 from purerl.experiment import Experiment
 from purerl.folder import RunFolder, check_same
-from purerl.sweep_result import load_sweep, sweep_parts
+from purerl.sweep_result import load_sweep, read_host, sweep_parts
 from purerl.train.evaluate import Evaluation
 from purerl.train.loop import TrainState
 from purerl.train.vectorize import use_all_cores, vectorize
@@ -40,10 +40,10 @@ def load_policy(
 
     Args:
         path: The folder of the run or sweep.
-        seed: Which of its seeds, or ``best``: the one with the highest return in the last
-            evaluation before the checkpoint.
+        seed: Which of its seeds (of a sweep: of the point's), or ``best``: the one with the highest
+            return in the last evaluation before the checkpoint.
         point: Of a sweep: which of its points, by their number in the table, or ``best``: the first
-            of the ranking.
+            of the ranking, which is by the newest checkpoints.
         checkpoint: ``newest``, or ``best``: the one that ``keep_best`` kept.
         greedy: Act by the policy's mode; else by samples, which need a key.
 
@@ -61,14 +61,15 @@ def load_policy(
     folder, which = RunFolder(path), NEWEST if checkpoint == "newest" else BEST
     config = folder.read_config()
     if "experiments" in config:
-        folder, experiment, row = _row_of_sweep(folder, config, point, seed)
+        folder, experiment, row = _row_of_sweep(folder, config, point, seed, which)
         state, _ = _load(folder, which)
     elif point != "best":
         raise ValueError(f"load_policy: {path} is no sweep, so it has no point {point!r}.")
     else:
         experiment = Experiment.from_json(read_run(folder))
         state, host = _load(folder, which)
-        row = _row_of_run(path, host, seed)
+        returns = dict(enumerate(host["returns"][-1])) if host["returns"] else {}
+        row = _seed(path, seed, host["run"]["seeds"], returns)
     normalizer, learner = jax.tree.map(lambda x: x[row], (state.normalizer, state.learner))
     algorithm, env = experiment.parts()
 
@@ -145,19 +146,21 @@ def read_run(folder: RunFolder) -> dict[str, Any]:
     return config
 
 
-def _row_of_run(path: str | pathlib.Path, host: dict[str, Any], seed: int | str) -> int:
-    if seed == "best":
-        if not host["returns"]:
-            raise ValueError(
-                f"{path} was never evaluated, so no seed is the best; give a number, 0 to "
-                f"{host['run']['seeds'] - 1}."
-            )
-        return _argmax(host["returns"][-1])
-    return _number("seed", seed, host["run"]["seeds"])
+def _seed(
+    path: str | pathlib.Path, seed: int | str, seeds: int, returns: Mapping[int, float]
+) -> int:
+    """The number of a seed, or of the one with the highest return."""
+    if seed != "best":
+        return _number("seed", seed, seeds)
+    if not returns:
+        raise ValueError(
+            f"{path} was not evaluated, so no seed is the best; give a number, 0 to {seeds - 1}."
+        )
+    return max(returns, key=lambda s: -np.inf if np.isnan(returns[s]) else returns[s])
 
 
 def _row_of_sweep(
-    folder: RunFolder, config: dict[str, Any], point: int | str, seed: int | str
+    folder: RunFolder, config: dict[str, Any], point: int | str, seed: int | str, which: str
 ) -> _Row:
     result = load_sweep(folder.path)
     if point == "best":
@@ -165,28 +168,27 @@ def _row_of_sweep(
         if not ranked:
             raise ValueError(f"{folder.path}: nothing was evaluated, so no point is the best.")
         point = ranked[0]["point"]
-    point = _number("point", point, len(result.points))
-    returns = result.returns[point]
-    if seed == "best":
-        if not returns.shape[1]:
-            raise ValueError(f"{folder.path}: point {point} was not evaluated; give a seed.")
-        seed = _argmax(returns[:, -1])
-    seed = _number("seed", seed, config["seeds"])
-    experiment = Experiment.from_json(config["experiments"][point])
+    point, seeds = _number("point", point, len(result.points)), config["seeds"]
+    found: dict[int, tuple[RunFolder, int]] = {}  # of each seed
+    returns: dict[int, float] = {}
     for part in sweep_parts(folder):
         there = part.read_config()
-        if point in there["points"]:
-            row = there["points"].index(point) * config["seeds"] + seed
-            if there["rows"][0] <= row < there["rows"][1]:
-                return _Row(part, experiment, row - there["rows"][0])
-    raise FileNotFoundError(
-        f"{folder.path}: the sweep was stopped before it came to point {point}; resume it."
-    )
-
-
-def _argmax(returns: Any) -> int:
-    returns = np.array(returns, float)
-    return int(np.argmax(np.where(np.isnan(returns), -np.inf, returns)))
+        if point not in there["points"]:
+            continue
+        first, last = there["rows"]
+        begin = there["points"].index(point) * seeds
+        rows = range(max(first, begin), min(last, begin + seeds))
+        found |= {row - begin: (part, row - first) for row in rows}
+        host = read_host(part, which)
+        if host is not None and host["returns"]:
+            returns |= {row - begin: host["returns"][-1][row - first] for row in rows}
+    seed = _seed(folder.path, seed, seeds, returns) if found else 0
+    if seed not in found:
+        raise FileNotFoundError(
+            f"{folder.path}: the sweep was stopped before it came to point {point}, seed {seed}; "
+            "resume it."
+        )
+    return _Row(found[seed][0], Experiment.from_json(config["experiments"][point]), found[seed][1])
 
 
 def _number(name: str, x: Any, count: int) -> int:

@@ -22,14 +22,26 @@ from purerl.provenance import environment
 from purerl.statistics import iqm
 from purerl.train.evaluate import Evaluation
 from purerl.train.loop import evaluation_iterations
-from purerl.train.sharding import Shard, any_host, begin_from_devices, from_hosts, to_host
+from purerl.train.sharding import Shard, any_host, begin_from_devices, from_hosts, gathered
 from purerl.validation import check_choice, check_integer, check_range, suggest
 from purerl.writers import Log, Writer, make_writers
 
 ROWS = 20  # of the log, where nothing is evaluated
 AFTER_CTRL_C = b"\nthe run stops at the end of its chunk; Ctrl-C again ends it at once\n"
 TRIAL = 0.5  # of the wished time of a chunk: what takes less says too little
+INEXACT = (
+    "; the run would not be bitwise the same: continue it where it began, or accept differences of "
+    "rounding with --inexact"
+)
 Stopped = Literal["SIGINT", "SIGTERM", "failure"]
+
+
+class Terminated(SystemExit):
+    """Ends the process after a SIGTERM, with status 143; ``result`` is what was done until then."""
+
+    def __init__(self, result: Any = None):
+        super().__init__(128 + signal.SIGTERM)
+        self.result = result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +116,7 @@ class _Chunk(NamedTuple):
 
     length: int  # iterations
     done: int  # iterations of the run at its end
-    report: Report
+    report: Report  # whole on every host, and so is the evaluation
     is_row: bool  # whether a row of the log ends with it
     evaluation: Evaluation | None
     copy: tuple[Any, Any] | None  # state and totals at its end, for a checkpoint
@@ -121,6 +133,7 @@ class Session:
         folder: RunFolder | None,
         description: dict[str, Any],
         options: RunOptions,
+        names: dict[str, np.ndarray] | None = None,
     ):
         """Begins nothing yet.
 
@@ -131,10 +144,13 @@ class Session:
             folder: Where results go; None: nowhere.
             description: What is run, JSON-ready; what is resumed must be the same.
             options: How.
+            names: Columns ``[S]`` that name a seed in the log; by default ``seed``, its number.
         """
+        self.names = {"seed": np.arange(driver.seeds)} if names is None else names
         self.driver, self.label, self.evaluated = driver, label, evaluated
         self.folder, self.description, self.options = folder, description, options
         self.main = jax.process_index() == 0  # of several hosts, the one that writes
+        self.circumstances = circumstances(options.shard)
         train = driver.train
         every = train.evaluate_every if evaluated else -(-train.iterations // ROWS)
         self.points = evaluation_iterations(train.iterations, every)  # rows of the log
@@ -142,6 +158,7 @@ class Session:
         self.cold = True
         self.steps: list[int] = []
         self.returns: list[np.ndarray] = []  # [S] each
+        self.best_iqm = -np.inf
         self.failed = np.zeros(driver.seeds, bool)
         self.stopped: Stopped | None = None
         self.received: list[Stopped] = []
@@ -151,6 +168,7 @@ class Session:
         self.newest: Checkpoints | None = None
         self.best: Checkpoints | None = None
         self.progress: Any = None
+        self.held = contextlib.ExitStack()  # the folder's lock
 
     def run(self, begun: bool) -> Outcome:
         """Everything.
@@ -163,6 +181,7 @@ class Session:
                 self._begin(begun)
                 self._train()
                 self._end()
+                self.stopped = self.stopped or self._late_signal()
             finally:
                 self._close()
         returns = np.stack(self.returns, axis=1) if self.returns else None
@@ -178,15 +197,17 @@ class Session:
         driver, folder, options = self.driver, self.folder, self.options
         iterations: list[int] = []
         if folder is not None and begun:
+            self._lock(folder)
             iterations = self._open(folder)
         if not (iterations and self._host(iterations[-1])["finished"]):
             driver.compile()
-        if any_host(bool(self.received)):
-            raise KeyboardInterrupt if "SIGINT" in self.received else SystemExit(143)
+        if (late := self._late_signal()) is not None:  # it came while the programs were compiled
+            raise KeyboardInterrupt if late == "SIGINT" else Terminated
         if folder is not None and not begun:
             if self.main:  # only now: what does not compile leaves no folder
                 folder.create(self.description, self.options.to_json())
             from_hosts(np.zeros(()))  # no host looks for the folder before it is there
+            self._lock(folder)
             self._open(folder)
         if iterations:
             self._restore(iterations[-1])
@@ -231,8 +252,8 @@ class Session:
 
     def _begin_chunk(self, length: int, is_row: bool, save: bool) -> _Chunk:
         driver = self.driver
-        report = driver.advance(length)
-        evaluation = driver.evaluate() if is_row and self.evaluated else None
+        report = gathered(driver.advance(length))  # now: later it would wait behind the next one
+        evaluation = gathered(driver.evaluate()) if is_row and self.evaluated else None
         if is_row:
             driver.begin_row()
         copy = driver.copy() if save else None
@@ -252,7 +273,7 @@ class Session:
         wishes = np.array(["SIGINT" in self.received, "SIGTERM" in self.received, due])
         if jax.process_count() > 1:
             before, self.wishes = self.wishes, begin_from_devices(wishes, self.driver.layout.mesh)
-            wishes = np.any(before, axis=0)
+            wishes = np.any(np.asarray(before), axis=0)  # not on the devices, which are busy
         ctrl_c, terminated, save = wishes
         return "SIGTERM" if terminated else "SIGINT" if ctrl_c else None, bool(save)
 
@@ -274,22 +295,23 @@ class Session:
 
     def _read(self, chunk: _Chunk) -> float:
         """Waits for a chunk, and shows what came of it; the seconds since the one before."""
-        report = to_host(chunk.report)
+        report = jax.device_get(chunk.report)
         seconds = self._tick("training")
         new = report.failed & ~self.failed
         if new.any():
-            names = ", ".join(map(str, np.flatnonzero(new)))
             self.progress.say(
-                f"seed {names}: an update was not finite by step "
+                f"{named(self.names, new)}: an update was not finite by step "
                 f"{self.driver.step_after(chunk.done):,}; the learner is kept as it was before it"
             )
         self.failed = np.asarray(report.failed)
         self._check_failed()
         steps = chunk.length * self.driver.train.steps_per_iteration * self.driver.seeds
-        self.progress.advance(steps, _train_return(report), self.failed)
+        count = f"{self.failed.sum()} failed ({named(self.names, self.failed)})"
+        self.progress.advance(steps, _train_return(report), count if self.failed.any() else "")
         if chunk.is_row:
             self._row(chunk, report)
         if chunk.copy is not None:
+            self._wait(self.best)  # what is resumed from the newest would not see it again
             self._save(self.newest, chunk.done, chunk.copy)
         return seconds
 
@@ -298,20 +320,19 @@ class Session:
         step = self.driver.step_after(chunk.done)
         evaluation = None
         if chunk.evaluation is not None:
-            evaluation = to_host(chunk.evaluation)
+            evaluation = jax.device_get(chunk.evaluation)
             self._tick("evaluating")
             value = np.asarray(evaluation.mean_return)
-            before = [float(iqm(x)) for x in self.returns]
-            is_best = iqm(value) > max([x for x in before if np.isfinite(x)], default=-np.inf)
             self.steps.append(step)
             self.returns.append(value)
-            self.progress.evaluated(np.array(self.steps), np.stack(self.returns, axis=1))
-            if is_best and self.best is not None:
+            self.progress.evaluated(self.steps, self.returns)
+            if self.best is not None and iqm(value) > self.best_iqm:  # not if it is no number
+                self.best_iqm = float(iqm(value))
                 self._save(self.best, chunk.done, self.driver.copy())
         row_before = max(p for p in (0, *self.points) if p < chunk.done)
         seconds = self.driver.seconds["training"]
         rows = _rows(step, seconds, evaluation, report, chunk.done - row_before)
-        self._note("log", self.log.write(rows))
+        self._note("log", self.log.write(self.names | rows))
 
     def _save(self, checkpoints: Checkpoints | None, done: int, copy: tuple[Any, Any]) -> None:
         """Begins to write a checkpoint; trouble is told, and the run goes on.
@@ -325,7 +346,7 @@ class Session:
             return
         host = {
             "run": self.description,
-            "environment": self._environment(),
+            "environment": self.circumstances,
             "iteration": done,
             "step": self.driver.step_after(done),
             "finished": done == self.driver.train.iterations,
@@ -340,13 +361,35 @@ class Session:
             self._note(checkpoints.path.name, None)
         except OSError as error:
             self._note(checkpoints.path.name, str(error))
+            if checkpoints is self.best:
+                self.best_iqm = self._best_kept()
+
+    def _lock(self, folder: RunFolder) -> None:
+        """All hosts, or none."""
+        refused = None
+        try:
+            if self.main:
+                self.held.enter_context(folder.lock())
+        except OSError as error:
+            refused = error
+        if any_host(refused is not None):
+            raise refused or OSError(f"{folder.path} is in use by another process.")
 
     def _open(self, folder: RunFolder) -> list[int]:
         """Opens the folders of checkpoints; the iterations of those that are there."""
         self.newest = Checkpoints(folder.path / NEWEST, self.options.keep)
         if self.options.keep_best:
             self.best = Checkpoints(folder.path / BEST, 1)
+            self.best_iqm = self._best_kept()
         return self.newest.iterations()
+
+    def _best_kept(self) -> float:
+        """IQM of the evaluation whose state is kept as the best."""
+        assert self.best is not None
+        iterations = self.best.iterations()
+        if not iterations:
+            return -np.inf
+        return float(iqm(self.best.read_host(iterations[-1])["returns"][-1]))
 
     def _host(self, iteration: int) -> dict[str, Any]:
         """What a checkpoint says of itself, if it is of this run."""
@@ -355,15 +398,8 @@ class Session:
         host = self.newest.read_host(iteration)
         check_same(self.description, host["run"], where)
         if not self.options.inexact:
-            advice = (
-                "; the run would not be bitwise the same: continue it where it began, or accept "
-                "differences of rounding with --inexact"
-            )
-            check_same(self._environment(), host["environment"], where, advice)
+            check_same(self.circumstances, host["environment"], where, INEXACT)
         return host
-
-    def _environment(self) -> dict[str, Any]:
-        return environment() | {"shard": self.options.shard}
 
     def _restore(self, iteration: int) -> None:
         assert self.newest is not None
@@ -379,25 +415,40 @@ class Session:
         """The last checkpoint, and what could not be written before."""
         if self.newest is None:
             return
-        self._save(self.newest, self.driver.done, self.driver.copy())
-        for checkpoints in (self.newest, self.best):
-            if checkpoints is None:
-                continue
-            try:
-                checkpoints.wait()
-                if self.driver.done in checkpoints.iterations():
-                    self._note(checkpoints.path.name, None)
-            except OSError as error:
-                self._note(checkpoints.path.name, str(error))
+        self._wait(self.best)
+        # Nothing is donated any more, so it need not be a copy.
+        self._save(self.newest, self.driver.done, (self.driver.state, self.driver.totals))
+        self._wait(self.newest)
         self._note("log", self.log.flush())
+
+    def _wait(self, checkpoints: Checkpoints | None) -> None:
+        """Until what was begun to be written is written."""
+        if checkpoints is None:
+            return
+        try:
+            checkpoints.wait()
+            if self.driver.done in checkpoints.iterations():
+                self._note(checkpoints.path.name, None)
+        except OSError as error:
+            self._note(checkpoints.path.name, str(error))
+            if checkpoints is self.best:
+                self.best_iqm = self._best_kept()
+
+    def _late_signal(self) -> Stopped | None:
+        """A signal that came where no chunk is begun after it; the same on all hosts."""
+        wishes = np.array(["SIGINT" in self.received, "SIGTERM" in self.received])
+        ctrl_c, terminated = np.any(from_hosts(wishes), axis=0)
+        return "SIGTERM" if terminated else "SIGINT" if ctrl_c else None
 
     def _close(self) -> None:
         if self.progress is not None:
             self.progress.close()
-        self.log.close()
+        if (trouble := self.log.close()) is not None:
+            self.trouble["log"] = trouble
         for checkpoints in (self.newest, self.best):
             if checkpoints is not None:
                 checkpoints.close()
+        self.held.close()
 
     def _note(self, what: str, trouble: str | None) -> None:
         if trouble is None:
@@ -413,6 +464,15 @@ class Session:
         seconds, self.mark = now - self.mark, now
         self.driver.seconds[what] += seconds
         return seconds
+
+
+def circumstances(shard: Shard) -> dict[str, Any]:
+    """What the last bits of a run depend on besides what is run; the same on all hosts.
+
+    Args:
+        shard: What is spread over the devices.
+    """
+    return environment() | {"shard": shard}
 
 
 @contextlib.contextmanager
@@ -441,6 +501,23 @@ def _signals(received: list[Stopped]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def named(names: dict[str, np.ndarray], which: np.ndarray) -> str:
+    """Seeds in words, such as "seed 1, 4", or of a sweep "point/seed 0/1, 3/0".
+
+    Args:
+        names: Columns ``[S]``.
+        which: ``[S]`` bool.
+
+    Returns:
+        The first five; nothing if there are none.
+    """
+    rows = np.flatnonzero(which)
+    if not len(rows):
+        return ""
+    first = ", ".join("/".join(str(x[i]) for x in names.values()) for i in rows[:5])
+    return f"{'/'.join(names)} {first}{', ...' if len(rows) > 5 else ''}"
+
+
 def even_chunk(left: int, most: int) -> int:
     """Iterations of the next chunk, if a distance is cut into as few and as even ones as can be.
 
@@ -461,7 +538,7 @@ def _train_return(report: Report) -> np.ndarray:
 def _rows(
     step: int, seconds: float, evaluation: Evaluation | None, report: Report, iterations: int
 ) -> dict[str, Any]:
-    """The log's columns: one evaluation, and the training since the one before."""
+    """The log's columns, after the names: one evaluation, and the training since the one before."""
     evaluated: dict[str, Any] = {}
     if evaluation is not None:
         evaluated = {
@@ -470,7 +547,6 @@ def _rows(
             "unfinished": evaluation.unfinished,
         }
     return {
-        "seed": np.arange(len(report.failed)),
         "step": np.full(len(report.failed), step),
         **evaluated,
         "train_return": _train_return(report),

@@ -48,6 +48,8 @@ def iqm_interval(
     """
     x = np.asarray(x, float)
     rows = np.random.default_rng(0).integers(len(x), size=(len(x), resamples))
-    estimates = iqm(x[rows])  # [S, resamples, ...] -> [resamples, ...]
     tail = (1 - confidence) / 2
-    return np.quantile(estimates, tail, axis=0), np.quantile(estimates, 1 - tail, axis=0)
+    # One column after another: all resamples of all columns at once can be gigabytes.
+    ends = [np.quantile(iqm(column[rows]), (tail, 1 - tail)) for column in x.reshape(len(x), -1).T]
+    low, high = np.array(ends).reshape(-1, 2).T
+    return low.reshape(x.shape[1:])[()], high.reshape(x.shape[1:])[()]

@@ -9,7 +9,7 @@ import math
 import pathlib
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from purerl.driver import Driver
 from purerl.experiment import Experiment
 from purerl.folder import RunFolder, check_same
 from purerl.resources import memory_bytes, tree_bytes
-from purerl.session import RunOptions, Session, Stopped
+from purerl.session import INEXACT, RunOptions, Session, Stopped, Terminated, circumstances
 from purerl.sweep_result import Collected, SweepResult, read_host
 from purerl.train.sharding import agreed, from_hosts, make_layout
 from purerl.train.vectorize import use_all_cores
@@ -35,6 +35,15 @@ class _Group(NamedTuple):
     experiment: Experiment  # of the first of them
     points: list[int]
     values: dict[str, list[float]]  # what differs, for each of them
+
+
+class _Part(NamedTuple):
+    """Rows (points x seeds) of a group that are trained side by side."""
+
+    number: int  # of the group
+    group: _Group
+    first: int
+    last: int
 
 
 def sweep(
@@ -71,6 +80,7 @@ def sweep(
         ValueError: If there is no point, a number is out of range, not even one seed a device fits
             into memory, or the sweep to be resumed is another one.
         FileExistsError: If ``out`` exists and is neither to be overwritten nor resumed.
+        Terminated: A ``SystemExit``, after SIGTERM; its ``result`` is what would be returned.
 
     Example:
         >>> import functools, purerl
@@ -97,18 +107,22 @@ def sweep(
         "seed": seed,
     }
     folder = None if out is None else RunFolder(out)
-    if folder is not None:
-        if agreed(resume and folder.begun()):
-            check_same(description, folder.read_config(), str(folder.path))
-        else:
-            folder.check(overwrite)
-            _check(experiments)
-            from_hosts(np.zeros(()))  # all hosts have looked at the folder before one writes to it
-            if jax.process_index() == 0:
-                folder.create(description, chosen.to_json())
-            from_hosts(np.zeros(()))
+    if folder is not None and agreed(resume and folder.begun()):
+        there = folder.read_config()
+        check_same(description, there, str(folder.path))
+        if not chosen.inexact:
+            advice = INEXACT.replace("run", "sweep")
+            check_same(circumstances(chosen.shard), there["environment"], str(folder.path), advice)
     else:
-        _check(experiments)
+        if folder is not None:
+            folder.check(overwrite)
+        _check(experiments, seeds, chosen)
+        if folder is not None:
+            from_hosts(np.zeros(()))  # all hosts have looked at the folder before one writes to it
+            where = {"environment": circumstances(chosen.shard)}
+            if jax.process_index() == 0:
+                folder.create(description | where, chosen.to_json())
+            from_hosts(np.zeros(()))
     result = _Sweep(points, experiments, seeds, seed, folder, chosen).run()
     if folder is not None and jax.process_index() == 0 and (rows := result.ranked()):
         text = io.StringIO()
@@ -122,12 +136,16 @@ def sweep(
     if result.trouble:
         what = f"not everything could be written: {result.trouble}"
         warnings.warn(what, RuntimeWarning, stacklevel=2)
+    if result.stopped == "SIGTERM":
+        raise Terminated(result)
     return result
 
 
-def _check(experiments: list[Experiment]) -> None:
+def _check(experiments: list[Experiment], seeds: int, options: RunOptions) -> None:
     """Raises what a point's numbers are wrong with, before any time is spent on another."""
     for group in _groups(experiments):
+        rows = len(group.points) * seeds
+        make_layout(options.shard, rows, group.experiment.loop.num_envs)
         train = group.experiment.build()
         jax.eval_shape(
             lambda key, train=train: train.advance(train.init(key), 1), jax.random.key(0)
@@ -203,10 +221,7 @@ class _Sweep:
     def run(self) -> SweepResult:
         """Everything."""
         for number, group in enumerate(self.groups):
-            for first, last, driver in self._parts(number, group):
-                self._train(number, group, first, last, driver)
-                if self.stopped:
-                    break
+            self._train_group(number, group)
             if self.stopped:
                 break
         return SweepResult(
@@ -214,35 +229,61 @@ class _Sweep:
             self.known.steps,
             self.known.returns,
             self.known.failed,
+            np.all(self.known.finished, axis=1),
             self.seconds,
             self.compilations,
             self.stopped,
             self.trouble,
         )
 
-    def _parts(self, number: int, group: _Group) -> Iterator[tuple[int, int, Driver | None]]:
-        """Rows of a group that are trained at once, with their programs."""
-        rows = len(group.points) * self.seeds
-        size = 0
+    def _train_group(self, number: int, group: _Group) -> None:
+        """In as few parts as fit into memory; parts of one size are trained by one program."""
+        rows, size = len(group.points) * self.seeds, 0
+        driver: Driver | None = None
         if self.folder is not None and (found := sorted(self._folder(number).glob("rows-*"))):
             # As it was split before: the bits of a run depend on how many are side by side.
             size = int(found[0].name.split("-")[2])
-        if size := int(from_hosts(np.array(size, np.int32))[0]):
-            for first in range(0, rows, size):
-                yield first, min(first + size, rows), None
-            return
-        driver = self._driver(group, 0, rows)
-        size = _fitting(driver, rows, copied=self.folder is not None)
-        yield 0, size, driver if size == rows else None
-        for first in range(size, rows, size):
-            yield first, min(first + size, rows), None
+        size = int(from_hosts(np.array(size, np.int32))[0])
+        if not size:
+            driver = self._largest(group, rows)
+            fitting = _fitting(driver, rows, copied=self.folder is not None)
+            size = int(from_hosts(np.array(fitting, np.int32)).min())
+        for first in range(0, rows, size):
+            part = _Part(number, group, first, min(first + size, rows))
+            if self._is_finished(part):
+                continue
+            if driver is None or driver.seeds != part.last - part.first:
+                driver = None  # frees its memory, before another one takes some
+                driver = self._compiled(group, part.first, part.last)
+            else:
+                driver.use(*self._rows(group, part.first, part.last))
+            self._train(part, driver)
+            driver.release()
+            if self.stopped:
+                return
 
-    def _driver(self, group: _Group, first: int, last: int) -> Driver:
+    def _largest(self, group: _Group, rows: int) -> Driver:
+        """A group's program, of as many rows as the compiler takes: TPUs' refuses what is larger
+        than the memory, instead of saying how large it is.
+        """
+        while True:
+            try:
+                return self._compiled(group, 0, rows)
+            except jax.errors.JaxRuntimeError as error:
+                devices = jax.device_count() if self.options.shard == "seeds" else 1
+                if "RESOURCE_EXHAUSTED" not in str(error) or rows <= devices:
+                    raise
+                rows = math.ceil(rows / 2 / devices) * devices
+
+    def _rows(self, group: _Group, first: int, last: int) -> tuple[dict[str, np.ndarray], Any]:
+        """Hyper-parameters and keys of a part."""
         values = {
             name: np.repeat(np.array(x, float), self.seeds)[first:last]
             for name, x in group.values.items()
         }
-        keys = self.keys[np.arange(first, last) % self.seeds]
+        return values, self.keys[np.arange(first, last) % self.seeds]
+
+    def _compiled(self, group: _Group, first: int, last: int) -> Driver:
         experiment = group.experiment
         layout = make_layout(self.options.shard, last - first, experiment.loop.num_envs)
 
@@ -250,41 +291,58 @@ class _Sweep:
             config = dataclasses.replace(experiment.config, **values)
             return dataclasses.replace(experiment, config=config).build()
 
-        driver = Driver(build, values, keys, layout)
+        driver = Driver(build, *self._rows(group, first, last), layout)
         driver.compile()
         self.compilations += 1
         return driver
 
-    def _train(
-        self, number: int, group: _Group, first: int, last: int, driver: Driver | None
-    ) -> None:
-        experiment = group.experiment
-        name = f"rows-{first:06d}-{last:06d}"
-        folder = None if self.folder is None else RunFolder(self._folder(number) / name)
-        description = {
-            **experiment.to_json(),
-            "values": group.values,
-            "points": group.points,
-            "rows": [first, last],
+    def _is_finished(self, part: _Part) -> bool:
+        """Whether a part was trained before; then what it came to is known from now on."""
+        folder = self._part_folder(part)
+        begun = agreed(folder is not None and folder.begun())
+        if folder is None or not begun or not (host := read_host(folder)) or not host["finished"]:
+            return False
+        check_same(self._description(part), host["run"], str(folder.path))
+        self.known.add_host(host)
+        for what in self.seconds:
+            self.seconds[what] += host["seconds"][what]
+        return True
+
+    def _train(self, part: _Part, driver: Driver) -> None:
+        experiment, folder = part.group.experiment, self._part_folder(part)
+        names = dict(zip(("point", "seed"), self.known.names(part.group.points), strict=True))
+        session = Session(
+            driver,
+            f"{experiment.algorithm} on {experiment.env}",
+            experiment.loop.evaluations > 0,
+            folder,
+            self._description(part),
+            self.options,
+            {name: x[part.first : part.last] for name, x in names.items()},
+        )
+        outcome = session.run(agreed(folder is not None and folder.begun()))
+        self.stopped, self.trouble = outcome.stopped, outcome.trouble or self.trouble
+        for what, seconds in driver.seconds.items():
+            self.seconds[what] += seconds
+        finished = driver.done == driver.train.iterations
+        self.known.add(
+            part.group.points, part.first, outcome.steps, outcome.returns, outcome.failed, finished
+        )
+
+    def _description(self, part: _Part) -> dict[str, Any]:
+        return {
+            **part.group.experiment.to_json(),
+            "values": part.group.values,
+            "points": part.group.points,
+            "rows": [part.first, part.last],
             "seeds": self.seeds,
             "seed": self.seed,
         }
-        begun = agreed(folder is not None and folder.begun())
-        if folder is not None and begun and (host := read_host(folder)) and host["finished"]:
-            check_same(description, host["run"], str(folder.path))
-            steps, failed = host["steps"], host["failed"]
-            returns = np.array(host["returns"]).reshape(len(steps), last - first).T
-        else:
-            driver = driver or self._driver(group, first, last)
-            label = f"{experiment.algorithm} on {experiment.env}"
-            evaluated = experiment.loop.evaluations > 0
-            session = Session(driver, label, evaluated, folder, description, self.options)
-            outcome = session.run(begun)
-            steps, returns, failed = outcome.steps, outcome.returns, outcome.failed
-            self.stopped, self.trouble = outcome.stopped, outcome.trouble or self.trouble
-            for what, seconds in driver.seconds.items():
-                self.seconds[what] += seconds
-        self.known.add(group.points, first, steps, returns, failed)
+
+    def _part_folder(self, part: _Part) -> RunFolder | None:
+        if self.folder is None:
+            return None
+        return RunFolder(self._folder(part.number) / f"rows-{part.first:06d}-{part.last:06d}")
 
     def _folder(self, number: int) -> pathlib.Path:
         assert self.folder is not None
@@ -320,16 +378,17 @@ def _swept(experiment: Experiment) -> dict[str, float]:
     return {k: float(x) for k, x in numbers.items() if isinstance(x, int | float)}
 
 
-def _fitting(driver: Driver, rows: int, copied: bool) -> int:
-    """How many rows fit into memory side by side, by the compiler's analysis of all of them; a
+def _fitting(driver: Driver, all_rows: int, copied: bool) -> int:
+    """How many rows fit into memory side by side, by the compiler's analysis of the driver's; a
     checkpoint copies their state.
     """
+    rows = driver.seeds
     needed, there = driver.program_bytes(), SPARE * memory_bytes() / jax.device_count()
+    devices = driver.layout.mesh.size if driver.layout.shard == "seeds" else 1
     if copied:
-        needed += tree_bytes(driver.template().state) // driver.layout.mesh.size
+        needed += tree_bytes(driver.template().state) // devices
     if needed <= there:
         return rows
-    devices = driver.layout.mesh.size if driver.layout.shard == "seeds" else 1
     most = int(rows * there / needed) // devices * devices
     if most < 1:
         raise ValueError(
@@ -337,7 +396,7 @@ def _fitting(driver: Driver, rows: int, copied: bool) -> int:
             f"device has {there:.3g}; make num_envs, rollout_length, the network or the replay "
             "buffer smaller."
         )
-    even = math.ceil(rows / math.ceil(rows / most))
+    even = math.ceil(all_rows / math.ceil(all_rows / most))
     return min(most, math.ceil(even / devices) * devices)
 
 

@@ -19,6 +19,7 @@ class SweepResult(NamedTuple):
     steps: list[np.ndarray]  # [P] environment steps [E] of the evaluations
     returns: list[np.ndarray]  # [P] of [S, E]
     failed: np.ndarray  # [P, S] bool
+    finished: np.ndarray  # [P] bool: trained to its last iteration
     seconds: dict[str, float]  # compiling, training, evaluating
     compilations: int  # groups of points that one program trains, and parts that fit into memory
     stopped: Stopped | None = None  # why the sweep ended early
@@ -26,10 +27,13 @@ class SweepResult(NamedTuple):
 
     def ranked(self) -> list[dict[str, Any]]:
         """A row a point, the best first: its number and values, IQM of the last evaluation,
-        interval, worst seed, failed seeds. Of equal IQMs the one with the higher interval comes
-        first; a point that has a failed seed with no finite return comes last.
+        interval, worst seed, failed seeds; of a sweep that was stopped, also the step of that
+        evaluation. Of equal IQMs the one with the higher interval comes first. Points that are not
+        finished come after all that are, and in each part those with a seed without a finite return
+        come last.
         """
         rows = []
+        names = list(dict.fromkeys(name for point in self.points for name in point))
         each = zip(self.points, self.returns, self.failed, strict=True)
         for number, (point, returns, failed) in enumerate(each):
             if not returns.shape[1]:  # the sweep was stopped before
@@ -39,7 +43,8 @@ class SweepResult(NamedTuple):
             rows.append(
                 {
                     "point": number,
-                    **point,
+                    **{name: point.get(name) for name in names},
+                    **({} if self.finished.all() else {"step": int(self.steps[number][-1])}),
                     "iqm": float(iqm(last)),
                     "low": float(low),
                     "high": float(high),
@@ -48,8 +53,9 @@ class SweepResult(NamedTuple):
                 }
             )
 
-        def order(row: dict[str, Any]) -> tuple[bool, float, float, float]:
-            return not np.isfinite(row["iqm"]), -row["iqm"], -row["low"], -row["min"]
+        def order(row: dict[str, Any]) -> tuple[bool, bool, float, float, float]:
+            late = not self.finished[row["point"]], not np.isfinite(row["iqm"])
+            return *late, -row["iqm"], -row["low"], -row["min"]
 
         return sorted(rows, key=order)
 
@@ -94,6 +100,28 @@ class Collected:
         self.steps = [np.zeros(0, int) for _ in points]
         self.returns = [np.zeros((seeds, 0)) for _ in points]
         self.failed = np.zeros((len(points), seeds), bool)
+        self.finished = np.zeros((len(points), seeds), bool)
+
+    def names(self, group: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Point and seed of each row of a group: point after point, their seeds in each.
+
+        Args:
+            group: Its points.
+        """
+        return np.repeat(np.array(group), self.seeds), np.tile(np.arange(self.seeds), len(group))
+
+    def add_host(self, host: dict[str, Any]) -> None:
+        """What the checkpoint of a part says.
+
+        Args:
+            host: What it says.
+        """
+        run = host["run"]
+        returns = np.array(host["returns"]).reshape(len(host["steps"]), -1).T
+        if not len(host["steps"]):
+            returns = np.zeros((len(host["failed"]), 0))
+        about = host["steps"], returns, host["failed"], host["finished"]
+        self.add(run["points"], run["rows"][0], *about)
 
     def add(
         self,
@@ -102,6 +130,7 @@ class Collected:
         steps: np.ndarray,
         returns: np.ndarray,
         failed: np.ndarray,
+        finished: bool,
     ) -> None:
         """What one part came to, or has come to until it was stopped.
 
@@ -111,9 +140,11 @@ class Collected:
             steps: ``[E]``, of the evaluations.
             returns: ``[R, E]`` of its rows.
             failed: ``[R]`` bool.
+            finished: Whether they were trained to the last iteration.
         """
+        points, seeds = (x[first:] for x in self.names(group))
         for i in range(len(failed)):
-            point, seed = group[(first + i) // self.seeds], (first + i) % self.seeds
+            point, seed = points[i], seeds[i]
             if len(steps) > len(self.steps[point]):  # the first of its seeds, or it came further
                 more = len(steps) - len(self.steps[point])
                 self.steps[point] = np.array(steps, int)
@@ -122,6 +153,7 @@ class Collected:
                 )
             self.returns[point][seed, : len(steps)] = returns[i]
             self.failed[point, seed] = failed[i]
+            self.finished[point, seed] = finished
 
 
 def load_sweep(path: str | pathlib.Path) -> SweepResult:
@@ -145,13 +177,12 @@ def load_sweep(path: str | pathlib.Path) -> SweepResult:
         host = read_host(part)
         if host is None:
             continue
-        returns = np.array(host["returns"]).reshape(len(host["steps"]), -1).T
-        run = host["run"]
-        known.add(run["points"], run["rows"][0], host["steps"], returns, host["failed"])
+        known.add_host(host)
         for what in seconds:
             seconds[what] += host["seconds"][what]
+    finished = np.all(known.finished, axis=1)
     return SweepResult(
-        known.points, known.steps, known.returns, known.failed, seconds, len(parts), None, None
+        known.points, known.steps, known.returns, known.failed, finished, seconds, len(parts)
     )
 
 
@@ -165,15 +196,16 @@ def sweep_parts(folder: RunFolder) -> list[RunFolder]:
     return [part for part in found if part.begun()]
 
 
-def read_host(folder: RunFolder) -> dict[str, Any] | None:
+def read_host(folder: RunFolder, which: str = NEWEST) -> dict[str, Any] | None:
     """What the newest checkpoint of a run says of itself; None if there is none.
 
     Args:
         folder: The run's.
+        which: The folder in it, ``checkpoints`` or ``best``.
     """
-    if not (folder.path / NEWEST).is_dir():
+    if not (folder.path / which).is_dir():
         return None
-    checkpoints = Checkpoints(folder.path / NEWEST, keep=None)
+    checkpoints = Checkpoints(folder.path / which, keep=None)
     try:
         iterations = checkpoints.iterations()
         return checkpoints.read_host(iterations[-1]) if iterations else None
@@ -182,4 +214,4 @@ def read_host(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _short(x: Any) -> str:
-    return f"{x:.4g}" if isinstance(x, float) else str(x)
+    return "" if x is None else f"{x:.4g}" if isinstance(x, float) else str(x)

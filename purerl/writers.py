@@ -19,7 +19,8 @@ import numpy as np
 
 from purerl.validation import check_choice
 
-Rows = dict[str, np.ndarray]  # columns [S]; "seed" and "step" are among them
+# Columns [S]; "seed" and "step" are among them, and "point" in a part of a sweep.
+Rows = dict[str, np.ndarray]
 
 
 class Writer(Protocol):
@@ -135,7 +136,7 @@ class TensorBoardWriter:
 
     def __init__(self) -> None:
         self._make = _import("tensorboardX", "tensorboard").SummaryWriter
-        self._writers: dict[int, Any] = {}
+        self._writers: dict[str, Any] = {}
 
     def open(self, folder: pathlib.Path, config: dict[str, Any], step: int | None) -> None:
         """See :class:`Writer`."""
@@ -146,7 +147,7 @@ class TensorBoardWriter:
         """See :class:`Writer`."""
         for seed, step, values in _by_seed(rows):
             if seed not in self._writers:
-                path = str(self._folder / f"seed-{seed:03d}")
+                path = str(self._folder / seed)
                 self._writers[seed] = self._make(path, purge_step=self._purge)
             for name, x in values.items():
                 self._writers[seed].add_scalar(name, x, step)
@@ -182,7 +183,7 @@ class WandbWriter:
         """See :class:`Writer`."""
         logged: dict[str, float] = {}
         for seed, _, values in _by_seed(rows):
-            logged |= {f"seed-{seed:03d}/{name}": x for name, x in values.items()}
+            logged |= {f"{seed}/{name}": x for name, x in values.items()}
         self._run.log(logged, step=int(rows["step"][0]))
 
     def close(self) -> None:
@@ -252,21 +253,37 @@ class Log:
                 while waiting:
                     writer.write(waiting[0])
                     del waiting[0]
-            except OSError as error:
-                trouble = f"{type(writer).__name__}: {error}"
+            except Exception as error:  # a writer's trouble, of whatever kind, must not end a run
+                trouble = _trouble(writer, error)
         return trouble
 
-    def close(self) -> None:
-        """Closes all writers."""
+    def close(self) -> str | None:
+        """Closes all writers; returns as :meth:`write` does."""
+        trouble = None
         for writer, _ in self._waiting:
-            writer.close()
+            try:
+                writer.close()
+            except Exception as error:
+                trouble = _trouble(writer, error)
+        return trouble
 
 
-def _by_seed(rows: Rows) -> list[tuple[int, int, dict[str, float]]]:
-    names = [name for name in rows if name not in ("seed", "step")]
+def _trouble(writer: Writer, error: Exception) -> str:
+    kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+    return f"{type(writer).__name__}: {kind}{error}"
+
+
+def _by_seed(rows: Rows) -> list[tuple[str, int, dict[str, float]]]:
+    """Name, step and values of each row."""
+    names = [name for name in rows if name not in ("point", "seed", "step")]
+    prefixes = [f"point-{point:03d}-" for point in rows.get("point", ())] or [""] * len(
+        rows["seed"]
+    )
     return [
-        (int(seed), int(step), {name: float(rows[name][i]) for name in names})
-        for i, (seed, step) in enumerate(zip(rows["seed"], rows["step"], strict=True))
+        (f"{prefix}seed-{seed:03d}", int(step), {name: float(rows[name][i]) for name in names})
+        for i, (prefix, seed, step) in enumerate(
+            zip(prefixes, rows["seed"], rows["step"], strict=True)
+        )
     ]
 
 

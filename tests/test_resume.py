@@ -1,6 +1,5 @@
 """Checkpoints: a run that was cut is bitwise the run that was not; what is damaged says so."""
 
-import csv
 import gc
 import json
 import os
@@ -14,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from run_folders import final
 
 import purerl
 from purerl.checkpoint import Checkpoints
@@ -44,16 +44,6 @@ def make(name, **changes):
     return purerl.make_experiment(algorithm, "CartPole-v1", **numbers)
 
 
-def final(folder):
-    """Everything that a run came to."""
-    checkpoints = Checkpoints(folder / "checkpoints", keep=None)
-    host = checkpoints.read_host(checkpoints.iterations()[-1])
-    checkpoints.close()
-    with (folder / "evaluations.csv").open(newline="") as file:
-        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-    return {k: host[k] for k in ("iteration", "checksums", "steps", "returns")}, rows
-
-
 @pytest.fixture
 def interrupt(monkeypatch):
     """Makes a run get a signal when it begins its n-th chunk, of one iteration each."""
@@ -74,6 +64,18 @@ def interrupt(monkeypatch):
     return at
 
 
+def count_iterations(monkeypatch):
+    """The iterations that are trained from now on, chunk by chunk."""
+    advance, trained = Driver.advance, []
+
+    def advance_and_count(self, iterations):
+        trained.append(iterations)
+        return advance(self, iterations)
+
+    monkeypatch.setattr(Driver, "advance", advance_and_count)
+    return trained
+
+
 @pytest.fixture
 def compiled_once(monkeypatch):
     """Sessions of one test share their programs, to save time."""
@@ -90,7 +92,7 @@ def compiled_once(monkeypatch):
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.usefixtures("compiled_once")
-def test_resumed_is_bitwise_uninterrupted(name, tmp_path, interrupt):
+def test_resumed_is_bitwise_uninterrupted(name, tmp_path, interrupt, monkeypatch):
     options = {"seeds": 2, "progress": False}
     whole = purerl.run(make(name), out=tmp_path / "whole", **options)
     undo = interrupt(4)  # in the middle of a row of the log
@@ -98,10 +100,14 @@ def test_resumed_is_bitwise_uninterrupted(name, tmp_path, interrupt):
     assert (cut.stopped, len(cut.steps)) == ("SIGINT", 0)
     undo()
     interrupt(2, signal.SIGTERM)
-    assert purerl.resume(tmp_path / "cut", progress=False).stopped == "SIGTERM"
+    with pytest.raises(purerl.Terminated) as terminated:  # a script that trains more ends too
+        purerl.resume(tmp_path / "cut", progress=False)
+    assert (terminated.value.code, terminated.value.result.stopped) == (143, "SIGTERM")
     undo()
+    trained = count_iterations(monkeypatch)
     result = purerl.resume(tmp_path / "cut", progress=False)
     assert result.stopped is None
+    assert 0 < sum(trained) < whole.state.clock.iteration  # it went on, and did not begin again
     assert final(tmp_path / "cut") == final(tmp_path / "whole")
     for a, b in zip(jax.tree.leaves(result.state), jax.tree.leaves(whole.state), strict=True):
         if jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key):
@@ -186,6 +192,29 @@ def test_resuming_with_other_versions_must_be_asked_for(copied, monkeypatch):
     assert purerl.resume(copied, progress=False, inexact=True).returns.shape == (3, 5)
 
 
+def test_what_the_bits_depend_on_is_compared(copied, monkeypatch):
+    """Versions are not all: another way to draw random numbers, an edited file."""
+    message = r"threefry_partitionable is True there, False here"
+    with jax.threefry_partitionable(False), pytest.raises(ValueError, match=message):
+        purerl.resume(copied, progress=False)
+    monkeypatch.setattr(sys.modules["purerl.provenance"], "_source", lambda: "other")
+    with pytest.raises(ValueError, match=r"source is '[0-9a-f]{8}' there, 'other' here"):
+        purerl.resume(copied, progress=False)
+
+
+def test_passing_trouble_is_not_called_damage(copied, monkeypatch):
+    """Nobody is told to give up a checkpoint that may be whole."""
+    manager = Checkpoints(copied / "checkpoints", keep=None)._manager.__class__
+    for error in (OSError(116, "Stale file handle"), ValueError("UNAVAILABLE: try again")):
+
+        def restore(self, *args, error=error, **kwargs):
+            raise error
+
+        monkeypatch.setattr(manager, "restore", restore)
+        with pytest.raises(OSError, match=r"/10 cannot be read: .*(Stale|UNAVAILABLE)"):
+            purerl.resume(copied, progress=False)
+
+
 def test_a_checkpoint_of_another_format(copied):
     [path] = (copied / "checkpoints" / "10").rglob("host/metadata")
     host = json.loads(path.read_text())
@@ -220,7 +249,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_named(damage, 
     expected = final(copied)
     for path in arrays(copied):  # which of them are read is Orbax's affair
         damage(path)
-    with pytest.raises(ValueError, match=r"10 is damaged .*delete that folder .*checkpoints/8"):
+    with pytest.raises(ValueError, match=r"10 is damaged .*move that folder away .*checkpoints/8"):
         purerl.resume(copied, progress=False)
     gc.collect()  # Orbax leaves coroutines behind; they are to end here, not in another test
     shutil.rmtree(copied / "checkpoints" / "10")
@@ -275,15 +304,15 @@ def test_resume_without_a_run(tmp_path, capsys):
         purerl.run(make("a2c"), resume=True)
 
 
-def test_killed_while_it_writes_a_checkpoint(tmp_path):
+def test_killed_while_it_writes_a_checkpoint(tmp_path, monkeypatch):
     """SIGKILL, to a process of its own; benchmarks/kill.py does it many times."""
     code = """
 import sys, jax
 jax.config.update("jax_num_cpu_devices", 2)
 jax.devices()
 import purerl, test_resume
-experiment = test_resume.make("ppo_clip", steps=64 * 1500)
-options = {"checkpoint_seconds": 0.05, "chunk_seconds": 0.02, "progress": False}
+experiment = test_resume.make("ppo_clip", steps=64 * 300)
+options = {"checkpoint_seconds": 0.0, "chunk_seconds": 0.02, "progress": False}
 purerl.run(experiment, seeds=2, out=sys.argv[1], **options)
 """
     out, tests = tmp_path / "killed", pathlib.Path(__file__).parent
@@ -292,13 +321,18 @@ purerl.run(experiment, seeds=2, out=sys.argv[1], **options)
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     }
     process = subprocess.Popen([sys.executable, "-c", code, str(out)], env=environment)
-    while process.poll() is None and not list(out.glob("checkpoints/*tmp*")):
+    checkpoints = out / "checkpoints"
+    while process.poll() is None and not (
+        [x for x in checkpoints.glob("*") if x.name.isdigit()] and list(checkpoints.glob("*tmp*"))
+    ):
         time.sleep(0.001)
     process.kill()
     process.wait()
     assert not (out / "learning_curve.png").exists()  # it was not finished
+    trained = count_iterations(monkeypatch)
     purerl.resume(out, progress=False)
-    experiment = make("ppo_clip", steps=64 * 1500)
+    assert sum(trained) < 300
+    experiment = make("ppo_clip", steps=64 * 300)
     purerl.run(experiment, seeds=2, out=tmp_path / "whole", progress=False)
     assert final(out) == final(tmp_path / "whole")
 

@@ -1,21 +1,25 @@
 """One process's part of a run: chunks, signals, full disks, what it shows."""
 
-import csv
+import contextlib
+import gc
 import os
 import signal
+import subprocess
 
 import nbclient
 import nbformat
 import numpy as np
 import pytest
-from test_resume import compiled_once, final, interrupt, make  # noqa: F401
+from run_folders import final, read_rows
+from test_resume import compiled_once, interrupt, make  # noqa: F401
 
 import purerl
 from purerl.checkpoint import Checkpoints
 from purerl.cli import main
 from purerl.driver import Driver
+from purerl.folder import RunFolder
 from purerl.progress import Progress
-from purerl.session import Session, even_chunk
+from purerl.session import Session, even_chunk, named
 
 
 @pytest.fixture
@@ -52,6 +56,180 @@ def test_a_chunk_is_calibrated_once_and_stored(tmp_path):
     chunk = checkpoints.read_host(4000)["chunk"]
     checkpoints.close()
     assert 1 < chunk <= 4000
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_a_resumed_run_has_the_chunks_of_its_beginning(tmp_path, interrupt, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(Session, "_calibrate", lambda self, *_: setattr(self, "chunk", 3))
+    undo = interrupt(3)
+    assert purerl.run(make("a2c"), seeds=2, out=tmp_path / "run", progress=False).stopped
+    undo()
+    monkeypatch.setattr(Session, "_calibrate", lambda *_: pytest.fail("calibrated again"))
+    lengths, advance = [], Driver.advance
+
+    def remember(self, iterations):
+        lengths.append(iterations)
+        return advance(self, iterations)
+
+    monkeypatch.setattr(Driver, "advance", remember)
+    purerl.resume(tmp_path / "run", progress=False)
+    assert lengths == [3, 2]  # what was left of ten iterations, two rows
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.usefixtures("compiled_once")
+def test_a_signal_after_the_last_chunk_was_begun_is_not_forgotten(number, tmp_path, monkeypatch):
+    """The run is whole, but a sweep, or a script, does not go on."""
+    end = Session._end
+
+    def end_and_interrupt(self):
+        os.kill(os.getpid(), number)
+        end(self)
+
+    monkeypatch.setattr(Session, "_end", end_and_interrupt)
+    try:
+        result = purerl.run(make("a2c"), seeds=2, out=tmp_path / "run", progress=False)
+    except purerl.Terminated as terminated:
+        result = terminated.result
+    assert result.stopped == signal.Signals(number).name
+    assert result.returns.shape == (2, 2)
+    monkeypatch.undo()
+    assert purerl.resume(tmp_path / "run", progress=False).stopped is None
+
+
+@pytest.mark.usefixtures("compiled_once", "chunks_of_one")
+def test_the_best_checkpoint_is_whole_before_a_newer_one_is_begun(tmp_path, monkeypatch):
+    """What is resumed from the newer one would not see that evaluation again."""
+    save = Checkpoints.save
+
+    def killed(self, iteration, snapshot):
+        if self.path.name == "checkpoints" and snapshot.host["returns"]:
+            raise MemoryError("as if it were killed")
+        save(self, iteration, snapshot)
+
+    monkeypatch.setattr(Checkpoints, "save", killed)
+    options = {"seeds": 2, "keep_best": True, "checkpoint_seconds": 0.0, "progress": False}
+    with pytest.raises(MemoryError):
+        purerl.run(make("a2c"), out=tmp_path / "run", **options)
+    assert [path.name for path in (tmp_path / "run" / "best").iterdir()] == ["5"]
+
+
+@pytest.mark.usefixtures("compiled_once", "chunks_of_one")
+def test_a_best_state_that_could_not_be_written_is_not_the_best(tmp_path, monkeypatch):
+    """A later one that is better than what is kept takes its place."""
+    returns = iter([[3.0, 3.0], [9.0, 9.0], [4.0, 4.0], [5.0, 5.0], [2.0, 2.0]])
+    evaluate, save = Driver.evaluate, Checkpoints.save
+
+    def evaluate_in_order(self):
+        return evaluate(self)._replace(mean_return=np.array(next(returns), np.float32))
+
+    def full(self, iteration, snapshot):
+        if self.path.name == "best" and snapshot.host["returns"][-1] == [9.0, 9.0]:
+            raise OSError("No space left on device")
+        save(self, iteration, snapshot)
+
+    monkeypatch.setattr(Driver, "evaluate", evaluate_in_order)
+    monkeypatch.setattr(Checkpoints, "save", full)
+    experiment = make("a2c", evaluations=5)
+    out = tmp_path / "run"
+    purerl.run(experiment, seeds=2, out=out, keep_best=True, progress=False)
+    assert [path.name for path in (out / "best").iterdir()] == ["8"]
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_a_writer_that_raises_does_not_end_a_run(tmp_path):
+    class Broken:
+        def open(self, folder, config, step):
+            pass
+
+        def write(self, rows):
+            raise ZeroDivisionError("of a user")
+
+        def close(self):
+            raise KeyError("another")
+
+    with pytest.warns(RuntimeWarning, match="Broken: KeyError: 'another'"):
+        result = purerl.run(
+            make("a2c"), seeds=2, out=tmp_path, writers=("csv", Broken()), progress=False
+        )
+    assert result.returns.shape == (2, 2)
+    assert len(read_rows(tmp_path)) == 4
+
+
+@pytest.mark.usefixtures("chunks_of_one")
+def test_a_run_stops_when_a_seed_fails_if_that_is_wished(tmp_path, capsys):
+    experiment = make("a2c", learning_rate=1e38)
+    options = {"seeds": 2, "out": tmp_path / "run"}
+    result = purerl.run(experiment, on_failure="stop", **options)
+    assert (result.stopped, result.failed.tolist()) == ("failure", [True, True])
+    shown = capsys.readouterr().err
+    assert "seed 0, 1: an update was not finite by step" in shown
+    assert "2 failed (seed 0, 1)" in shown
+    assert len(result.steps) < 2
+    again = purerl.run(experiment, resume=True, **options)  # the others would go on
+    assert again.stopped is None
+    assert [row["failed"] for row in read_rows(tmp_path / "run")] == ["1"] * 4
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    purerl.run(make("a2c"), seeds=2, out=tmp_path / "run", progress=False)
+    with RunFolder(tmp_path / "run").lock():
+        for option in ("resume", "overwrite"):
+            with pytest.raises(OSError, match="is in use by another process"):
+                purerl.run(
+                    make("a2c"), seeds=2, out=tmp_path / "run", progress=False, **{option: True}
+                )
+    purerl.run(make("a2c"), seeds=2, out=tmp_path / "run", progress=False, overwrite=True)
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_a_folder_that_was_half_made_is_as_good_as_none(tmp_path):
+    (tmp_path / "config.json.part").write_text('{"algo')
+    purerl.run(make("a2c"), seeds=2, out=tmp_path, resume=True, progress=False)
+    assert len(read_rows(tmp_path)) == 4
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small file system")
+@pytest.mark.usefixtures("compiled_once", "chunks_of_one")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_disk_that_is_really_full(tmp_path, monkeypatch):
+    """Checkpoints in the background fail; when there is space again, they are whole, and nothing
+    is left of those that were torn.
+    """
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        experiment = make("a2c", steps=64 * 12)
+        options = {"seeds": 2, "checkpoint_seconds": 0.0}
+        purerl.run(experiment, out=tmp_path / "whole", progress=False, **options)
+        advance, chunks = Driver.advance, []
+
+        def advance_and_fill(self, iterations):
+            chunks.append(iterations)
+            if len(chunks) == 3:
+                with contextlib.suppress(OSError), (disk / "others").open("wb", 0) as file:
+                    while file.write(bytes(4096)):
+                        pass
+            elif len(chunks) == 8:
+                (disk / "others").unlink()
+            return advance(self, iterations)
+
+        monkeypatch.setattr(Driver, "advance", advance_and_fill)
+        told = []
+        monkeypatch.setattr(Progress, "say", lambda self, what: told.append(what))
+        result = purerl.run(experiment, out=disk / "run", **options)
+        assert any("No space left on device; the run goes on" in x for x in told), told
+        assert result.trouble is None
+        assert final(disk / "run") == final(tmp_path / "whole")
+        names = sorted(path.name for path in (disk / "run" / "checkpoints").iterdir())
+        assert names == ["11", "12"]
+    finally:
+        gc.collect()  # Orbax leaves coroutines behind; they are to end here, not in another test
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_chunk_is_as_long_as_was_wished():
@@ -160,8 +338,7 @@ def test_rows_of_a_run_that_is_not_evaluated(tmp_path):
     """What happened in training is there all the same."""
     result = purerl.run(make("a2c", evaluations=0), seeds=2, out=tmp_path / "run", progress=False)
     assert result.returns.shape == (2, 0)
-    with (tmp_path / "run" / "evaluations.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(tmp_path / "run")
     assert "return" not in rows[0]
     assert [int(row["step"]) for row in rows[::2]] == list(range(64, 641, 64))
     assert all(np.isfinite(float(row["entropy"])) for row in rows)
@@ -172,8 +349,7 @@ def test_means_of_the_log_are_those_of_the_pure_function(tmp_path):
 
     experiment = make("a2c")
     purerl.run(experiment, seeds=2, out=tmp_path / "run", progress=False)
-    with (tmp_path / "run" / "evaluations.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(tmp_path / "run")
     metrics = jax.jit(purerl.vectorize(experiment.build().train))(
         jax.random.split(jax.random.key(0), 2)
     ).metrics
@@ -188,17 +364,19 @@ def test_means_of_the_log_are_those_of_the_pure_function(tmp_path):
 
 def test_progress_names_failed_seeds_and_the_return(capsys):
     progress = Progress("a run", 1000, 0, True)
-    progress.advance(100, np.array([np.nan, 2.0]), np.array([False, False]))
-    progress.advance(100, np.array([1.0, 2.0]), np.array([False, True]))
+    progress.advance(100, np.array([np.nan, 2.0]), "")
+    progress.advance(100, np.array([1.0, 2.0]), "1 failed (seed 1)")
     progress.say("seed 1: something")
-    progress.evaluated(np.array([200]), np.array([[7.0], [9.0]]))
-    progress.advance(800, np.array([1.0, 2.0]), np.ones(12, bool))
+    progress.evaluated([200], [np.array([7.0, 9.0])])
+    which = np.arange(12) != 1
+    assert named({"seed": np.arange(12)}, ~which) == "seed 1"
+    progress.advance(800, np.ones(2), f"11 failed ({named({'seed': np.arange(12)}, which)})")
     progress.close()
     shown = capsys.readouterr().err
     assert "1 failed (seed 1)" in shown
     assert "training return 1.5" in shown
     assert "seed 1: something\n" in shown
-    assert "return 8.0, 12 failed (seed 0, 1, 2, 3, 4, ...)" in shown
+    assert "return 8.0, 11 failed (seed 0, 2, 3, 4, 5, ...)" in shown
     assert "1.00k/1.00k" in shown
 
 

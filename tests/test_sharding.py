@@ -1,6 +1,6 @@
 """Seeds or environments over 8 devices, and over two processes."""
 
-import csv
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -14,9 +14,10 @@ import time
 import jax
 import numpy as np
 import pytest
+from run_folders import final
+from test_resume import count_iterations, interrupt  # noqa: F401
 
 import purerl
-from purerl.checkpoint import Checkpoints
 from purerl.train.sharding import make_layout
 
 TESTS = pathlib.Path(__file__).parent
@@ -27,13 +28,15 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
 EIGHT_DEVICES = """
 import collections, json, math, re, sys
 import jax
-jax.config.update("jax_num_cpu_devices", 8)
+shard, *distributed = sys.argv[1:]
+jax.config.update("jax_num_cpu_devices", 4 if distributed else 8)
+if distributed:
+    jax.distributed.initialize(distributed[0], 2, int(distributed[1]))
 import numpy as np
 import purerl
 from purerl.driver import Driver
-from purerl.train.sharding import Layout
+from purerl.train.sharding import Layout, gathered
 
-shard = sys.argv[1]
 experiment = purerl.make_experiment(
     "ppo_clip", "CartPole-v1", num_epochs=2, num_minibatches=2, steps=1280, num_envs=16,
     rollout_length=8, evaluations=1, evaluation_episodes=8, hidden_sizes=(8,), normalize_obs=True,
@@ -56,11 +59,14 @@ def trained(devices, seeds):
     shapes = re.findall(r"= \\w+\\[([\\d,]+)\\]\\S* copy\\(", text)
     copies = sum(math.prod(map(int, shape.split(","))) for shape in shapes)
     places = {str(tuple(x.sharding.spec)) for x in jax.tree.leaves(driver.state.actors)}
-    learner = [np.asarray(x).tolist() for x in jax.tree.leaves(driver.state.learner)]
+    learner = jax.device_get(jax.tree.leaves(gathered(driver.state.learner)))
+    learner = [x.tolist() for x in learner]
     return {"opcodes": opcodes, "copies": copies, "learner": learner, "places": sorted(places)}
 
-results = [trained(8, 16), trained(1, 16)]
-if shard == "seeds":
+results = [trained(8, 16)]
+if not distributed:
+    results.append(trained(1, 16))
+if shard == "seeds" and not distributed:
     results.append(trained(1, 2))  # the seeds that each of the 8 devices has
 print(json.dumps(results))
 """
@@ -68,11 +74,31 @@ COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "
 
 
 def on_eight_devices(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-c", EIGHT_DEVICES, *arguments], env=ENVIRONMENT, capture_output=True
+    return json.loads(output(started(EIGHT_DEVICES, *arguments)).splitlines()[-1])
+
+
+def started(code, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
-    return json.loads(done.stdout)
+
+
+def output(process, status=0):
+    """What a process prints, when it has ended as it should."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == status, err[-3000:]
+    return out
+
+
+def address():
+    """A port that is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def same(a, b):
@@ -90,6 +116,12 @@ def test_sharded_seeds_add_nothing_to_the_program():
     assert many["opcodes"]["while"] > 3
     assert many["places"] == ["('seeds',)"]
     same(many, one)
+    where = address()
+    both = [started(EIGHT_DEVICES, "seeds", where, str(i)) for i in range(2)]  # 4 devices each
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # neither ends before the other
+        for printed in pool.map(output, both):
+            [hosts] = json.loads(printed.splitlines()[-1])
+            assert hosts == many  # the same program, and the same numbers, bit for bit
 
 
 def test_sharded_environments_give_the_same_numbers():
@@ -107,7 +139,7 @@ def test_environments_that_the_devices_do_not_divide():
         make_layout("hosts", 4, 4)
 
 
-def test_environments_over_the_devices_of_this_process(tmp_path):
+def test_environments_over_the_devices_of_this_process(tmp_path, interrupt, monkeypatch):  # noqa: F811
     """A whole run, with its checkpoints, resumed bitwise."""
     experiment = purerl.make_experiment(
         "a2c",
@@ -125,11 +157,19 @@ def test_environments_over_the_devices_of_this_process(tmp_path):
     np.testing.assert_allclose(result.returns, seeds.returns, rtol=0.2)
     again = purerl.run(experiment, out=tmp_path / "run", resume=True, **options)
     np.testing.assert_array_equal(again.returns, result.returns)
+    undo = interrupt(5)
+    assert purerl.run(experiment, out=tmp_path / "cut", **options).stopped == "SIGINT"
+    undo()
+    trained = count_iterations(monkeypatch)
+    purerl.resume(tmp_path / "cut", progress=False)
+    assert sum(trained) == 3
+    assert final(tmp_path / "cut") == final(tmp_path / "run")
+    assert None not in final(tmp_path / "cut")[0]["checksums"]
 
 
 RUN = ["a2c", "CartPole-v1", "--steps", "20480", "--num-envs", "8", "--rollout-length", "16"]
 RUN += ["--evaluations", "4", "--evaluation-episodes", "4", "--hidden-sizes", "8", "--seeds", "4"]
-RUN += ["--no-progress", "--chunk-seconds", "0.5", "--checkpoint-seconds", "0.7"]
+RUN += ["--chunk-seconds", "0.2", "--checkpoint-seconds", "0.3", "--keep-best"]
 PROCESS = """
 import sys
 import jax
@@ -144,69 +184,62 @@ sys.exit(main(sys.argv[1:]))
 
 
 def two_processes(out):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    where = address()
     return [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-c", PROCESS, "train", *RUN, "--resume", str(out)),
-                *("--distributed", f"127.0.0.1:{port},2,{i}"),
-            ],
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        started(PROCESS, "train", *RUN, "--resume", str(out), "--distributed", f"{where},2,{i}")
         for i in range(2)
     ]
 
 
-def final(folder):
-    checkpoints = Checkpoints(folder / "checkpoints", keep=None)
-    host = checkpoints.read_host(checkpoints.iterations()[-1])
-    checkpoints.close()
-    with (folder / "evaluations.csv").open(newline="") as file:
-        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-    return host["checksums"], host["returns"], rows
+def wait_for_checkpoint(out, process, after=0):
+    """The iteration of the first one after another."""
+    while process.poll() is None:
+        names = (path.name for path in out.glob("checkpoints/*[0-9]"))
+        if newer := [int(x) for x in names if x.isdigit() and int(x) > after]:
+            return min(newer)
+        time.sleep(0.01)
+    raise AssertionError(process.communicate())
+
+
+def percent(shown):
+    """Where the progress begins."""
+    return int(re.search(r"(\d+)%\|", shown)[1])
 
 
 def test_two_processes_are_killed_and_resume_to_the_same_bytes(tmp_path):
-    """They train, log and checkpoint together."""
+    """They train, log and checkpoint together, and end together when one is told to."""
     whole = tmp_path / "whole"
-    outputs = [process.communicate(timeout=300) for process in two_processes(whole)]
-    assert "return" in outputs[0][0], outputs
-    assert not [x for x in outputs[1][0].splitlines() if "Gloo" not in x]  # one of them speaks
-    checksums, returns, rows = final(whole)
+    outputs = [output(process) for process in two_processes(whole)]
+    assert "return" in outputs[0]
+    assert not [x for x in outputs[1].splitlines() if "Gloo" not in x]  # one of them speaks
+    expected = state, rows = final(whole)
     assert len(rows) == 16
-    assert None not in checksums
+    assert None not in state["checksums"]
+    assert len(list((whole / "best").iterdir())) == 1
 
     cut = tmp_path / "cut"
     processes = two_processes(cut)
-    while not list(cut.glob("checkpoints/*[0-9]")) and processes[1].poll() is None:
-        time.sleep(0.01)
-    processes[1].send_signal(signal.SIGKILL)
+    wait_for_checkpoint(cut, processes[1])
+    processes[1].kill()
     time.sleep(0.2)
     processes[0].kill()  # what a scheduler does when one has died
     for process in processes:
         process.communicate()
     assert not (cut / "learning_curve.png").exists()
-    for process in two_processes(cut):
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-3000:]
-    assert final(cut) == (checksums, returns, rows)
 
-    pattern = re.compile(r"^(--steps|--num|--roll|--eval|--hidden)")
-    assert sum(bool(pattern.match(word)) for word in RUN) == 6
-    experiment = purerl.make_experiment(
-        "a2c",
-        "CartPole-v1",
-        steps=20480,
-        num_envs=8,
-        rollout_length=16,
-        evaluations=4,
-        evaluation_episodes=4,
-        hidden_sizes=(8,),
-    )
-    one = purerl.run(experiment, seeds=4, progress=False)
-    np.testing.assert_allclose(np.array(returns).T[:, 0], one.returns[:, 0], rtol=0.5)
+    kept = max(int(x.name) for x in (cut / "checkpoints").iterdir() if x.name.isdigit())
+    processes = two_processes(cut)
+    wait_for_checkpoint(cut, processes[1], after=kept)
+    processes[1].send_signal(signal.SIGTERM)  # to one of them
+    out, err = processes[0].communicate(timeout=300)
+    assert processes[0].returncode == 143, err[-3000:]
+    assert "terminated; written to" in out
+    assert percent(err) > 0  # it went on, and did not begin again
+    output(processes[1], 143)
+
+    processes = two_processes(cut)
+    out, err = processes[0].communicate(timeout=300)
+    assert processes[0].returncode == 0, err[-3000:]
+    assert percent(err) > 0
+    output(processes[1])
+    assert final(cut) == expected

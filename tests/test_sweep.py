@@ -2,11 +2,14 @@
 
 import csv
 import functools
+import gc
+import shutil
 import sys
 
 import jax
 import numpy as np
 import pytest
+from run_folders import read_rows
 
 import purerl
 from purerl.cli import main
@@ -101,6 +104,7 @@ def test_a_sweep_is_read_from_its_folder(swept):
     assert read.compilations == result.compilations
     for what, seconds in read.seconds.items():  # the last checkpoint is a little before the end
         assert 0 < seconds <= result.seconds[what]
+    assert read.finished.all()
     with pytest.raises(FileNotFoundError, match="is no sweep"):
         purerl.load_sweep(next(out.glob("group-000/rows-*")))
 
@@ -125,6 +129,7 @@ def test_the_policies_of_a_sweep(swept, tmp_path):
     with pytest.raises(ValueError, match=r"got seed=2, wanted 'best' or 0 to 1"):
         purerl.load_policy(out, 2, point=0)
     part = next(out.glob("group-000/rows-*"))
+    assert main(["plot", str(out), "--out", str(tmp_path / "x.png")]) == 2
     for function in (purerl.load_policy, purerl.evaluate_run, purerl.resume):
         with pytest.raises(ValueError, match="is a sweep, or a part of one"):
             function(part)
@@ -134,12 +139,24 @@ def test_the_policies_of_a_sweep(swept, tmp_path):
         purerl.load_policy(tmp_path / "run", point=1)
 
 
-def test_a_seed_that_fails_is_counted_and_harms_no_other(tmp_path):
+def test_a_seed_that_fails_is_counted_and_harms_no_other(tmp_path, capsys):
     """A rate that overflows, beside one that does not; the other one is bitwise unaffected."""
-    good = purerl.sweep(make, {"learning_rate": [1e-3, 1e-2]}, seeds=2, progress=False)
-    bad = purerl.sweep(make, {"learning_rate": [1e-3, 1e38]}, seeds=2, progress=False)
+    rows = {}
+    for name, rates in (("good", [1e-3, 1e-2]), ("bad", [1e-3, 1e38])):
+        out = tmp_path / name
+        bad = purerl.sweep(make, {"learning_rate": rates}, seeds=2, out=out)
+        [part] = (out / "group-000").iterdir()
+        read = read_rows(part)
+        assert [(row["point"], row["seed"]) for row in read[:4]] == [
+            *zip("0011", "0101", strict=True)
+        ]
+        rows[name] = [row | {"seconds": ""} for row in read if row["point"] == "0"]
+    assert rows["bad"] == rows["good"]
+    assert len(rows["good"]) == 4
+    shown = capsys.readouterr().err
+    assert "point/seed 1/0, 1/1: an update was not finite by step" in shown
+    assert "2 failed (point/seed 1/0, 1/1)" in shown
     assert bad.failed.tolist() == [[False, False], [True, True]]
-    np.testing.assert_array_equal(bad.returns[0], good.returns[0])
     assert [row["failed"] for row in bad.ranked() if row["learning_rate"] > 1] == [2]
     stopped = purerl.sweep(
         make, {"learning_rate": [1e-3, 1e38]}, seeds=2, progress=False, on_failure="stop"
@@ -177,6 +194,53 @@ def test_a_sweep_is_resumed(swept, tmp_path, monkeypatch):
         purerl.sweep(make, values, **options)
 
 
+def test_points_with_values_of_different_names():
+    points = [{"learning_rate": 1e-3}, {"gamma": 0.9}]
+    result = purerl.sweep(make, points, seeds=1, progress=False)
+    assert {tuple(row) for row in result.ranked()} == {
+        ("point", "learning_rate", "gamma", "iqm", "low", "high", "min", "failed")
+    }
+    assert len(result.table().splitlines()) == 3
+
+
+def test_a_sweep_that_was_stopped_ranks_what_is_finished_first():
+    names = {"points": [{"a": 1}, {"a": 2}, {"a": 3}], "failed": np.zeros((3, 1), bool)}
+    steps, returns = [np.array([9]), np.array([9]), np.array([3])], [[[1.0]], [[2.0]], [[3.0]]]
+    result = purerl.SweepResult(
+        **names,
+        steps=steps,
+        returns=[np.array(x) for x in returns],
+        finished=np.array([True, True, False]),
+        seconds={},
+        compilations=1,
+        stopped="SIGINT",
+    )
+    assert [row["a"] for row in result.ranked()] == [2, 1, 3]
+    assert [row["step"] for row in result.ranked()] == [9, 9, 3]
+    whole = result._replace(finished=np.ones(3, bool))  # trained for different numbers of steps
+    assert [row["a"] for row in whole.ranked()] == [3, 2, 1]
+    assert "step" not in whole.ranked()[0]
+
+
+def test_what_cannot_be_sharded_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(Driver, "compile", lambda self: pytest.fail("compiled"))
+    with pytest.raises(ValueError, match=r"num_envs=3 cannot be shared evenly by 2 devices"):
+        purerl.sweep(make, {"num_envs": [4, 3]}, out=tmp_path / "x", shard="environments")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_is_not_resumed_with_other_versions(swept, tmp_path, monkeypatch):
+    out, whole = swept
+    copy = shutil.copytree(out, tmp_path / "copy")
+    monkeypatch.setattr(sys.modules["purerl.provenance"], "_source", lambda: "other")
+    values = {"learning_rate": RATES, "normalize_obs": [False, True]}
+    options = {"seeds": 2, "out": copy, "resume": True, "progress": False}
+    with pytest.raises(ValueError, match=r"source is .* 'other' here; the sweep would not be"):
+        purerl.sweep(make, values, **options)
+    again = purerl.sweep(make, values, inexact=True, **options)
+    np.testing.assert_array_equal(again.returns, whole.returns)
+
+
 def test_what_does_not_fit_is_trained_in_parts(tmp_path, monkeypatch):
     module = sys.modules["purerl.sweep"]
     values = {"learning_rate": [1e-4, 3e-4, 1e-3, 3e-3]}
@@ -192,8 +256,19 @@ def test_what_does_not_fit_is_trained_in_parts(tmp_path, monkeypatch):
     half = lambda: 0.6 * driver_bytes[0] * jax.device_count() / module.SPARE  # noqa: E731
     monkeypatch.setattr(module, "memory_bytes", half)
     out = tmp_path / "parts"
+    living = []
+    start = Driver.start
+
+    def start_and_look(self):
+        start(self)
+        gc.collect()
+        living.append(sum(x.nbytes for x in jax.live_arrays()))
+
+    monkeypatch.setattr(Driver, "start", start_and_look)
     parts = purerl.sweep(make, values, seeds=2, out=out, progress=False)
     assert driver_bytes[0] > 10_000
+    assert living[1] < living[0] + 2000  # of the first part nothing is kept
+    assert parts.compilations == 2  # one to see what fits; both parts share the other
     assert sorted(path.name for path in (out / "group-000").iterdir()) == [
         "rows-000000-000004",
         "rows-000004-000008",
@@ -201,6 +276,31 @@ def test_what_does_not_fit_is_trained_in_parts(tmp_path, monkeypatch):
     np.testing.assert_allclose(parts.returns, whole.returns, rtol=0.1)
     monkeypatch.setattr(module, "memory_bytes", lambda: 1000)
     with pytest.raises(ValueError, match="one seed a device needs about"):
+        purerl.sweep(make, values, seeds=2, progress=False)
+
+
+def test_what_the_compiler_refuses_is_halved(tmp_path, monkeypatch):
+    """As a TPU's does with what is larger than its memory."""
+    compile_program, refused = Driver.compile, []
+
+    def compile_small(self):
+        if self.seeds > 4:
+            refused.append(self.seeds)
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ran out of memory")
+        compile_program(self)
+
+    monkeypatch.setattr(Driver, "compile", compile_small)
+    values = {"learning_rate": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}
+    result = purerl.sweep(make, values, seeds=2, out=tmp_path / "halves", progress=False)
+    assert refused == [10, 6]
+    assert [path.name for path in sorted((tmp_path / "halves" / "group-000").iterdir())] == [
+        "rows-000000-000004",
+        "rows-000004-000008",
+        "rows-000008-000010",
+    ]
+    assert np.isfinite(result.returns).all()
+    monkeypatch.setattr(Driver, "compile", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         purerl.sweep(make, values, seeds=2, progress=False)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from purerl import Clock, use_all_cores, vectorize
+from purerl.types import Cursor
 
 
 def small_run(key, scale):
@@ -105,6 +106,16 @@ def test_a_clock_that_is_made_inside_comes_out_unbatched():
     states, clock = jax.jit(vectorize(lambda x: (x, Clock(jnp.int32(0)))))(jnp.arange(4.0))
     assert states.shape == (4,)
     assert clock.iteration.shape == ()
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only a CPU's caches need groups")
+@pytest.mark.parametrize("buffer", [False, True])
+def test_a_core_trains_eight_seeds_at_a_time_but_where_that_would_copy_a_replay_buffer(buffer):
+    """A replay buffer's Cursor says that there is one."""
+    zero = jnp.int32(0)
+    state = jnp.ones((16 * jax.device_count(), 3)), Cursor(zero, zero) if buffer else Clock(zero)
+    program = jax.jit(vectorize(lambda state: (state[0] * 2, state[1]))).lower(state)
+    assert ("while" in program.as_text()) == (not buffer)
 
 
 def test_a_clock_that_differs_between_seeds_is_an_error():

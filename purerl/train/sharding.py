@@ -130,16 +130,15 @@ def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def to_host(tree: PyTree) -> PyTree:
-    """Arrays as NumPy's, whole, on every host.
+def gathered(tree: PyTree) -> PyTree:
+    """Arrays that every host can read whole; the devices gather them when they come to it.
 
     Args:
         tree: Arrays of one mesh, sharded in any way.
     """
     if jax.process_count() == 1:
-        return jax.device_get(tree)
-    mesh = jax.tree.leaves(tree)[0].sharding.mesh
-    return jax.device_get(_replicate(mesh)(tree))
+        return tree
+    return _replicate(jax.tree.leaves(tree)[0].sharding.mesh)(tree)
 
 
 @functools.cache
