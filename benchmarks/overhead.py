@@ -1,24 +1,25 @@
 """What driving a run from the host costs, and that its memory does not grow.
 
-    python benchmarks/overhead.py                      # about ten minutes on two cores
-    python benchmarks/overhead.py --memory             # 1e8 steps of one run, and its memory
+    python benchmarks/overhead.py                            # a quarter of an hour on two cores
+    python benchmarks/overhead.py --memory --algorithm a2c   # 1e8 steps of one run, and its memory
 
-The same run twice in turns, each in a fresh process, compilation apart: as one jitted function
+The same run in turns, in one process, compilation apart: as one jitted function
 (``jit(vectorize(train))``), and by ``purerl.run`` with its chunks, progress bar, log and a
-checkpoint every 30 seconds.
+checkpoint every 30 seconds. Of ``purerl.run`` two times are kept: the whole call, and the loop from
+the first chunk to the last; what is between them (opening the folder, the last checkpoint, the
+picture) does not depend on how long a run is.
 """
 
 import dataclasses
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import tyro
+from contention import Watch
 from record import circumstances, result_files
 
 HERE = Path(__file__).resolve().parent
@@ -29,12 +30,14 @@ RESULTS = HERE / "results"
 class Options:
     """Options of the benchmark."""
 
-    steps: int = 2_000_000
+    algorithm: str = "ppo_clip"
+    """At its preset for CartPole."""
+    steps: int = 250_000
     """Environment steps of each seed."""
     seeds: int = 16
     """Seeds trained at the same time."""
-    rounds: int = 3
-    """Fresh processes of each kind, in turns."""
+    rounds: int = 8
+    """Runs of each kind, in turns."""
     checkpoint_seconds: float = 30.0
     """Wall time between two checkpoints."""
     memory: bool = False
@@ -43,45 +46,46 @@ class Options:
     """Result file; with --memory overhead-memory.json."""
     force: bool = False
     """Whether to overwrite the result file."""
-    one: str = ""
-    """For the fresh processes: which kind to run."""
 
 
 def experiment(options: Options) -> Any:
-    """PPO on CartPole, at its preset."""
+    """The run."""
     import purerl
 
-    return purerl.make_experiment("ppo_clip", "CartPole-v1", steps=options.steps)
+    return purerl.make_experiment(options.algorithm, "CartPole-v1", steps=options.steps)
 
 
-def one_jit(options: Options) -> float:
-    """Seconds of the run as one program."""
+def in_turns(options: Options, cache: str) -> dict[str, list[float]]:
+    """Seconds of each kind, a row a round."""
     import jax
 
     import purerl
 
     purerl.use_all_cores()
+    jax.config.update("jax_compilation_cache_dir", cache)  # each purerl.run compiles the same
     train = purerl.vectorize(experiment(options).build().train)
     keys = jax.random.split(jax.random.key(0), options.seeds)
     program = jax.jit(train).lower(keys).compile()
-    begin = time.perf_counter()
-    jax.block_until_ready(program(keys))
-    return time.perf_counter() - begin
-
-
-def by_run(options: Options) -> float:
-    """Seconds of the same by ``purerl.run``, all but those of compiling."""
-    import purerl
-
-    with tempfile.TemporaryDirectory() as folder:
+    jax.block_until_ready(program(keys))  # a device's first execution takes longer
+    seconds: dict[str, list[float]] = {"one jit": [], "purerl.run": [], "its loop": []}
+    for number in range(options.rounds):
         begin = time.perf_counter()
-        result = purerl.run(
-            experiment(options),
-            seeds=options.seeds,
-            out=Path(folder) / "run",
-            checkpoint_seconds=options.checkpoint_seconds,
-        )
-        return time.perf_counter() - begin - result.seconds["compiling"]
+        jax.block_until_ready(program(keys))
+        seconds["one jit"].append(time.perf_counter() - begin)
+        with tempfile.TemporaryDirectory() as folder:
+            begin = time.perf_counter()
+            result = purerl.run(
+                experiment(options),
+                seeds=options.seeds,
+                out=Path(folder) / "run",
+                checkpoint_seconds=options.checkpoint_seconds,
+            )
+            whole = time.perf_counter() - begin
+        seconds["purerl.run"].append(whole - result.seconds["compiling"])
+        loop = result.seconds["training"] + result.seconds["evaluating"]
+        seconds["its loop"].append(loop)
+        print({kind: round(x[number], 2) for kind, x in seconds.items()}, flush=True)
+    return {kind: [round(x, 3) for x in each] for kind, each in seconds.items()}
 
 
 def resident() -> float:
@@ -123,40 +127,39 @@ def memory(options: Options) -> dict[str, Any]:
     return {"step of each seed, MiB": writer.seen, "seconds": result.seconds}
 
 
-def fresh(kind: str, options: Options) -> float:
-    """One measurement in a process of its own."""
-    arguments = [f"--steps={options.steps}", f"--seeds={options.seeds}", f"--one={kind}"]
-    arguments.append(f"--checkpoint-seconds={options.checkpoint_seconds}")
-    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return float(done.stdout.splitlines()[-1])
+def compared(seconds: dict[str, list[float]], kind: str) -> dict[str, float]:
+    """How much longer a kind takes than one jit: by the fastest of each, and the median pair."""
+    pairs = [x / jit for x, jit in zip(seconds[kind], seconds["one jit"], strict=True)]
+    return {
+        "fastest": min(seconds[kind]) / min(seconds["one jit"]) - 1,
+        "median of pairs": statistics.median(pairs) - 1,
+    }
 
 
 def main(options: Options) -> None:
     """Measures, prints and writes."""
-    kinds = {"one jit": one_jit, "purerl.run": by_run}
-    if options.one:
-        print(kinds[options.one](options))
-        return
     if options.memory:
         output = options.output.with_name(options.output.stem + "-memory.json")
         files = result_files(output, (".json",), options.force)
-        record = {**circumstances("overhead-memory", options), **memory(options)}
+        record = memory(options)
         seen = [mib for _, mib in record["step of each seed, MiB"]]
         print(f"MiB after 1/10, 1/2 and all of it: {seen[4]}, {seen[24]}, {seen[-1]}")
+        record = {**circumstances("overhead-memory", options), **record}
     else:
         files = result_files(options.output, (".json",), options.force)
-        seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-        for _ in range(options.rounds):
-            for kind in kinds:
-                seconds[kind].append(round(fresh(kind, options), 2))
-                print(f"{kind}: {seconds[kind][-1]} s", flush=True)
-        medians = {kind: statistics.median(x) for kind, x in seconds.items()}
-        ratio = medians["purerl.run"] / medians["one jit"]
-        print(f"purerl.run takes {100 * (ratio - 1):+.1f} % of the time of one jit")
-        record = {**circumstances("overhead", options), "seconds": seconds, "ratio": ratio}
+        watch = Watch()
+        with tempfile.TemporaryDirectory() as cache:
+            seconds = in_turns(options, cache)
+        over = {kind: compared(seconds, kind) for kind in ("its loop", "purerl.run")}
+        for kind, measures in over.items():
+            each = ", ".join(f"{100 * x:+.1f} % ({how})" for how, x in measures.items())
+            print(f"{kind}, beside one jit: {each}")
+        record = {
+            **circumstances("overhead", options),
+            "seconds": seconds,
+            "over one jit": over,
+            "cores kept busy by others": watch.others(),
+        }
     files[0].write_text(json.dumps(record, indent=1) + "\n")
 
 

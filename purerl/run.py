@@ -30,7 +30,7 @@ class RunResult(NamedTuple):
     failed: np.ndarray  # [S] bool
     seconds: dict[str, float]  # compiling, training, evaluating
     steps_per_second: float  # of training, over all seeds
-    stopped: Stopped | None = None  # why the run ended before its last iteration
+    stopped: Stopped | None = None  # what ended it: a signal, or a seed's failure; None: its end
     trouble: str | None = None  # what could not be written
 
     def summary(self) -> str:
@@ -63,8 +63,8 @@ def run(
 ) -> RunResult:
     """Trains ``seeds`` seeds at once and writes what comes of it to a folder.
 
-    Ctrl-C ends the run after the chunk it is in, with a last checkpoint; a second Ctrl-C ends it at
-    once. SIGTERM ends the process, after a last checkpoint too. What was killed is resumed from its
+    Ctrl-C ends the run after the chunk that was begun last, with a last checkpoint, and makes this
+    function return what there is; a second Ctrl-C ends it at once. SIGTERM ends the process, after a last checkpoint too. What was killed is resumed from its
     newest checkpoint. Wherever it was cut, the run is bitwise the one that never was, on the same
     versions and devices.
 

@@ -27,7 +27,7 @@ from purerl.validation import check_choice, check_integer, check_range, suggest
 from purerl.writers import Log, Writer, make_writers
 
 ROWS = 20  # of the log, where nothing is evaluated
-AFTER_CTRL_C = b"\nthe run stops at the end of its chunk; Ctrl-C again ends it at once\n"
+AFTER_CTRL_C = b"\nthe run stops after the chunk it has begun; Ctrl-C again ends it at once\n"
 TRIAL = 0.5  # of the wished time of a chunk: what takes less says too little
 INEXACT = (
     "; the run would not be bitwise the same: continue it where it began, or accept differences of "
@@ -51,7 +51,7 @@ class RunOptions:
     progress: bool = True
     """Show a progress bar."""
     chunk_seconds: float = 1.0
-    """Wall time of a chunk, about: between two looks at the progress, and for Ctrl-C."""
+    """Wall time of a chunk, about: between two looks at the progress; Ctrl-C waits for up to two."""
     checkpoint_seconds: float = 300.0
     """Wall time between two checkpoints; there is always one at the end."""
     keep: int = 2

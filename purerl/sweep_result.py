@@ -22,7 +22,7 @@ class SweepResult(NamedTuple):
     finished: np.ndarray  # [P] bool: trained to its last iteration
     seconds: dict[str, float]  # compiling, training, evaluating
     compilations: int  # groups of points that one program trains, and parts that fit into memory
-    stopped: Stopped | None = None  # why the sweep ended early
+    stopped: Stopped | None = None  # what ended it: a signal, or a seed's failure; None: its end
     trouble: str | None = None  # what could not be written
 
     def ranked(self) -> list[dict[str, Any]]:
