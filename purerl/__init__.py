@@ -29,11 +29,11 @@ from purerl.replay import Replay, prioritized, uniform
 from purerl.returns import discounted_return, gae, lambda_return, n_step_return, reward_to_go
 from purerl.rollout import unroll
 from purerl.run import RunResult, resume, run
+from purerl.run_options import RunOptions, Terminated
 from purerl.saved import evaluate_run, load_policy
 from purerl.second_order.conjugate_gradient import CGResult, CGStop, conjugate_gradient
 from purerl.second_order.line_search import LineSearchResult, backtracking_line_search
 from purerl.second_order.products import fisher_diagonal, fisher_vector_product, hvp
-from purerl.session import RunOptions, Terminated
 from purerl.statistics import iqm, iqm_interval
 from purerl.sweep import samples, sweep
 from purerl.sweep_result import SweepResult, load_sweep

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from purerl import session
+from purerl import run_options
 
 USAGE = """\
 usage: purerl COMMAND ...
@@ -38,7 +38,7 @@ STATUS: dict[Any, int] = {"SIGINT": 130, "SIGTERM": 143, "failure": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DriveOptions(session.RunOptions):
+class DriveOptions(run_options.RunOptions):
     """How a run is driven; none of it changes a number of the run."""
 
     writers: tuple[Literal["csv", "jsonl", "tensorboard", "wandb"], ...] = ("csv",)
@@ -286,9 +286,9 @@ def _begun_with(options: list[str]) -> DriveOptions:
     return DriveOptions.of(RunFolder(path).read_config().get("options", {}))
 
 
-def _driven(chosen: session.RunOptions) -> dict[str, Any]:
+def _driven(chosen: run_options.RunOptions) -> dict[str, Any]:
     """The options that are ``run``'s own."""
-    return {f.name: getattr(chosen, f.name) for f in dataclasses.fields(session.RunOptions)}
+    return {f.name: getattr(chosen, f.name) for f in dataclasses.fields(run_options.RunOptions)}
 
 
 def _report(train: Callable[[], Any], out: pathlib.Path) -> int:
@@ -308,7 +308,7 @@ def _result(train: Callable[[], Any]) -> Any:
     """What a run or sweep came to, if it was terminated until then."""
     try:
         return train()
-    except session.Terminated as end:
+    except run_options.Terminated as end:
         if end.result is None:  # nothing was begun yet
             raise
         return end.result

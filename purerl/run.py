@@ -12,8 +12,9 @@ from purerl.experiment import Experiment
 from purerl.folder import PLOT, RunFolder, check_same
 from purerl.plotting import plot_curves, save_plot
 from purerl.resources import check_replay, format_bytes
+from purerl.run_options import RunOptions, Stopped, Terminated
 from purerl.saved import read_run
-from purerl.session import RunOptions, Session, Stopped, Terminated
+from purerl.session import Session
 from purerl.statistics import iqm, iqm_interval
 from purerl.train.loop import TrainState
 from purerl.train.sharding import agreed, from_hosts, make_layout
@@ -64,9 +65,9 @@ def run(
     """Trains ``seeds`` seeds at once and writes what comes of it to a folder.
 
     Ctrl-C ends the run after the chunk that was begun last, with a last checkpoint, and makes this
-    function return what there is; a second Ctrl-C ends it at once. SIGTERM ends the process, after a last checkpoint too. What was killed is resumed from its
-    newest checkpoint. Wherever it was cut, the run is bitwise the one that never was, on the same
-    versions and devices.
+    function return what there is; a second Ctrl-C ends it at once. SIGTERM ends the process, after
+    a last checkpoint too. What was killed is resumed from its newest checkpoint. Wherever it was
+    cut, the run is bitwise the one that never was, on the same versions and devices.
 
     Args:
         experiment: What to train; :func:`purerl.make_experiment` makes one.

@@ -1,104 +1,34 @@
 """One process's part of a run: from its beginning or a checkpoint to its end or a stop."""
 
+import bisect
 import collections
 import contextlib
-import dataclasses
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.checkpoint import BEST, NEWEST, Checkpoints, Snapshot
+from purerl.checkpoint import Snapshot
 from purerl.driver import Driver, Report
-from purerl.folder import RunFolder, check_same
+from purerl.folder import RunFolder
 from purerl.progress import Progress
-from purerl.provenance import environment
-from purerl.statistics import iqm
+from purerl.rows import make_rows, named, train_return
+from purerl.run_checkpoints import RunCheckpoints
+from purerl.run_options import RunOptions, Stopped, Terminated
 from purerl.train.evaluate import Evaluation
-from purerl.train.loop import evaluation_iterations
-from purerl.train.sharding import Shard, any_host, begin_from_devices, from_hosts, gathered
-from purerl.validation import check_choice, check_integer, check_range, suggest
-from purerl.writers import Log, Writer, make_writers
+from purerl.train.loop import Totals, TrainState, evaluation_iterations
+from purerl.train.sharding import any_host, begin_from_devices, from_hosts, gathered
+from purerl.writers import Log, make_writers
 
 ROWS = 20  # of the log, where nothing is evaluated
 AFTER_CTRL_C = b"\nthe run stops after the chunk it has begun; Ctrl-C again ends it at once\n"
 TRIAL = 0.5  # of the wished time of a chunk: what takes less says too little
-INEXACT = (
-    "; the run would not be bitwise the same: continue it where it began, or accept differences of "
-    "rounding with --inexact"
-)
-Stopped = Literal["SIGINT", "SIGTERM", "failure"]
-
-
-class Terminated(SystemExit):
-    """Ends the process after a SIGTERM, with status 143; ``result`` is what was done until then."""
-
-    def __init__(self, result: Any = None):
-        super().__init__(128 + signal.SIGTERM)
-        self.result = result
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a run is driven; none of it changes a number of the run."""
-
-    progress: bool = True
-    """Show a progress bar."""
-    chunk_seconds: float = 1.0
-    """Wall time of a chunk, about: between two looks at the progress; Ctrl-C waits for up to two."""
-    checkpoint_seconds: float = 300.0
-    """Wall time between two checkpoints; there is always one at the end."""
-    keep: int = 2
-    """The newest checkpoints that are kept."""
-    keep_best: bool = False
-    """Also keep the checkpoint of the evaluation with the highest IQM."""
-    writers: tuple[str | Writer, ...] = ("csv",)
-    """Where rows go: csv, jsonl, tensorboard, wandb, or writers of your own."""
-    on_failure: Literal["continue", "stop"] = "continue"
-    """When a seed becomes non-finite: go on with the others, or stop the run."""
-    shard: Shard = "seeds"
-    """Spread whole seeds over the devices, or the environments of each seed."""
-    inexact: bool = False
-    """Resume although versions or devices differ; the numbers are then equal to rounding only."""
-
-    def __post_init__(self):
-        check_range("run", "chunk_seconds", self.chunk_seconds, 0, 3600, low_open=True)
-        check_range("run", "checkpoint_seconds", self.checkpoint_seconds, 0)
-        check_integer("run", "keep", self.keep, 1)
-        check_choice("run", "on_failure", self.on_failure, ("continue", "stop"))
-        check_choice("run", "shard", self.shard, ("seeds", "environments"))
-        make_writers(self.writers)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-ready values; writers that are no names are left out."""
-        names = [writer for writer in self.writers if isinstance(writer, str)]
-        return {**vars(self), "writers": names}
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Self:
-        """Options out of a function's keyword arguments.
-
-        Args:
-            options: By name.
-
-        Raises:
-            TypeError: If a name is unknown.
-            ValueError: If a value is out of range.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        for name in options:
-            if name not in names:
-                raise TypeError(f"run has no option {name!r}. {suggest(name, names)}")
-        chosen: dict[str, Any] = {**options}
-        if "writers" in chosen:
-            chosen["writers"] = tuple(chosen["writers"])
-        return cls(**chosen)
 
 
 class Outcome(NamedTuple):
@@ -150,7 +80,6 @@ class Session:
         self.driver, self.label, self.evaluated = driver, label, evaluated
         self.folder, self.description, self.options = folder, description, options
         self.main = jax.process_index() == 0  # of several hosts, the one that writes
-        self.circumstances = circumstances(options.shard)
         train = driver.train
         every = train.evaluate_every if evaluated else -(-train.iterations // ROWS)
         self.points = evaluation_iterations(train.iterations, every)  # rows of the log
@@ -158,15 +87,13 @@ class Session:
         self.cold = True
         self.steps: list[int] = []
         self.returns: list[np.ndarray] = []  # [S] each
-        self.best_iqm = -np.inf
         self.failed = np.zeros(driver.seeds, bool)
         self.stopped: Stopped | None = None
         self.received: list[Stopped] = []
         self.wishes: Any = np.zeros((1, 3), bool)  # of all hosts, a chunk ago
         self.log = Log(make_writers(options.writers) if self.main and folder else [])
         self.trouble: dict[str, str] = {}
-        self.newest: Checkpoints | None = None
-        self.best: Checkpoints | None = None
+        self.kept: RunCheckpoints | None = None
         self.progress: Any = None
         self.held = contextlib.ExitStack()  # the folder's lock
 
@@ -195,11 +122,10 @@ class Session:
 
     def _begin(self, begun: bool) -> None:
         driver, folder, options = self.driver, self.folder, self.options
-        iterations: list[int] = []
+        newest: dict[str, Any] | None = None
         if folder is not None and begun:
-            self._lock(folder)
-            iterations = self._open(folder)
-        if not (iterations and self._host(iterations[-1])["finished"]):
+            newest = self._open(folder).newest()
+        if newest is None or not newest["finished"]:
             driver.compile()
         if (late := self._late_signal()) is not None:  # it came while the programs were compiled
             raise KeyboardInterrupt if late == "SIGINT" else Terminated
@@ -207,15 +133,14 @@ class Session:
             if self.main:  # only now: what does not compile leaves no folder
                 folder.create(self.description, self.options.to_json())
             from_hosts(np.zeros(()))  # no host looks for the folder before it is there
-            self._lock(folder)
             self._open(folder)
-        if iterations:
-            self._restore(iterations[-1])
+        if newest is not None:
+            self._restore(newest["iteration"])
         if driver.done == 0:
             driver.start()
         if folder is not None and self.main:
             # -1: it was interrupted before its first checkpoint, and begins again.
-            step = None if not begun else driver.step if iterations else -1
+            step = None if not begun else driver.step if newest else -1
             self.log.open(folder.path, folder.read_config(), step)
         total = driver.seeds * driver.train.total_steps
         self.progress = Progress(
@@ -238,11 +163,13 @@ class Session:
             self.stopped, save = self._decide()
             if self.stopped is not None:
                 break
-            left = next(p for p in self.points if p > driver.done) - driver.done  # to a row
+            row = self.points[bisect.bisect_right(self.points, driver.done)]
+            left = row - driver.done
             length = even_chunk(left, self.chunk) if self.chunk else min(self.trial, left)
             begun.append(self._begin_chunk(length, length == left, save))
             # A state that may be the best must be kept before the next chunk replaces it.
-            ahead = self.chunk > 0 and not (begun[-1].is_row and self.best is not None)
+            keeps_best = self.kept is not None and self.kept.keeps_best
+            ahead = self.chunk > 0 and not (begun[-1].is_row and keeps_best)
             while len(begun) > ahead:
                 seconds = self._read(begun.popleft())
                 if not self.chunk:
@@ -267,7 +194,7 @@ class Session:
         """
         now = time.perf_counter()
         due = now - self.saved_at >= self.options.checkpoint_seconds
-        due = due and self.main and self.newest is not None
+        due = due and self.main and self.kept is not None
         if due:
             self.saved_at = now
         wishes = np.array(["SIGINT" in self.received, "SIGTERM" in self.received, due])
@@ -307,12 +234,11 @@ class Session:
         self._check_failed()
         steps = chunk.length * self.driver.train.steps_per_iteration * self.driver.seeds
         count = f"{self.failed.sum()} failed ({named(self.names, self.failed)})"
-        self.progress.advance(steps, _train_return(report), count if self.failed.any() else "")
+        self.progress.advance(steps, train_return(report), count if self.failed.any() else "")
         if chunk.is_row:
             self._row(chunk, report)
-        if chunk.copy is not None:
-            self._wait(self.best)  # what is resumed from the newest would not see it again
-            self._save(self.newest, chunk.done, chunk.copy)
+        if chunk.copy is not None and self.kept is not None:
+            self.kept.save(chunk.done, self._snapshot(chunk.done, *chunk.copy))
         return seconds
 
     def _row(self, chunk: _Chunk, report: Report) -> None:
@@ -326,27 +252,39 @@ class Session:
             self.steps.append(step)
             self.returns.append(value)
             self.progress.evaluated(self.steps, self.returns)
-            if self.best is not None and iqm(value) > self.best_iqm:  # not if it is no number
-                self.best_iqm = float(iqm(value))
-                self._save(self.best, chunk.done, self.driver.copy())
-        row_before = max(p for p in (0, *self.points) if p < chunk.done)
+            if self.kept is not None and self.kept.beats_best(value):
+                self.kept.save_best(chunk.done, self._snapshot(chunk.done, *self.driver.copy()))
+        row_before = [0, *self.points][bisect.bisect_left(self.points, chunk.done)]
         seconds = self.driver.seconds["training"]
-        rows = _rows(step, seconds, evaluation, report, chunk.done - row_before)
+        rows = make_rows(step, seconds, evaluation, report, chunk.done - row_before)
         self._note("log", self.log.write(self.names | rows))
 
-    def _save(self, checkpoints: Checkpoints | None, done: int, copy: tuple[Any, Any]) -> None:
-        """Begins to write a checkpoint; trouble is told, and the run goes on.
+    def _open(self, folder: RunFolder) -> RunCheckpoints:
+        """Locks the folder, all hosts or none, and opens its checkpoints."""
+        refused = None
+        try:
+            if self.main:
+                self.held.enter_context(folder.lock())
+        except OSError as error:
+            refused = error
+        if any_host(refused is not None):
+            raise refused or OSError(f"{folder.path} is in use by another process.")
+        self.kept = RunCheckpoints(folder.path, self.description, self.options, self._note)
+        return self.kept
 
-        Args:
-            checkpoints: Where.
-            done: Iterations.
-            copy: State and totals after them, in memory of their own: the run goes on meanwhile.
-        """
-        if checkpoints is None:
-            return
+    def _restore(self, iteration: int) -> None:
+        assert self.kept is not None
+        snapshot = self.kept.restore(iteration, self.driver.template(), self.driver.layout)
+        host = snapshot.host
+        self.driver.resume(snapshot, host["iteration"])
+        self.chunk, self.steps = host["chunk"], host["steps"]
+        self.failed = np.array(host["failed"])
+        dtype = jnp.result_type(float)
+        self.returns = [np.array(x, dtype) for x in host["returns"]]
+
+    def _snapshot(self, done: int, state: TrainState, totals: Totals) -> Snapshot:
+        """The run after so many iterations."""
         host = {
-            "run": self.description,
-            "environment": self.circumstances,
             "iteration": done,
             "step": self.driver.step_after(done),
             "finished": done == self.driver.train.iterations,
@@ -356,83 +294,17 @@ class Session:
             "returns": [x.tolist() for x in self.returns],
             "failed": self.failed.tolist(),
         }
-        try:
-            checkpoints.save(done, Snapshot(*copy, host))
-            self._note(checkpoints.path.name, None)
-        except OSError as error:
-            self._note(checkpoints.path.name, str(error))
-            if checkpoints is self.best:
-                self.best_iqm = self._best_kept()
-
-    def _lock(self, folder: RunFolder) -> None:
-        """All hosts, or none."""
-        refused = None
-        try:
-            if self.main:
-                self.held.enter_context(folder.lock())
-        except OSError as error:
-            refused = error
-        if any_host(refused is not None):
-            raise refused or OSError(f"{folder.path} is in use by another process.")
-
-    def _open(self, folder: RunFolder) -> list[int]:
-        """Opens the folders of checkpoints; the iterations of those that are there."""
-        self.newest = Checkpoints(folder.path / NEWEST, self.options.keep)
-        if self.options.keep_best:
-            self.best = Checkpoints(folder.path / BEST, 1)
-            self.best_iqm = self._best_kept()
-        return self.newest.iterations()
-
-    def _best_kept(self) -> float:
-        """IQM of the evaluation whose state is kept as the best."""
-        assert self.best is not None
-        iterations = self.best.iterations()
-        if not iterations:
-            return -np.inf
-        return float(iqm(self.best.read_host(iterations[-1])["returns"][-1]))
-
-    def _host(self, iteration: int) -> dict[str, Any]:
-        """What a checkpoint says of itself, if it is of this run."""
-        assert self.newest is not None
-        where = str(self.newest.path / str(iteration))
-        host = self.newest.read_host(iteration)
-        check_same(self.description, host["run"], where)
-        if not self.options.inexact:
-            check_same(self.circumstances, host["environment"], where, INEXACT)
-        return host
-
-    def _restore(self, iteration: int) -> None:
-        assert self.newest is not None
-        snapshot = self.newest.restore(iteration, self.driver.template(), self.driver.layout)
-        host = snapshot.host
-        self.driver.resume(snapshot, host["iteration"])
-        self.chunk, self.steps = host["chunk"], host["steps"]
-        self.failed = np.array(host["failed"])
-        dtype = jnp.result_type(float)
-        self.returns = [np.array(x, dtype) for x in host["returns"]]
+        return Snapshot(state, totals, host)
 
     def _end(self) -> None:
         """The last checkpoint, and what could not be written before."""
-        if self.newest is None:
+        if self.kept is None:
             return
-        self._wait(self.best)
         # Nothing is donated any more, so it need not be a copy.
-        self._save(self.newest, self.driver.done, (self.driver.state, self.driver.totals))
-        self._wait(self.newest)
+        last = self._snapshot(self.driver.done, self.driver.state, self.driver.totals)
+        self.kept.save(self.driver.done, last)
+        self.kept.wait()
         self._note("log", self.log.flush())
-
-    def _wait(self, checkpoints: Checkpoints | None) -> None:
-        """Until what was begun to be written is written."""
-        if checkpoints is None:
-            return
-        try:
-            checkpoints.wait()
-            if self.driver.done in checkpoints.iterations():
-                self._note(checkpoints.path.name, None)
-        except OSError as error:
-            self._note(checkpoints.path.name, str(error))
-            if checkpoints is self.best:
-                self.best_iqm = self._best_kept()
 
     def _late_signal(self) -> Stopped | None:
         """A signal that came where no chunk is begun after it; the same on all hosts."""
@@ -445,9 +317,8 @@ class Session:
             self.progress.close()
         if (trouble := self.log.close()) is not None:
             self.trouble["log"] = trouble
-        for checkpoints in (self.newest, self.best):
-            if checkpoints is not None:
-                checkpoints.close()
+        if self.kept is not None:
+            self.kept.close()
         self.held.close()
 
     def _note(self, what: str, trouble: str | None) -> None:
@@ -464,15 +335,6 @@ class Session:
         seconds, self.mark = now - self.mark, now
         self.driver.seconds[what] += seconds
         return seconds
-
-
-def circumstances(shard: Shard) -> dict[str, Any]:
-    """What the last bits of a run depend on besides what is run; the same on all hosts.
-
-    Args:
-        shard: What is spread over the devices.
-    """
-    return environment() | {"shard": shard}
 
 
 @contextlib.contextmanager
@@ -501,23 +363,6 @@ def _signals(received: list[Stopped]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def named(names: dict[str, np.ndarray], which: np.ndarray) -> str:
-    """Seeds in words, such as "seed 1, 4", or of a sweep "point/seed 0/1, 3/0".
-
-    Args:
-        names: Columns ``[S]``.
-        which: ``[S]`` bool.
-
-    Returns:
-        The first five; nothing if there are none.
-    """
-    rows = np.flatnonzero(which)
-    if not len(rows):
-        return ""
-    first = ", ".join("/".join(str(x[i]) for x in names.values()) for i in rows[:5])
-    return f"{'/'.join(names)} {first}{', ...' if len(rows) > 5 else ''}"
-
-
 def even_chunk(left: int, most: int) -> int:
     """Iterations of the next chunk, if a distance is cut into as few and as even ones as can be.
 
@@ -526,33 +371,3 @@ def even_chunk(left: int, most: int) -> int:
         most: Iterations of a chunk at most.
     """
     return -(-left // -(-left // most))
-
-
-def _train_return(report: Report) -> np.ndarray:
-    """Mean return ``[S]`` of the training episodes since the last row; NaN where none ended."""
-    episodes = report.totals.episodes
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(episodes.return_sum / episodes.ended)
-
-
-def _rows(
-    step: int, seconds: float, evaluation: Evaluation | None, report: Report, iterations: int
-) -> dict[str, Any]:
-    """The log's columns, after the names: one evaluation, and the training since the one before."""
-    evaluated: dict[str, Any] = {}
-    if evaluation is not None:
-        evaluated = {
-            "return": evaluation.mean_return,
-            "length": evaluation.mean_length,
-            "unfinished": evaluation.unfinished,
-        }
-    return {
-        "step": np.full(len(report.failed), step),
-        **evaluated,
-        "train_return": _train_return(report),
-        "train_episodes": report.totals.episodes.ended,
-        "refused": report.refused,
-        "failed": report.failed.astype(int),
-        "seconds": np.full(len(report.failed), round(seconds, 3)),
-        **{k: np.asarray(x / iterations) for k, x in sorted(report.totals.info.items())},
-    }

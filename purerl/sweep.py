@@ -19,7 +19,9 @@ from purerl.driver import Driver
 from purerl.experiment import Experiment
 from purerl.folder import RunFolder, check_same
 from purerl.resources import memory_bytes, tree_bytes
-from purerl.session import INEXACT, RunOptions, Session, Stopped, Terminated, circumstances
+from purerl.run_checkpoints import INEXACT, circumstances
+from purerl.run_options import RunOptions, Stopped, Terminated
+from purerl.session import Session
 from purerl.sweep_result import Collected, SweepResult, read_host
 from purerl.train.sharding import agreed, from_hosts, make_layout
 from purerl.train.vectorize import use_all_cores

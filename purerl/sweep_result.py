@@ -8,7 +8,7 @@ import numpy as np
 
 from purerl.checkpoint import NEWEST, Checkpoints
 from purerl.folder import RunFolder
-from purerl.session import Stopped
+from purerl.run_options import Stopped
 from purerl.statistics import iqm, iqm_interval
 
 

@@ -182,10 +182,10 @@ def test_resuming_another_run_names_the_fields(copied, capsys):
 
 
 def test_resuming_with_other_versions_must_be_asked_for(copied, monkeypatch):
-    session = sys.modules["purerl.session"]
-    now = session.environment()
+    module = sys.modules["purerl.run_checkpoints"]
+    now = module.environment()
     other = now | {"versions": now["versions"] | {"jax": "0.0.1"}}
-    monkeypatch.setattr(session, "environment", lambda: other)
+    monkeypatch.setattr(module, "environment", lambda: other)
     message = rf"versions.jax is '{jax.__version__}' there, '0.0.1' here.*--inexact"
     with pytest.raises(ValueError, match=message):
         purerl.resume(copied, progress=False)
@@ -268,7 +268,7 @@ def test_wrong_numbers_in_a_whole_checkpoint_are_found_by_their_checksums(copied
 
 def test_arrays_of_another_shape_are_named(copied, monkeypatch):
     other = make("ppo_clip", evaluations=5, network=purerl.NetworkConfig(hidden_sizes=(9,)))
-    monkeypatch.setattr(sys.modules["purerl.session"], "check_same", lambda *_: None)
+    monkeypatch.setattr(sys.modules["purerl.run_checkpoints"], "check_same", lambda *_: None)
     monkeypatch.setattr(sys.modules["purerl.run"], "check_same", lambda *_: None)
     message = r"\['bias'\] is float32\[3, 8\], wanted float32\[3, 9\]; and 5 more"
     with pytest.raises(ValueError, match=message):

@@ -19,7 +19,8 @@ from purerl.cli import main
 from purerl.driver import Driver
 from purerl.folder import RunFolder
 from purerl.progress import Progress
-from purerl.session import Session, even_chunk, named
+from purerl.rows import named
+from purerl.session import Session, even_chunk
 
 
 @pytest.fixture

@@ -1,0 +1,55 @@
+"""What a run tells of its seeds: rows of the log, and words."""
+
+from typing import Any
+
+import numpy as np
+
+from purerl.driver import Report
+from purerl.train.evaluate import Evaluation
+
+
+def named(names: dict[str, np.ndarray], which: np.ndarray) -> str:
+    """Seeds in words, such as "seed 1, 4", or of a sweep "point/seed 0/1, 3/0".
+
+    Args:
+        names: Columns ``[S]``.
+        which: ``[S]`` bool.
+
+    Returns:
+        The first five; nothing if there are none.
+    """
+    rows = np.flatnonzero(which)
+    if not len(rows):
+        return ""
+    first = ", ".join("/".join(str(x[i]) for x in names.values()) for i in rows[:5])
+    return f"{'/'.join(names)} {first}{', ...' if len(rows) > 5 else ''}"
+
+
+def train_return(report: Report) -> np.ndarray:
+    """Mean return ``[S]`` of the training episodes since the last row; NaN where none ended."""
+    episodes = report.totals.episodes
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(episodes.return_sum / episodes.ended)
+
+
+def make_rows(
+    step: int, seconds: float, evaluation: Evaluation | None, report: Report, iterations: int
+) -> dict[str, Any]:
+    """The log's columns, after the names: one evaluation, and the training since the one before."""
+    evaluated: dict[str, Any] = {}
+    if evaluation is not None:
+        evaluated = {
+            "return": evaluation.mean_return,
+            "length": evaluation.mean_length,
+            "unfinished": evaluation.unfinished,
+        }
+    return {
+        "step": np.full(len(report.failed), step),
+        **evaluated,
+        "train_return": train_return(report),
+        "train_episodes": report.totals.episodes.ended,
+        "refused": report.refused,
+        "failed": report.failed.astype(int),
+        "seconds": np.full(len(report.failed), round(seconds, 3)),
+        **{k: np.asarray(x / iterations) for k, x in sorted(report.totals.info.items())},
+    }
