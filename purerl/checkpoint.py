@@ -82,11 +82,7 @@ class Checkpoints:
         Raises:
             OSError: If this one, or the one before it, cannot be written.
         """
-        trouble = None
-        try:
-            self.wait()
-        except OSError as error:  # of the one before it; this one may fare better
-            trouble = error
+        self.wait()
         if iteration in self._manager.all_steps():  # the same bits
             return
         policy, rest = _parts(snapshot)
@@ -97,18 +93,12 @@ class Checkpoints:
             "checksums": of_all_hosts(checksums((snapshot.state, snapshot.totals))),
             "policy_checksums": of_all_hosts(checksums(_acting(snapshot.state))),
         }
-        with self._writing():
-            self._manager.save(
-                iteration,
-                args=ocp.args.Composite(
-                    policy=ocp.args.StandardSave(policy),
-                    rest=ocp.args.StandardSave(rest),
-                    host=ocp.args.JsonSave(host),
-                ),
-                force=True,
-            )
-        if trouble is not None:
-            raise trouble
+        args = ocp.args.Composite(
+            policy=ocp.args.StandardSave(policy),
+            rest=ocp.args.StandardSave(rest),
+            host=ocp.args.JsonSave(host),
+        )
+        self._write(lambda: self._manager.save(iteration, args=args, force=True))
 
     def wait(self) -> None:
         """Returns when the last checkpoint is written; all hosts call it.
@@ -116,19 +106,7 @@ class Checkpoints:
         Raises:
             OSError: If it cannot be written; what was written of it is deleted.
         """
-        trouble = None
-        try:
-            with self._writing():
-                self._manager.wait_until_finished()
-        except OSError as error:
-            trouble = error
-        if any_host(trouble is not None):
-            # Orbax leaves the torn folder, which takes space, and loses count of older ones.
-            with contextlib.suppress(Exception):
-                self._manager.close()
-            self._manager = self._open()
-        if trouble is not None:
-            raise trouble
+        self._write(self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Ends the threads that write; what trouble they had, :meth:`wait` tells."""
@@ -261,15 +239,22 @@ class Checkpoints:
                 raise OSError(f"{self.path / str(iteration)} cannot be read: {why[0]}") from error
             raise self._torn(iteration, why[0][:200]) from error
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _write(self, write: Callable[[], Any]) -> None:
+        trouble = None
         try:
-            yield
+            write()
         except Exception as error:  # TensorStore's are ValueErrors
-            lines = str(error).strip().splitlines() or [type(error).__name__]
+            trouble = error
+        if any_host(trouble is not None):
+            # Orbax leaves the torn folder, which takes space, and loses count of older ones.
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            self._manager = self._open()
+        if trouble is not None:
+            lines = str(trouble).strip().splitlines() or [type(trouble).__name__]
             why = os.strerror(errno.ENOSPC)
-            why = why if why in str(error) else lines[0][:300]  # at the end of a long story
-            raise OSError(f"{self.path}: no checkpoint could be written: {why}") from error
+            why = why if why in str(trouble) else lines[0][:300]  # at the end of a long story
+            raise OSError(f"{self.path}: no checkpoint could be written: {why}") from trouble
 
 
 def checksums(tree: PyTree) -> list[int | None]:

@@ -86,8 +86,10 @@ class Driver:
                 jax.jit(advance, donate_argnums=1).lower(*arguments),
                 jax.jit(evaluate).lower(arguments[0], _seen(arguments[1])),
             )
-            # XLA compiles outside the interpreter's lock: two programs, two cores.
-            with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            # XLA compiles outside the interpreter's lock: two programs, two cores. Hosts may
+            # wait for one another when they compile, so each of several has the same order.
+            threads = 2 if jax.process_count() == 1 else 1
+            with concurrent.futures.ThreadPoolExecutor(threads) as pool:
                 jobs = [pool.submit(program.compile) for program in lowered]
                 self.program, self._evaluate = (job.result() for job in jobs)
 

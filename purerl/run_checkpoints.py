@@ -54,13 +54,11 @@ class RunCheckpoints:
         iterations = self._newest.iterations()
         if not iterations:
             return None
-        where, host = (
-            self._newest.path / str(iterations[-1]),
-            self._newest.read_host(iterations[-1]),
-        )
-        check_same(self._about["run"], host["run"], str(where))
+        where = str(self._newest.path / str(iterations[-1]))
+        host = self._newest.read_host(iterations[-1])
+        check_same(self._about["run"], host["run"], where)
         if not self._inexact:
-            check_same(self._about["environment"], host["environment"], str(where), INEXACT)
+            check_same(self._about["environment"], host["environment"], where, INEXACT)
         return host
 
     def restore(self, iteration: int, template: Snapshot, layout: Layout) -> Snapshot:
@@ -94,8 +92,8 @@ class RunCheckpoints:
             snapshot: Its last returns are those of its evaluation.
         """
         assert self._best is not None
-        self._best_iqm = float(iqm(snapshot.host["returns"][-1]))
-        self._save(self._best, iteration, snapshot)
+        if self._save(self._best, iteration, snapshot):
+            self._best_iqm = float(iqm(snapshot.host["returns"][-1]))
 
     @property
     def keeps_best(self) -> bool:
@@ -115,13 +113,17 @@ class RunCheckpoints:
     def _all(self) -> list[Checkpoints]:
         return [x for x in (self._newest, self._best) if x is not None]
 
-    def _save(self, checkpoints: Checkpoints, iteration: int, snapshot: Snapshot) -> None:
+    def _save(self, checkpoints: Checkpoints, iteration: int, snapshot: Snapshot) -> bool:
+        """Whether it was begun."""
+        self._wait(checkpoints)  # trouble with the one before it; this one may fare better
         self._wished[checkpoints.path.name] = iteration
         try:
             checkpoints.save(iteration, snapshot._replace(host=self._about | snapshot.host))
-            self._note(checkpoints.path.name, None)
         except OSError as error:
-            self._failed(checkpoints, error)
+            self._note(checkpoints.path.name, str(error))
+            return False
+        self._note(checkpoints.path.name, None)
+        return True
 
     def _wait(self, checkpoints: Checkpoints) -> None:
         try:
@@ -129,12 +131,9 @@ class RunCheckpoints:
             if self._wished.get(checkpoints.path.name) in checkpoints.iterations():
                 self._note(checkpoints.path.name, None)
         except OSError as error:
-            self._failed(checkpoints, error)
-
-    def _failed(self, checkpoints: Checkpoints, error: OSError) -> None:
-        self._note(checkpoints.path.name, str(error))
-        if checkpoints is self._best:  # one that is better than what is there takes its place
-            self._best_iqm = self._best_kept()
+            self._note(checkpoints.path.name, str(error))
+            if checkpoints is self._best:  # what is better than the one that is there is wished
+                self._best_iqm = self._best_kept()
 
     def _best_kept(self) -> float:
         """IQM of the evaluation whose state is kept as the best."""

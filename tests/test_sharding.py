@@ -1,6 +1,6 @@
 """Seeds or environments over 8 devices, and over two processes."""
 
-import concurrent.futures
+import collections
 import json
 import os
 import pathlib
@@ -28,15 +28,13 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
 EIGHT_DEVICES = """
 import collections, json, math, re, sys
 import jax
-shard, *distributed = sys.argv[1:]
-jax.config.update("jax_num_cpu_devices", 4 if distributed else 8)
-if distributed:
-    jax.distributed.initialize(distributed[0], 2, int(distributed[1]))
+jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
 import purerl
 from purerl.driver import Driver
-from purerl.train.sharding import Layout, gathered
+from purerl.train.sharding import Layout
 
+shard = sys.argv[1]
 experiment = purerl.make_experiment(
     "ppo_clip", "CartPole-v1", num_epochs=2, num_minibatches=2, steps=1280, num_envs=16,
     rollout_length=8, evaluations=1, evaluation_episodes=8, hidden_sizes=(8,), normalize_obs=True,
@@ -59,14 +57,11 @@ def trained(devices, seeds):
     shapes = re.findall(r"= \\w+\\[([\\d,]+)\\]\\S* copy\\(", text)
     copies = sum(math.prod(map(int, shape.split(","))) for shape in shapes)
     places = {str(tuple(x.sharding.spec)) for x in jax.tree.leaves(driver.state.actors)}
-    learner = jax.device_get(jax.tree.leaves(gathered(driver.state.learner)))
-    learner = [x.tolist() for x in learner]
+    learner = [np.asarray(x).tolist() for x in jax.tree.leaves(driver.state.learner)]
     return {"opcodes": opcodes, "copies": copies, "learner": learner, "places": sorted(places)}
 
-results = [trained(8, 16)]
-if not distributed:
-    results.append(trained(1, 16))
-if shard == "seeds" and not distributed:
+results = [trained(8, 16), trained(1, 16)]
+if shard == "seeds":
     results.append(trained(1, 2))  # the seeds that each of the 8 devices has
 print(json.dumps(results))
 """
@@ -116,12 +111,6 @@ def test_sharded_seeds_add_nothing_to_the_program():
     assert many["opcodes"]["while"] > 3
     assert many["places"] == ["('seeds',)"]
     same(many, one)
-    where = address()
-    both = [started(EIGHT_DEVICES, "seeds", where, str(i)) for i in range(2)]  # 4 devices each
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # neither ends before the other
-        for printed in pool.map(output, both):
-            [hosts] = json.loads(printed.splitlines()[-1])
-            assert hosts == many  # the same program, and the same numbers, bit for bit
 
 
 def test_sharded_environments_give_the_same_numbers():
@@ -173,22 +162,38 @@ RUN += ["--chunk-seconds", "0.2", "--checkpoint-seconds", "0.3", "--keep-best"]
 PROCESS = """
 import sys
 import jax
-jax.config.update("jax_num_cpu_devices", 2)
+devices, text, *arguments = sys.argv[1:]
+jax.config.update("jax_num_cpu_devices", int(devices))
 from purerl.train import vectorize
 vectorize.use_all_cores = lambda: jax.device_count()
 import purerl.run
 purerl.run.use_all_cores = vectorize.use_all_cores
+from purerl.driver import Driver
+compile_programs = Driver.compile
+def compile_and_tell(self):
+    compile_programs(self)
+    with open(text, "w") as file:
+        file.write(self.program.as_text())
+Driver.compile = compile_and_tell
 from purerl.cli import main
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(arguments))
 """
 
 
 def two_processes(out):
     where = address()
     return [
-        started(PROCESS, "train", *RUN, "--resume", str(out), "--distributed", f"{where},2,{i}")
+        started(
+            *(PROCESS, "2", f"{out}-{i}.txt", "train", *RUN, "--resume", str(out)),
+            *("--distributed", f"{where},2,{i}"),
+        )
         for i in range(2)
     ]
+
+
+def opcodes(path):
+    """How often each is in a compiled program."""
+    return collections.Counter(re.findall(r" ([a-z-]+)\(", path.read_text()))
 
 
 def wait_for_checkpoint(out, process, after=0):
@@ -204,6 +209,20 @@ def wait_for_checkpoint(out, process, after=0):
 def percent(shown):
     """Where the progress begins."""
     return int(re.search(r"(\d+)%\|", shown)[1])
+
+
+def test_two_processes_give_the_bytes_of_one(tmp_path):
+    """With as many devices; their program is the same, and has no collective."""
+    for process in two_processes(tmp_path / "two"):
+        output(process)
+    one = tmp_path / "one"
+    output(started(PROCESS, "4", f"{one}.txt", "train", *RUN, "--out", str(one)))
+    assert final(one) == final(tmp_path / "two")
+    found = opcodes(tmp_path / "one.txt")
+    assert found["while"] > 3  # it is a training program that was read
+    assert not set(found) & set(COLLECTIVES)
+    for i in range(2):
+        assert opcodes(tmp_path / f"two-{i}.txt") == found
 
 
 def test_two_processes_are_killed_and_resume_to_the_same_bytes(tmp_path):
