@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import pathlib
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -355,6 +356,24 @@ def describe(array: Any) -> str:
         array: An array, or its shape and dtype.
     """
     return f"{np.dtype(array.dtype).name}[{', '.join(map(str, array.shape))}]"
+
+
+@contextlib.contextmanager
+def without_late_noise() -> Iterator[None]:
+    """While Orbax writes: after an error its other writers find their event loop closed, and Python
+    prints a traceback for each of them, hundreds on a full disk.
+    """
+    hook = sys.unraisablehook
+
+    def quiet(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = quiet
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def _quieten() -> None:

@@ -10,6 +10,7 @@ import os
 import pathlib
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -107,9 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: As on the command line; ``sys.argv[1:]`` by default.
 
     Returns:
-        Exit status: 0; 1 if a run was stopped because a seed failed, or something could not be
-        written; 2 for bad input (one line; with PURERL_TRACEBACK=1 set, the whole traceback); 130
-        after Ctrl-C; 143 after SIGTERM.
+        Exit status: 0; 1 if a run was stopped because a seed failed, all seeds failed, or something
+        could not be written; 2 for bad input (one line; with PURERL_TRACEBACK=1 set, the whole
+        traceback); 130 after Ctrl-C; 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {
@@ -209,6 +210,8 @@ def _sweep(arguments: list[str]) -> int:
         print(result.table(chosen.top))
         print(" | ".join(f"{x:.1f} s {what}" for what, x in result.seconds.items()))
         print(f"{WHY.get(result.stopped, '')}written to {out}")
+        if result.trouble:
+            print(f"not everything could be written: {result.trouble}; mend that, then resume it")
         if result.stopped:
             print("go on with the same command, and --resume instead of --out")
     return STATUS.get(result.stopped, 1 if result.trouble else 0)
@@ -299,15 +302,24 @@ def _report(train: Callable[[], Any], out: pathlib.Path) -> int:
     if jax.process_index() == 0:
         print(result.summary())
         print(f"{WHY.get(result.stopped, '')}written to {out}")
-        if result.stopped:
+        if result.trouble:
+            print(f"not everything could be written: {result.trouble}; mend that, then resume it")
+        if result.stopped == "failure":
+            print(
+                f"go on with the other seeds: purerl train --resume {out} --on-failure continue; "
+                "or begin another run with other numbers"
+            )
+        elif result.stopped:
             print(f"go on with: purerl train --resume {out}")
-    return STATUS.get(result.stopped, 1 if result.trouble else 0)
+    return STATUS.get(result.stopped, 1 if result.trouble or result.failed.all() else 0)
 
 
 def _result(train: Callable[[], Any]) -> Any:
     """What a run or sweep came to, if it was terminated until then."""
     try:
-        return train()
+        with warnings.catch_warnings():  # it is printed below the result
+            warnings.filterwarnings("ignore", "not everything could be written", RuntimeWarning)
+            return train()
     except run_options.Terminated as end:
         if end.result is None:  # nothing was begun yet
             raise

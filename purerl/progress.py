@@ -20,7 +20,7 @@ REST = 50  # times as long as drawing a picture took, nothing is drawn
 class Progress:
     """Steps a second, time left, the return (IQM over seeds), and which seeds failed."""
 
-    def __init__(self, label: str, total: int, done: int, enabled: bool):
+    def __init__(self, label: str, total: int, done: int, enabled: bool, title: str = ""):
         """Shows the bar.
 
         Args:
@@ -28,12 +28,18 @@ class Progress:
             total: Environment steps of all seeds.
             done: Of them, those that a run that is resumed had finished.
             enabled: Whether to show anything.
+            title: What the bar begins with.
         """
         self._label, self._enabled = label, enabled
         self._return = self._failed = ""
         kind = tqdm.auto.tqdm if _widgets() else tqdm.tqdm
         self._bar = kind(
-            total=total, initial=done, unit="step", unit_scale=True, disable=not enabled
+            desc=title or None,
+            total=total,
+            initial=done,
+            unit="step",
+            unit_scale=True,
+            disable=not enabled,
         )
         self._curve = _LiveCurve() if enabled and _in_notebook() else None
 

@@ -40,9 +40,10 @@ class RunResult(NamedTuple):
         if len(self.steps):
             last = self.returns[:, -1]
             low, high = iqm_interval(last)
+            failed = f", {self.failed.sum()} of them failed," if self.failed.any() else ""
             parts.append(
-                f"return {iqm(last):.1f} (IQM of {len(last)} seeds at {self.steps[-1]:,} steps, "
-                f"95 % interval {low:.1f} to {high:.1f})"
+                f"return {iqm(last):.1f} (IQM of {len(last)} seeds{failed} at {self.steps[-1]:,} "
+                f"steps, 95 % interval {low:.1f} to {high:.1f})"
             )
         parts += [f"{value:.1f} s {what}" for what, value in self.seconds.items()]
         parts.append(f"{self.steps_per_second:,.0f} steps/s")
@@ -150,6 +151,7 @@ def resume(path: str | pathlib.Path, **options: Any) -> RunResult:
         FileNotFoundError: If the folder holds no run.
         ValueError: If its checkpoint is damaged, or of another version.
     """
+    use_all_cores()  # before anything computes: making the environment does
     config = read_run(RunFolder(path))
     return run(
         Experiment.from_json(config),

@@ -14,8 +14,9 @@ from purerl.statistics import iqm
 from purerl.train.sharding import Layout, Shard
 
 INEXACT = (
-    "; the run would not be bitwise the same: continue it where it began, or accept differences of "
-    "rounding with --inexact"
+    "; the run would not be bitwise the same: continue it where it began (on a CPU with "
+    "purerl.use_all_cores() called first), or accept differences of rounding with --inexact "
+    "(inexact=True)"
 )
 
 

@@ -5,6 +5,7 @@ import collections
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.checkpoint import Snapshot
+from purerl.checkpoint import Snapshot, without_late_noise
 from purerl.driver import Driver, Report
 from purerl.folder import RunFolder
 from purerl.progress import Progress
@@ -64,6 +65,7 @@ class Session:
         description: dict[str, Any],
         options: RunOptions,
         names: dict[str, np.ndarray] | None = None,
+        title: str = "",
     ):
         """Begins nothing yet.
 
@@ -75,7 +77,9 @@ class Session:
             description: What is run, JSON-ready; what is resumed must be the same.
             options: How.
             names: Columns ``[S]`` that name a seed in the log; by default ``seed``, its number.
+            title: What the progress bar begins with.
         """
+        self.title = title
         self.names = {"seed": np.arange(driver.seeds)} if names is None else names
         self.driver, self.label, self.evaluated = driver, label, evaluated
         self.folder, self.description, self.options = folder, description, options
@@ -103,7 +107,7 @@ class Session:
         Args:
             begun: Whether the folder holds this run already.
         """
-        with _signals(self.received):
+        with _signals(self.received), without_late_noise():
             try:
                 self._begin(begun)
                 self._train()
@@ -126,7 +130,7 @@ class Session:
         if folder is not None and begun:
             newest = self._open(folder).newest()
         if newest is None or not newest["finished"]:
-            driver.compile()
+            self._compile()
         if (late := self._late_signal()) is not None:  # it came while the programs were compiled
             raise KeyboardInterrupt if late == "SIGINT" else Terminated
         if folder is not None and not begun:
@@ -144,10 +148,19 @@ class Session:
             self.log.open(folder.path, folder.read_config(), step)
         total = driver.seeds * driver.train.total_steps
         self.progress = Progress(
-            self.label, total, driver.seeds * driver.step, options.progress and self.main
+            self.label,
+            total,
+            driver.seeds * driver.step,
+            options.progress and self.main,
+            self.title,
         )
         self._check_failed()
         self.saved_at = self.mark = time.perf_counter()
+
+    def _compile(self) -> None:
+        if self.driver.program is None and self.options.progress and self.main:
+            print(f"compiling {self.label} for {self.driver.seeds} seeds", file=sys.stderr)
+        self.driver.compile()
 
     def _check_failed(self) -> None:
         unfinished = self.driver.done < self.driver.train.iterations

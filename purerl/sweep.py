@@ -111,7 +111,8 @@ def sweep(
     folder = None if out is None else RunFolder(out)
     if folder is not None and agreed(resume and folder.begun()):
         there = folder.read_config()
-        check_same(description, there, str(folder.path))
+        for name in ("points", "seeds", "seed", "experiments"):  # what says most, first
+            check_same({name: description[name]}, there, str(folder.path))
         if not chosen.inexact:
             advice = INEXACT.replace("run", "sweep")
             check_same(circumstances(chosen.shard), there["environment"], str(folder.path), advice)
@@ -257,7 +258,7 @@ class _Sweep:
             if driver is None or driver.seeds != part.last - part.first:
                 driver = None  # frees its memory, before another one takes some
                 driver = self._compiled(group, part.first, part.last)
-            else:
+            elif part.first:  # the first part's rows are those it was compiled with
                 driver.use(*self._rows(group, part.first, part.last))
             self._train(part, driver)
             driver.release()
@@ -321,6 +322,7 @@ class _Sweep:
             self._description(part),
             self.options,
             {name: x[part.first : part.last] for name, x in names.items()},
+            f"group {part.number + 1} of {len(self.groups)}, rows {part.first} to {part.last - 1}",
         )
         outcome = session.run(agreed(folder is not None and folder.begun()))
         self.stopped, self.trouble = outcome.stopped, outcome.trouble or self.trouble

@@ -66,6 +66,7 @@ class SweepResult(NamedTuple):
             top: How many points; all by default.
         """
         rows = self.ranked()[:top]
+        missing = sum(not x.shape[1] for x in self.returns)
         if not rows:
             return "nothing was evaluated yet"
         columns = [name for name in rows[0] if name not in ("low", "high")]
@@ -79,10 +80,18 @@ class SweepResult(NamedTuple):
                 for name in columns
             ]
             lines.append([str(i), *cells])
+        after = (
+            [f"{missing} of {len(self.points)} points were not evaluated yet"] if missing else []
+        )
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         return "\n".join(
-            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-            for line in lines
+            [
+                *(
+                    "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+                    for line in lines
+                ),
+                *after,
+            ]
         )
 
 
