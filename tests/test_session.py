@@ -167,6 +167,7 @@ def test_a_run_stops_when_a_seed_fails_if_that_is_wished(tmp_path, capsys):
     assert "seed 0, 1: an update was not finite by step" in shown
     assert "2 failed (seed 0, 1)" in shown
     assert len(result.steps) < 2
+    assert ", 2 of them failed," in result.summary() or not len(result.steps)
     again = purerl.run(experiment, resume=True, **options)  # the others would go on
     assert again.stopped is None
     assert [row["failed"] for row in read_rows(tmp_path / "run")] == ["1"] * 4

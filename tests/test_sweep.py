@@ -217,6 +217,8 @@ def test_a_sweep_that_was_stopped_ranks_what_is_finished_first():
     )
     assert [row["a"] for row in result.ranked()] == [2, 1, 3]
     assert [row["step"] for row in result.ranked()] == [9, 9, 3]
+    less = result._replace(returns=[*result.returns[:2], np.zeros((1, 0))])
+    assert less.table().splitlines()[-1] == "1 of 3 points were not evaluated yet"
     whole = result._replace(finished=np.ones(3, bool))  # trained for different numbers of steps
     assert [row["a"] for row in whole.ranked()] == [3, 2, 1]
     assert "step" not in whole.ranked()[0]
@@ -288,11 +290,13 @@ def test_what_the_compiler_refuses_is_halved(tmp_path, monkeypatch):
             refused.append(self.seeds)
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ran out of memory")
         compile_program(self)
+        self.seconds["compiling"] += 1000
 
     monkeypatch.setattr(Driver, "compile", compile_small)
     values = {"learning_rate": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}
     result = purerl.sweep(make, values, seeds=2, out=tmp_path / "halves", progress=False)
     assert refused == [10, 6]
+    assert result.seconds["compiling"] // 1000 == result.compilations == 2
     assert [path.name for path in sorted((tmp_path / "halves" / "group-000").iterdir())] == [
         "rows-000000-000004",
         "rows-000004-000008",
