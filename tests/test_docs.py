@@ -93,7 +93,7 @@ def test_public_names_are_all_there_and_have_docstrings():
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda p: p.name)
 def test_notebook_runs_and_shows_its_pictures(path):
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
     pictures = [
         output
         for cell in notebook.cells

@@ -404,7 +404,7 @@ result = purerl.run(test_resume.make("a2c", evaluations=3), seeds=2)
         metadata={"kernelspec": {"name": "python3", "display_name": "python3"}},
     )
     resources = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=900, resources=resources).execute()
     outputs = notebook.cells[0].outputs
     pictures = [x for x in outputs if "image/png" in x.get("data", {})]
     assert len(pictures) == 1

@@ -84,7 +84,7 @@ def started(code, *arguments):
 
 def output(process, status=0):
     """What a process prints, when it has ended as it should."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == status, err[-3000:]
     return out
 
@@ -250,14 +250,14 @@ def test_two_processes_are_killed_and_resume_to_the_same_bytes(tmp_path):
     processes = two_processes(cut)
     wait_for_checkpoint(cut, processes[1], after=kept)
     processes[1].send_signal(signal.SIGTERM)  # to one of them
-    out, err = processes[0].communicate(timeout=300)
+    out, err = processes[0].communicate(timeout=900)
     assert processes[0].returncode == 143, err[-3000:]
     assert "terminated; written to" in out
     assert percent(err) > 0  # it went on, and did not begin again
     output(processes[1], 143)
 
     processes = two_processes(cut)
-    out, err = processes[0].communicate(timeout=300)
+    out, err = processes[0].communicate(timeout=900)
     assert processes[0].returncode == 0, err[-3000:]
     assert percent(err) > 0
     output(processes[1])
