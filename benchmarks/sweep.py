@@ -3,8 +3,8 @@
     python benchmarks/sweep.py                    # some minutes on two cores
 
 Eight learning rates x four seeds of PPO on CartPole: by ``purerl sweep``, and by 32 processes
-``purerl train --seeds 1``, as many at the same time as there are cores. Both start Python, compile,
-train, evaluate and write; no compilation is kept from one process to another.
+``purerl train --seeds 1``, as many at the same time as there are cores (``--jobs``). Both start
+Python, compile, train, evaluate and write; no compilation is kept from one process to another.
 """
 
 import concurrent.futures

@@ -289,8 +289,9 @@ def test_what_the_compiler_refuses_is_halved(tmp_path, monkeypatch):
         if self.seeds > 4:
             refused.append(self.seeds)
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ran out of memory")
+        begun = self.program is not None
         compile_program(self)
-        self.seconds["compiling"] += 1000
+        self.seconds["compiling"] += 0 if begun else 1000
 
     monkeypatch.setattr(Driver, "compile", compile_small)
     values = {"learning_rate": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}
