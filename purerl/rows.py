@@ -26,7 +26,11 @@ def named(names: dict[str, np.ndarray], which: np.ndarray) -> str:
 
 
 def train_return(report: Report) -> np.ndarray:
-    """Mean return ``[S]`` of the training episodes since the last row; NaN where none ended."""
+    """Mean return ``[S]`` of the training episodes since the last row; NaN where none ended.
+
+    Args:
+        report: How the run stands, leaves ``[S]``.
+    """
     episodes = report.totals.episodes
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(episodes.return_sum / episodes.ended)
@@ -35,7 +39,16 @@ def train_return(report: Report) -> np.ndarray:
 def make_rows(
     step: int, seconds: float, evaluation: Evaluation | None, report: Report, iterations: int
 ) -> dict[str, Any]:
-    """The log's columns, after the names: one evaluation, and the training since the one before."""
+    """The log's columns ``[S]``, after the names: one evaluation, and the training since the one
+    before.
+
+    Args:
+        step: Environment steps of each seed so far.
+        seconds: Of training so far.
+        evaluation: Leaves ``[S]``; None where nothing is evaluated.
+        report: How the run stands, sums since the row before.
+        iterations: Since the row before.
+    """
     evaluated: dict[str, Any] = {}
     if evaluation is not None:
         evaluated = {
