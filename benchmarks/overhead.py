@@ -1,6 +1,6 @@
 """What driving a run from the host costs, and that its memory does not grow.
 
-    python benchmarks/overhead.py                            # a quarter of an hour on two cores
+    python benchmarks/overhead.py                            # ten minutes on two cores
     python benchmarks/overhead.py --memory --algorithm a2c   # 1e8 steps of one run, and its memory
 
 The same run in turns, in one process, compilation apart: as one jitted function
@@ -32,11 +32,11 @@ class Options:
 
     algorithm: str = "ppo_clip"
     """At its preset for CartPole."""
-    steps: int = 250_000
+    steps: int = 500_000
     """Environment steps of each seed."""
     seeds: int = 16
     """Seeds trained at the same time."""
-    rounds: int = 8
+    rounds: int = 6
     """Runs of each kind, in turns."""
     checkpoint_seconds: float = 30.0
     """Wall time between two checkpoints."""

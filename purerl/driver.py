@@ -73,25 +73,25 @@ class Driver:
         self._zeros: Any = None
 
     def compile(self) -> None:
-        """Compiles what trains and what evaluates, if that is not done yet."""
+        """Compiles what begins, what trains and what evaluates, if that is not done yet.
+
+        XLA compiles outside the interpreter's lock: one program while the next is traced, two on
+        two cores. Hosts may wait for one another when they compile, so each of several has the
+        same order.
+        """
         if self.program is not None:
             return
-        with self.clock("compiling"):
+        threads = 2 if jax.process_count() == 1 else 1
+        with self.clock("compiling"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            jobs = [pool.submit(self._init.lower(self.rows).compile)]
             template = self.template()
-            advance = self.layout.vectorize(self._advance_one)
-            evaluate = self.layout.vectorize(self._evaluate_one)
             count = jax.eval_shape(lambda: Clock(jnp.int32(0)))
             arguments = self._placed((self.rows, template.state, template.totals, count))
-            lowered = (
-                jax.jit(advance, donate_argnums=1).lower(*arguments),
-                jax.jit(evaluate).lower(arguments[0], _seen(arguments[1])),
-            )
-            # XLA compiles outside the interpreter's lock: two programs, two cores. Hosts may
-            # wait for one another when they compile, so each of several has the same order.
-            threads = 2 if jax.process_count() == 1 else 1
-            with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-                jobs = [pool.submit(program.compile) for program in lowered]
-                self.program, self._evaluate = (job.result() for job in jobs)
+            advance = jax.jit(self.layout.vectorize(self._advance_one), donate_argnums=1)
+            jobs.append(pool.submit(advance.lower(*arguments).compile))
+            evaluate = jax.jit(self.layout.vectorize(self._evaluate_one))
+            jobs.append(pool.submit(evaluate.lower(arguments[0], _seen(arguments[1])).compile))
+            self._begin, self.program, self._evaluate = (job.result() for job in jobs)
 
     def program_bytes(self) -> int:
         """Memory of one device that training takes, by the compiler's own analysis."""
@@ -110,10 +110,8 @@ class Driver:
 
     def start(self) -> None:
         """Begins the run."""
-        with self.clock("compiling"):
-            init = self._init.lower(self.rows).compile()
         with self.clock("training"):  # an off-policy run acts before its first iteration
-            self.state, self.totals = jax.block_until_ready(init(self.rows))
+            self.state, self.totals = jax.block_until_ready(self._begin(self.rows))
         self._zeros = self.totals
 
     def resume(self, snapshot: Snapshot, done: int) -> None:
