@@ -4,17 +4,29 @@ The options of ``train`` are the fields of the loop's and of the algorithm's con
 this environment's defaults; there is no second list of them.
 """
 
-import ast
-import dataclasses
 import os
 import pathlib
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from purerl import run_options
+from purerl.cli_options import (
+    EvaluateOptions,
+    PlotOptions,
+    RunOptions,
+    SweepOptions,
+    TableOptions,
+    begun_with,
+    driven,
+    grid_values,
+    numbered,
+    parse,
+    positional,
+    sample_ranges,
+)
 
 USAGE = """\
 usage: purerl COMMAND ...
@@ -24,6 +36,7 @@ usage: purerl COMMAND ...
   purerl train --resume RUN              go on with a run that was interrupted
   purerl sweep ALGORITHM ENV --grid NAME=VALUE,VALUE ... [options]
                                          train every combination, rank them in a table
+  purerl sweep --resume SWEEP            go on with a sweep that was interrupted
   purerl evaluate RUN [options]          play more episodes with a run's policies
   purerl plot RUN [RUN ...] [--out PNG]  learning curves of several runs in one picture
   purerl list                            algorithms and environments
@@ -36,69 +49,6 @@ tell JAX who takes part) or --distributed HOST:PORT,HOSTS,INDEX.
 # Why a run ended early: in words, and as the status of the process.
 WHY: dict[Any, str] = {"SIGINT": "interrupted; ", "SIGTERM": "terminated; ", "failure": "failed; "}
 STATUS: dict[Any, int] = {"SIGINT": 130, "SIGTERM": 143, "failure": 1}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DriveOptions(run_options.RunOptions):
-    """How a run is driven; none of it changes a number of the run."""
-
-    writers: tuple[Literal["csv", "jsonl", "tensorboard", "wandb"], ...] = ("csv",)
-    """Where rows go."""
-    resume: pathlib.Path | None = None
-    """Go on with the run in this folder; given names and options, they must be the run's, and one
-    that is not there yet is begun."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOptions(DriveOptions):
-    """How many seeds, where to write, and how a run is driven."""
-
-    seeds: int = 16
-    """Seeds trained side by side."""
-    seed: int = 0
-    """The random number that all seeds are derived from."""
-    out: pathlib.Path | None = None
-    """Folder of the run; by default a new one below runs/."""
-    overwrite: bool = False
-    """Delete the run that is in --out."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepOptions(RunOptions):
-    """What is swept, how many seeds, where to write, and how it is driven."""
-
-    seeds: int = 4
-    """Seeds of each point."""
-    grid: tuple[str, ...] = ()
-    """NAME=VALUE,VALUE,... for fields of the options above; all combinations are trained."""
-    sample: tuple[str, ...] = ()
-    """NAME=LOW:HIGH or NAME=LOW:HIGH:log, instead of a grid."""
-    samples: int = 16
-    """Random points, with --sample."""
-    top: int | None = None
-    """Rows of the table that are printed; all by default."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """How to evaluate."""
-
-    episodes: int = 128
-    """Episodes of each seed."""
-    seed: int = 0
-    """Random seed of the episodes."""
-    greedy: bool = True
-    """Act by the policy's most probable action instead of samples."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlotOptions:
-    """Where to write."""
-
-    out: pathlib.Path = pathlib.Path("learning_curves.png")
-    """The picture."""
-    overwrite: bool = False
-    """Replace the picture if it exists."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -171,26 +121,28 @@ def _train(arguments: list[str]) -> int:
     from purerl.train.vectorize import use_all_cores
 
     use_all_cores()  # before anything computes: making an environment does
-    names, options = _positional(arguments)
-    if not names and any(option.partition("=")[0] == "--resume" for option in options):
-        (drive,) = _parse("purerl train", options, _begun_with(options))
-        return _report(lambda: resume(drive.resume, **_driven(drive)), drive.resume)
+    names, options = positional(arguments)
+    if not names and _resumes(options):
+        (drive,) = parse("purerl train", options, begun_with(options))
+        return _report(lambda: resume(drive.resume, **driven(drive)), drive.resume)
     parsed = _experiment("train", names, options, RunOptions())
     if parsed is None:
         return 0
     experiment, chosen = parsed
     out = chosen.resume or chosen.out or _new_folder(*names)
-    return _report(lambda: run(experiment, out=out, **_numbered(chosen)), out)
+    return _report(lambda: run(experiment, out=out, **numbered(chosen)), out)
 
 
 def _sweep(arguments: list[str]) -> int:
-    import jax
-
-    from purerl.sweep import samples, sweep
+    from purerl.sweep import resume_sweep, samples, sweep
     from purerl.train.vectorize import use_all_cores
 
     use_all_cores()
-    names, options = _positional(arguments)
+    names, options = positional(arguments)
+    if not names and _resumes(options):
+        drive, show = parse("purerl sweep", options, begun_with(options), TableOptions())
+        ranked = _result(lambda: resume_sweep(drive.resume, **driven(drive)))
+        return _report_sweep(ranked, drive.resume, show.top)
     parsed = _experiment("sweep", names, options, SweepOptions())
     if parsed is None:
         return 0
@@ -200,21 +152,16 @@ def _sweep(arguments: list[str]) -> int:
             "got --grid and --sample, or neither, wanted one of them: "
             "--grid learning_rate=1e-4,1e-3 clip=0.1,0.2."
         )
-    values: Any = {name: _values(text) for name, text in map(_named, chosen.grid)}
+    values: Any = grid_values(chosen.grid)
     if chosen.sample:
-        ranges = {name: _range(name, text) for name, text in map(_named, chosen.sample)}
-        values = samples(chosen.samples, chosen.seed, **ranges)
+        values = samples(chosen.samples, chosen.seed, **sample_ranges(chosen.sample))
     out = chosen.resume or chosen.out or _new_folder("sweep", *names)
-    result = _result(lambda: sweep(experiment.replace, values, out=out, **_numbered(chosen)))
-    if jax.process_index() == 0:
-        print(result.table(chosen.top))
-        print(" | ".join(f"{x:.1f} s {what}" for what, x in result.seconds.items()))
-        print(f"{WHY.get(result.stopped, '')}written to {out}")
-        if result.trouble:
-            print(f"not everything could be written: {result.trouble}; mend that, then resume it")
-        if result.stopped:
-            print("go on with the same command, and --resume instead of --out")
-    return STATUS.get(result.stopped, 1 if result.trouble else 0)
+    ranked = _result(lambda: sweep(experiment.replace, values, out=out, **numbered(chosen)))
+    return _report_sweep(ranked, out, chosen.top)
+
+
+def _resumes(options: list[str]) -> bool:
+    return any(option.partition("=")[0] == "--resume" for option in options)
 
 
 def _experiment(command: str, names: list[str], options: list[str], default: Any) -> Any:
@@ -235,63 +182,12 @@ def _experiment(command: str, names: list[str], options: list[str], default: Any
     check_choice(command, "algorithm", names[0], ALGORITHMS)
     _check_env(names[1])
     made = make_experiment(*names)
-    loop, config, chosen = _parse(
+    loop, config, chosen = parse(
         f"purerl {command} {' '.join(names)}", options, made.loop, made.config, default
     )
     if chosen.resume is not None and chosen.out is not None:
         raise ValueError("got --resume and --out, wanted one of them: both name the folder.")
     return Experiment(algorithm=names[0], env=names[1], config=config, loop=loop), chosen
-
-
-def _numbered(chosen: RunOptions) -> dict[str, Any]:
-    """Arguments that ``run`` and ``sweep`` share, but for the folder."""
-    return {
-        "seeds": chosen.seeds,
-        "seed": chosen.seed,
-        "overwrite": chosen.overwrite,
-        "resume": chosen.resume is not None,
-        **_driven(chosen),
-    }
-
-
-def _named(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise ValueError(f"got {text!r}, wanted NAME=VALUE,VALUE or NAME=LOW:HIGH.")
-    return name.replace("-", "_"), value
-
-
-def _values(text: str) -> list[Any]:
-    """Python's literals, or words: 1e-3,1e-2 or True,False or (64,64),(128,128) or tanh,relu."""
-    try:
-        values = ast.literal_eval(f"[{text}]")
-    except (ValueError, SyntaxError):
-        return [word.strip() for word in text.split(",")]
-    return list(values)
-
-
-def _range(name: str, text: str) -> tuple[Any, ...]:
-    low, *rest = text.split(":")
-    try:
-        return (float(low), float(rest[0]), *rest[1:])
-    except (ValueError, IndexError):
-        raise ValueError(f"got {name}={text}, wanted {name}=LOW:HIGH or LOW:HIGH:log.") from None
-
-
-def _begun_with(options: list[str]) -> DriveOptions:
-    """The options that the run after ``--resume`` was begun with, as defaults."""
-    from purerl.folder import RunFolder
-
-    word = next(i for i, x in enumerate(options) if x.partition("=")[0] == "--resume")
-    path = options[word].partition("=")[2] or " ".join(options[word + 1 : word + 2])
-    if path in ("", "-h", "--help"):
-        return DriveOptions()
-    return DriveOptions.of(RunFolder(path).read_config().get("options", {}))
-
-
-def _driven(chosen: run_options.RunOptions) -> dict[str, Any]:
-    """The options that are ``run``'s own."""
-    return {f.name: getattr(chosen, f.name) for f in dataclasses.fields(run_options.RunOptions)}
 
 
 def _report(train: Callable[[], Any], out: pathlib.Path) -> int:
@@ -314,6 +210,21 @@ def _report(train: Callable[[], Any], out: pathlib.Path) -> int:
     return STATUS.get(result.stopped, 1 if result.trouble or result.failed.all() else 0)
 
 
+def _report_sweep(result: Any, out: pathlib.Path, top: int | None) -> int:
+    """Prints what comes of a sweep; its exit status."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(result.table(top))
+        print(" | ".join(f"{x:.1f} s {what}" for what, x in result.seconds.items()))
+        print(f"{WHY.get(result.stopped, '')}written to {out}")
+        if result.trouble:
+            print(f"not everything could be written: {result.trouble}; mend that, then resume it")
+        if result.stopped:
+            print(f"go on with: purerl sweep --resume {out}")
+    return STATUS.get(result.stopped, 1 if result.trouble else 0)
+
+
 def _result(train: Callable[[], Any]) -> Any:
     """What a run or sweep came to, if it was terminated until then."""
     try:
@@ -330,10 +241,10 @@ def _evaluate(arguments: list[str]) -> int:
     from purerl.saved import evaluate_run
     from purerl.statistics import iqm, iqm_interval
 
-    names, options = _positional(arguments)
+    names, options = positional(arguments)
     if len(names) != 1 and not {"-h", "--help"} & set(options):
         raise ValueError(f"got {len(names)} names, wanted one run folder: purerl evaluate RUN.")
-    (chosen,) = _parse("purerl evaluate RUN", options, EvaluateOptions())
+    (chosen,) = parse("purerl evaluate RUN", options, EvaluateOptions())
     evaluation = evaluate_run(
         names[0], episodes=chosen.episodes, seed=chosen.seed, greedy=chosen.greedy
     )
@@ -353,12 +264,12 @@ def _plot(arguments: list[str]) -> int:
     from purerl.plotting import plot_curves, save_plot
     from purerl.saved import read_run
 
-    names, options = _positional(arguments)
+    names, options = positional(arguments)
     if not names and not {"-h", "--help"} & set(options):
         raise ValueError(
             "got no names before the options, wanted run folders: purerl plot RUN [RUN ...]."
         )
-    (chosen,) = _parse("purerl plot RUN [RUN ...]", options, PlotOptions())
+    (chosen,) = parse("purerl plot RUN [RUN ...]", options, PlotOptions())
     if chosen.out.exists() and not chosen.overwrite:
         raise FileExistsError(f"{chosen.out} exists; choose another --out, or give --overwrite.")
     folders = [RunFolder(name) for name in names]
@@ -385,12 +296,6 @@ def _list(arguments: list[str]) -> int:
     return 0
 
 
-def _positional(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The names at the front, and the options after them."""
-    first = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
-    return arguments[:first], arguments[first:]
-
-
 def _check_env(name: str) -> None:
     from purerl.envs import make_env
 
@@ -406,44 +311,3 @@ def _new_folder(*names: str) -> pathlib.Path:
     base = "-".join([*names, time.strftime("%Y%m%d-%H%M%S")])
     folders = [base, *(f"{base}-{i}" for i in range(2, 1000))]
     return next(path for name in folders if not (path := pathlib.Path("runs") / name).exists())
-
-
-def _parse(program: str, options: list[str], *defaults: Any) -> tuple[Any, ...]:
-    """Fills in dataclasses from options that are named as their fields."""
-    import jax
-    import tyro
-
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def swept(info):
-        """A field that a sweep may give a tracer is a number on the command line."""
-        members = getattr(info.type, "__args__", ())
-        if jax.Array not in members:
-            return None
-        optional = type(None) in members
-
-        def read(words):
-            return None if optional and words[0] == "None" else float(words[0])
-
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="FLOAT|None" if optional else "FLOAT",
-            instance_from_str=read,
-            is_instance=lambda x: isinstance(x, float | int) or (optional and x is None),
-            str_from_instance=lambda x: [str(x)],
-        )
-
-    fields: list[Any] = [
-        (type(default).__name__, type(default), dataclasses.field(default=default))
-        for default in defaults
-    ]
-    chosen: Any = tyro.cli(
-        dataclasses.make_dataclass("Options", fields, frozen=True),
-        prog=program,
-        description="",
-        args=options,
-        registry=registry,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    return tuple(getattr(chosen, type(default).__name__) for default in defaults)

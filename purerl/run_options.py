@@ -25,7 +25,7 @@ class RunOptions:
 
     progress: bool = True
     """Show a progress bar."""
-    chunk_seconds: float = 1.0
+    chunk_seconds: float = 2.0
     """Wall time of a chunk, about: between two looks at the progress; Ctrl-C waits for two."""
     checkpoint_seconds: float = 300.0
     """Wall time between two checkpoints; there is always one at the end."""

@@ -139,9 +139,9 @@ def read_run(folder: RunFolder) -> dict[str, Any]:
     config = folder.read_config()
     if "points" in config:
         raise ValueError(
-            f"{folder.path} is a sweep, or a part of one, wanted a run; go on with a sweep by the "
-            "command that began it, with --resume; purerl.load_policy(SWEEP, point=...) gives its "
-            "policies."
+            f"{folder.path} is a sweep, or a part of one, wanted a run; go on with a sweep by "
+            "purerl sweep --resume SWEEP, or purerl.resume_sweep; "
+            "purerl.load_policy(SWEEP, point=...) gives its policies."
         )
     return config
 

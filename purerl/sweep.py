@@ -22,7 +22,7 @@ from purerl.resources import memory_bytes, tree_bytes
 from purerl.run_checkpoints import INEXACT, circumstances
 from purerl.run_options import RunOptions, Stopped, Terminated
 from purerl.session import Session
-from purerl.sweep_result import Collected, SweepResult, read_host
+from purerl.sweep_result import Collected, SweepResult, read_host, read_sweep
 from purerl.train.sharding import agreed, from_hosts, make_layout
 from purerl.train.vectorize import use_all_cores
 from purerl.validation import check_integer
@@ -142,6 +142,32 @@ def sweep(
     if result.stopped == "SIGTERM":
         raise Terminated(result)
     return result
+
+
+def resume_sweep(path: str | pathlib.Path, **options: Any) -> SweepResult:
+    """Goes on with the sweep in a folder, as it was begun.
+
+    Args:
+        path: The sweep's folder.
+        **options: Fields of :class:`purerl.RunOptions` that are to be others than at its beginning
+            (writers of your own are to be given again).
+
+    Raises:
+        FileNotFoundError: If the folder holds no sweep.
+        ValueError: If a checkpoint is damaged, or of another version.
+    """
+    use_all_cores()  # before anything computes: making the environment does
+    config = read_sweep(RunFolder(path))
+    experiments = map(Experiment.from_json, config["experiments"])
+    return sweep(
+        lambda **point: next(experiments),
+        config["points"],
+        seeds=config["seeds"],
+        seed=config["seed"],
+        out=path,
+        resume=True,
+        **config.get("options", {}) | options,
+    )
 
 
 def _check(experiments: list[Experiment], seeds: int, options: RunOptions) -> None:

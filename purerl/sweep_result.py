@@ -176,9 +176,7 @@ def load_sweep(path: str | pathlib.Path) -> SweepResult:
         ValueError: If a checkpoint is damaged, or of another version.
     """
     folder = RunFolder(path)
-    config = folder.read_config()
-    if "experiments" not in config:
-        raise FileNotFoundError(f"{folder.path} is no sweep, wanted the folder of one.")
+    config = read_sweep(folder)
     known = Collected(config["points"], config["seeds"])
     seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
     parts = sweep_parts(folder)
@@ -193,6 +191,21 @@ def load_sweep(path: str | pathlib.Path) -> SweepResult:
     return SweepResult(
         known.points, known.steps, known.returns, known.failed, finished, seconds, len(parts)
     )
+
+
+def read_sweep(folder: RunFolder) -> dict[str, Any]:
+    """What the ``config.json`` of a sweep holds.
+
+    Args:
+        folder: The sweep's.
+
+    Raises:
+        FileNotFoundError: If it holds no sweep.
+    """
+    config = folder.read_config()
+    if "experiments" not in config:
+        raise FileNotFoundError(f"{folder.path} is no sweep, wanted the folder of one.")
+    return config
 
 
 def sweep_parts(folder: RunFolder) -> list[RunFolder]:

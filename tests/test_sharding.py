@@ -23,7 +23,7 @@ from purerl.train.sharding import make_layout
 TESTS = pathlib.Path(__file__).parent
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
     "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
-    "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
 }
 EIGHT_DEVICES = """
 import collections, json, math, re, sys

@@ -181,7 +181,7 @@ def test_a_sweep_is_resumed(swept, tmp_path, monkeypatch):
     with pytest.raises(MemoryError):
         purerl.sweep(make, values, **options)
     monkeypatch.setattr(Driver, "compile", compile_program)
-    result = purerl.sweep(make, values, resume=True, **options)
+    result = purerl.resume_sweep(tmp_path / "cut")
     assert result.compilations == 1
     np.testing.assert_array_equal(result.returns, whole.returns)
     assert (tmp_path / "cut" / "sweep.csv").read_text() == (out / "sweep.csv").read_text()
@@ -323,6 +323,10 @@ def test_sweep_from_the_command_line(tmp_path, capsys):
     assert len([line for line in printed.splitlines() if " 0.99 " in line]) == 2
     assert main([*COMMAND, *words[:-2], "--resume", str(out)]) == 0
     assert capsys.readouterr().out.splitlines()[:5] == printed.splitlines()[:5]
+    assert main(["sweep", "--resume", str(out), "--top", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == printed.splitlines()[:2]
+    assert main(["sweep", "--resume", str(out / "group-000"), "--top", "1"]) == 2
+    assert "is no run" in capsys.readouterr().err
 
 
 def test_random_points_and_switches_from_the_command_line(tmp_path, monkeypatch):
