@@ -35,7 +35,8 @@ from purerl.second_order.conjugate_gradient import CGResult, CGStop, conjugate_g
 from purerl.second_order.line_search import LineSearchResult, backtracking_line_search
 from purerl.second_order.products import fisher_diagonal, fisher_vector_product, hvp
 from purerl.statistics import iqm, iqm_interval
-from purerl.sweep import resume_sweep, samples, sweep
+from purerl.sweep import resume_sweep, sweep
+from purerl.sweep_points import samples
 from purerl.sweep_result import SweepResult, load_sweep
 from purerl.train.evaluate import Evaluation, evaluate
 from purerl.train.loop import Train, TrainResult, TrainState

@@ -134,7 +134,8 @@ def _train(arguments: list[str]) -> int:
 
 
 def _sweep(arguments: list[str]) -> int:
-    from purerl.sweep import resume_sweep, samples, sweep
+    from purerl.sweep import resume_sweep, sweep
+    from purerl.sweep_points import samples
     from purerl.train.vectorize import use_all_cores
 
     use_all_cores()

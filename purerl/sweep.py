@@ -3,11 +3,8 @@
 import csv
 import dataclasses
 import io
-import itertools
-import json
 import math
 import pathlib
-import typing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +19,7 @@ from purerl.resources import memory_bytes, tree_bytes
 from purerl.run_checkpoints import INEXACT, circumstances
 from purerl.run_options import RunOptions, Stopped, Terminated
 from purerl.session import Session
+from purerl.sweep_points import Group, grid, make_groups
 from purerl.sweep_result import Collected, SweepResult, read_host, read_sweep
 from purerl.train.sharding import agreed, from_hosts, make_layout
 from purerl.train.vectorize import use_all_cores
@@ -31,19 +29,11 @@ TABLE = "sweep.csv"
 SPARE = 0.9  # of the memory: what else needs some
 
 
-class _Group(NamedTuple):
-    """Points that one program trains: they differ in numbers that may be traced only."""
-
-    experiment: Experiment  # of the first of them
-    points: list[int]
-    values: dict[str, list[float]]  # what differs, for each of them
-
-
 class _Part(NamedTuple):
     """Rows (points x seeds) of a group that are trained side by side."""
 
     number: int  # of the group
-    group: _Group
+    group: Group
     first: int
     last: int
 
@@ -70,7 +60,7 @@ def sweep(
         make_experiment: The experiment of one point, from its values by name, such as
             ``functools.partial(purerl.make_experiment, "ppo_clip", "CartPole-v1")``.
         values: A grid (values by name: all combinations are trained), or the points themselves;
-            :func:`samples` draws some.
+            :func:`purerl.samples` draws some.
         seeds: S, of each point; the same keys for all points.
         seed: Seed s starts from ``split(key(seed), S)[s]``, as a run's does.
         out: Folder; None: nothing is written.
@@ -172,57 +162,13 @@ def resume_sweep(path: str | pathlib.Path, **options: Any) -> SweepResult:
 
 def _check(experiments: list[Experiment], seeds: int, options: RunOptions) -> None:
     """Raises what a point's numbers are wrong with, before any time is spent on another."""
-    for group in _groups(experiments):
+    for group in make_groups(experiments):
         rows = len(group.points) * seeds
         make_layout(options.shard, rows, group.experiment.loop.num_envs)
         train = group.experiment.build()
         jax.eval_shape(
             lambda key, train=train: train.advance(train.init(key), 1), jax.random.key(0)
         )
-
-
-def grid(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """All combinations.
-
-    Args:
-        values: By name.
-    """
-    return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
-
-
-def samples(
-    count: int, seed: int = 0, **ranges: tuple[float, float] | tuple[float, float, str]
-) -> list[dict[str, float]]:
-    """Random points.
-
-    Args:
-        count: How many.
-        seed: Of the draws.
-        **ranges: By name ``(low, high)``, uniform, or ``(low, high, "log")``, uniform in the
-            logarithm.
-
-    Raises:
-        ValueError: If a range is no range.
-
-    Example:
-        >>> [point] = samples(1, learning_rate=(1e-4, 1e-2, "log"), clip=(0.1, 0.3))
-        >>> 1e-4 <= point["learning_rate"] <= 1e-2 and 0.1 <= point["clip"] <= 0.3
-        True
-    """
-    check_integer("samples", "count", count, 1)
-    random = np.random.default_rng(seed)
-    columns = {}
-    for name, (low, high, *kind) in ranges.items():
-        log = kind == ["log"]
-        if not low <= high or (log and low <= 0) or (kind and not log):
-            raise ValueError(
-                f"samples: {name}={ranges[name]!r} is no range; give (low, high), or (low, high, "
-                "'log') with low above zero."
-            )
-        ends = np.log([low, high]) if log else np.array([low, high], float)
-        drawn = random.uniform(ends[0], ends[1], count)
-        columns[name] = np.clip(np.exp(drawn) if log else drawn, low, high)
-    return [{name: float(x[i]) for name, x in columns.items()} for i in range(count)]
 
 
 class _Sweep:
@@ -238,7 +184,7 @@ class _Sweep:
         options: RunOptions,
     ):
         self.seeds, self.folder, self.options = seeds, folder, options
-        self.groups = _groups(experiments)
+        self.groups = make_groups(experiments)
         self.keys = jax.random.split(jax.random.key(seed), seeds)
         self.seed = seed
         self.known = Collected(points, seeds)
@@ -265,7 +211,7 @@ class _Sweep:
             self.trouble,
         )
 
-    def _train_group(self, number: int, group: _Group) -> None:
+    def _train_group(self, number: int, group: Group) -> None:
         """In as few parts as fit into memory; parts of one size are trained by one program."""
         rows, size = len(group.points) * self.seeds, 0
         driver: Driver | None = None
@@ -291,7 +237,7 @@ class _Sweep:
             if self.stopped:
                 return
 
-    def _largest(self, group: _Group, rows: int) -> Driver:
+    def _largest(self, group: Group, rows: int) -> Driver:
         """A group's program, of as many rows as the compiler takes: TPUs' refuses what is larger
         than the memory, instead of saying how large it is.
         """
@@ -304,7 +250,7 @@ class _Sweep:
                     raise
                 rows = math.ceil(rows / 2 / devices) * devices
 
-    def _rows(self, group: _Group, first: int, last: int) -> tuple[dict[str, np.ndarray], Any]:
+    def _rows(self, group: Group, first: int, last: int) -> tuple[dict[str, np.ndarray], Any]:
         """Hyper-parameters and keys of a part."""
         values = {
             name: np.repeat(np.array(x, float), self.seeds)[first:last]
@@ -312,7 +258,7 @@ class _Sweep:
         }
         return values, self.keys[np.arange(first, last) % self.seeds]
 
-    def _compiled(self, group: _Group, first: int, last: int) -> Driver:
+    def _compiled(self, group: Group, first: int, last: int) -> Driver:
         experiment = group.experiment
         layout = make_layout(self.options.shard, last - first, experiment.loop.num_envs)
 
@@ -377,35 +323,6 @@ class _Sweep:
     def _folder(self, number: int) -> pathlib.Path:
         assert self.folder is not None
         return self.folder.path / f"group-{number:03d}"
-
-
-def _groups(experiments: list[Experiment]) -> list[_Group]:
-    """Points that can share a program: all their differences are in swept numbers."""
-    groups: dict[str, _Group] = {}
-    for i, experiment in enumerate(experiments):
-        swept = _swept(experiment)
-        data = experiment.to_json()
-        rest = {k: v for k, v in data["config"].items() if k not in swept}
-        key = json.dumps([{**data, "config": rest}, sorted(swept)], default=str)
-        group = groups.setdefault(key, _Group(experiment, [], {name: [] for name in swept}))
-        group.points.append(i)
-        for name, x in swept.items():
-            group.values[name].append(x)
-    return [
-        group._replace(values={k: x for k, x in group.values.items() if len(set(x)) > 1})
-        for group in groups.values()
-    ]
-
-
-def _swept(experiment: Experiment) -> dict[str, float]:
-    """The fields of a configuration that may be tracers, and are numbers."""
-    hints = typing.get_type_hints(type(experiment.config))
-    numbers = {
-        field.name: getattr(experiment.config, field.name)
-        for field in dataclasses.fields(experiment.config)
-        if jax.Array in typing.get_args(hints[field.name])
-    }
-    return {k: float(x) for k, x in numbers.items() if isinstance(x, int | float)}
 
 
 def _fitting(driver: Driver, all_rows: int, copied: bool) -> int:

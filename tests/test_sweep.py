@@ -14,7 +14,7 @@ from run_folders import read_rows
 import purerl
 from purerl.cli import main
 from purerl.driver import Driver
-from purerl.sweep import _groups, grid
+from purerl.sweep_points import grid, make_groups
 
 SMALL = {
     "steps": 256,
@@ -59,13 +59,13 @@ def test_samples_are_uniform_or_log_uniform():
 
 def test_points_share_a_program_where_their_differences_can_be_traced():
     points = grid({"learning_rate": RATES, "gamma": [0.9, 0.99], "rollout_length": [8, 16]})
-    groups = _groups([make(**point) for point in points])
+    groups = make_groups([make(**point) for point in points])
     assert [len(group.points) for group in groups] == [6, 6]
     assert {tuple(group.values) for group in groups} == {("learning_rate", "gamma")}
     networks = [{"hidden_sizes": (8,)}, {"hidden_sizes": (9,)}, {"activation": "relu"}]
-    assert len(_groups([make(**point) for point in networks])) == 3
+    assert len(make_groups([make(**point) for point in networks])) == 3
     optional = [make(max_grad_norm=x) for x in (None, 0.5, 1.0)]  # without a clip: other shapes
-    assert [len(group.points) for group in _groups(optional)] == [1, 2]
+    assert [len(group.points) for group in make_groups(optional)] == [1, 2]
 
 
 def test_a_point_is_the_run_with_its_numbers(swept):
