@@ -78,13 +78,23 @@ class PlotOptions:
 
 
 def positional(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The names at the front, and the options after them."""
+    """The names at the front, and the options after them.
+
+    Args:
+        arguments: What follows the command.
+    """
     first = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
     return arguments[:first], arguments[first:]
 
 
 def parse(program: str, options: list[str], *defaults: Any) -> tuple[Any, ...]:
-    """Fills in dataclasses from options that are named as their fields."""
+    """Fills in dataclasses from options that are named as their fields.
+
+    Args:
+        program: Shown in the help.
+        options: Words of the command line.
+        *defaults: An instance of each dataclass.
+    """
     import jax
     import tyro
 
@@ -125,7 +135,11 @@ def parse(program: str, options: list[str], *defaults: Any) -> tuple[Any, ...]:
 
 
 def numbered(chosen: RunOptions) -> dict[str, Any]:
-    """Arguments that ``run`` and ``sweep`` share, but for the folder."""
+    """Arguments that ``run`` and ``sweep`` share, but for the folder.
+
+    Args:
+        chosen: Options that were read.
+    """
     return {
         "seeds": chosen.seeds,
         "seed": chosen.seed,
@@ -136,12 +150,20 @@ def numbered(chosen: RunOptions) -> dict[str, Any]:
 
 
 def driven(chosen: run_options.RunOptions) -> dict[str, Any]:
-    """The options that are ``run``'s own."""
+    """The options that are ``run``'s own.
+
+    Args:
+        chosen: Options that were read.
+    """
     return {f.name: getattr(chosen, f.name) for f in dataclasses.fields(run_options.RunOptions)}
 
 
 def begun_with(options: list[str]) -> DriveOptions:
-    """The options that the run after ``--resume`` was begun with, as defaults."""
+    """The options that the run after ``--resume`` was begun with, as defaults.
+
+    Args:
+        options: Words of the command line, ``--resume`` among them.
+    """
     from purerl.folder import RunFolder
 
     word = next(i for i, x in enumerate(options) if x.partition("=")[0] == "--resume")
@@ -155,6 +177,9 @@ def grid_values(texts: tuple[str, ...]) -> dict[str, list[Any]]:
     """Values by name, from NAME=VALUE,VALUE.
 
     Python's literals, or words: 1e-3,1e-2 or True,False or (64,64),(128,128) or tanh,relu.
+
+    Args:
+        texts: One a name.
     """
     values: dict[str, list[Any]] = {}
     for name, text in map(_named, texts):
@@ -166,7 +191,11 @@ def grid_values(texts: tuple[str, ...]) -> dict[str, list[Any]]:
 
 
 def sample_ranges(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Ranges by name, from NAME=LOW:HIGH or NAME=LOW:HIGH:log."""
+    """Ranges by name, from NAME=LOW:HIGH or NAME=LOW:HIGH:log.
+
+    Args:
+        texts: One a name.
+    """
     ranges = {}
     for name, text in map(_named, texts):
         low, *rest = text.split(":")
