@@ -84,8 +84,8 @@ def compiled_once(monkeypatch):
     def compile_or_share(self):
         if not shared:
             compile_program(self)
-            shared.append((self._init, self.program, self._evaluate))
-        self._init, self.program, self._evaluate = shared[0]
+            shared.append((self._begin, self.program, self._evaluate))
+        self._begin, self.program, self._evaluate = shared[0]
 
     monkeypatch.setattr(Driver, "compile", compile_or_share)
 
