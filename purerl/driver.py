@@ -62,15 +62,11 @@ class Driver:
             keys: Keys ``[S]``.
         """
         self.rows = self.layout.put(({name: jnp.asarray(x) for name, x in values.items()}, keys))
-        self.release()
-        self.done = 0  # iterations
-        self.seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
-
-    def release(self) -> None:
-        """Frees the memory of the run's state."""
-        self.state: Any = None
+        self.state: Any = None  # frees the memory of what was trained before
         self.totals: Any = None
         self._zeros: Any = None
+        self.done = 0  # iterations
+        self.seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
 
     def compile(self) -> None:
         """Compiles what begins, what trains and what evaluates, if that is not done yet.

@@ -233,7 +233,6 @@ class _Sweep:
             elif part.first:  # the first part's rows are those it was compiled with
                 driver.use(*self._rows(group, part.first, part.last))
             self._train(part, driver)
-            driver.release()
             if self.stopped:
                 return
 

@@ -101,39 +101,57 @@ def test_a_signal_after_the_last_chunk_was_begun_is_not_forgotten(number, tmp_pa
 @pytest.mark.usefixtures("compiled_once", "chunks_of_one")
 def test_the_best_checkpoint_is_whole_before_a_newer_one_is_begun(tmp_path, monkeypatch):
     """What is resumed from the newer one would not see that evaluation again."""
-    save = Checkpoints.save
+    save, wait, calls = Checkpoints.save, Checkpoints.wait, []
 
-    def killed(self, iteration, snapshot):
-        if self.path.name == "checkpoints" and snapshot.host["returns"]:
-            raise MemoryError("as if it were killed")
+    def noted_save(self, iteration, snapshot):
+        calls.append(("save", self.path.name))
         save(self, iteration, snapshot)
 
-    monkeypatch.setattr(Checkpoints, "save", killed)
+    def noted_wait(self):
+        wait(self)
+        calls.append(("wait", self.path.name))
+
+    monkeypatch.setattr(Checkpoints, "save", noted_save)
+    monkeypatch.setattr(Checkpoints, "wait", noted_wait)
     options = {"seeds": 2, "keep_best": True, "checkpoint_seconds": 0.0, "progress": False}
-    with pytest.raises(MemoryError):
-        purerl.run(make("a2c"), out=tmp_path / "run", **options)
-    assert [path.name for path in (tmp_path / "run" / "best").iterdir()] == ["5"]
+    purerl.run(make("a2c"), out=tmp_path / "run", **options)
+    best = calls.index(("save", "best"))
+    newer = calls.index(("save", "checkpoints"), best)
+    assert ("wait", "best") in calls[best:newer]
 
 
+@pytest.mark.parametrize("when", ["begun", "written"])
 @pytest.mark.usefixtures("compiled_once", "chunks_of_one")
-def test_a_best_state_that_could_not_be_written_is_not_the_best(tmp_path, monkeypatch):
+def test_a_best_state_that_could_not_be_written_is_not_the_best(when, tmp_path, monkeypatch):
     """A later one that is better than what is kept takes its place."""
     returns = iter([[3.0, 3.0], [9.0, 9.0], [4.0, 4.0], [5.0, 5.0], [2.0, 2.0]])
-    evaluate, save = Driver.evaluate, Checkpoints.save
+    evaluate, save, wait = Driver.evaluate, Checkpoints.save, Checkpoints.wait
+    lost: list[int] = []  # what a thread could not write
 
     def evaluate_in_order(self):
         return evaluate(self)._replace(mean_return=np.array(next(returns), np.float32))
 
     def full(self, iteration, snapshot):
         if self.path.name == "best" and snapshot.host["returns"][-1] == [9.0, 9.0]:
+            if when == "begun":
+                raise OSError("No space left on device")
+            lost.append(iteration)
+        else:
+            save(self, iteration, snapshot)
+
+    def full_later(self):
+        if self.path.name == "best" and lost:
+            lost.clear()
             raise OSError("No space left on device")
-        save(self, iteration, snapshot)
+        wait(self)
 
     monkeypatch.setattr(Driver, "evaluate", evaluate_in_order)
     monkeypatch.setattr(Checkpoints, "save", full)
+    monkeypatch.setattr(Checkpoints, "wait", full_later)
     experiment = make("a2c", evaluations=5)
     out = tmp_path / "run"
-    purerl.run(experiment, seeds=2, out=out, keep_best=True, progress=False)
+    options = {"keep_best": True, "checkpoint_seconds": 0.0, "progress": False}
+    purerl.run(experiment, seeds=2, out=out, **options)
     assert [path.name for path in (out / "best").iterdir()] == ["8"]
 
 
