@@ -261,12 +261,12 @@ def test_what_does_not_fit_is_trained_in_parts(tmp_path, monkeypatch):
     living = []
     start = Driver.start
 
-    def start_and_look(self):
-        start(self)
+    def look_and_start(self):
         gc.collect()
         living.append(sum(x.nbytes for x in jax.live_arrays()))
+        start(self)
 
-    monkeypatch.setattr(Driver, "start", start_and_look)
+    monkeypatch.setattr(Driver, "start", look_and_start)
     parts = purerl.sweep(make, values, seeds=2, out=out, progress=False)
     assert driver_bytes[0] > 10_000
     assert living[1] < living[0] + 2000  # of the first part nothing is kept
