@@ -86,7 +86,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 def final_bytes(folder: Path) -> dict[str, Any]:
     """Everything that a run came to."""
-    from purerl.checkpoint import Checkpoints
+    from purerl.host.store.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(folder / "checkpoints", keep=None)
     host = checkpoints.read_host(checkpoints.iterations()[-1])

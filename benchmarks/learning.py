@@ -20,9 +20,9 @@ import tyro
 from matplotlib.figure import Figure
 
 import purerl
-from purerl.plotting import draw_curves, plot_curves, save_plot
-from purerl.presets import PRESETS
-from purerl.provenance import provenance
+from purerl.host.presets import PRESETS
+from purerl.host.report.plotting import draw_curves, plot_curves, save_plot
+from purerl.host.store.provenance import provenance
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results" / "learning"

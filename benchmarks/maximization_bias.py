@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from record import circumstances, result_files
 
 import purerl
-from purerl.plotting import save_plot
+from purerl.host.report.plotting import save_plot
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 ACTIONS = 10

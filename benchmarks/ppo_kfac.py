@@ -62,14 +62,14 @@ def ppo_kfac(
     import jax.numpy as jnp
     import optax
 
-    from purerl.actor_critic import init_params, make_act
     from purerl.algorithms.acktr import score
     from purerl.algorithms.ppo import make_batch, make_clip_loss
-    from purerl.minibatch import minibatches
-    from purerl.optimize import anneal, gradient_step, keep_if_finite
-    from purerl.second_order.kfac import scale_by_kfac
-    from purerl.second_order.kfac_capture import find_layers, reaching, tap
-    from purerl.second_order.kfac_factors import fisher_factors
+    from purerl.pieces.gradient import anneal, gradient_step, keep_if_finite
+    from purerl.pieces.minibatches import minibatches
+    from purerl.policies.acting import init_params, make_act
+    from purerl.second_order.kfac.factors import fisher_factors
+    from purerl.second_order.kfac.layers import find_layers, reaching, tap
+    from purerl.second_order.kfac.transform import scale_by_kfac
 
     network = purerl.ActorCritic(action_space, config.network)
     steps = config.num_epochs * config.num_minibatches

@@ -26,9 +26,9 @@ import tyro
 from record import circumstances, result_files
 
 import purerl
-from purerl.second_order.kfac import precondition
-from purerl.second_order.kfac_capture import find_layers, tap
-from purerl.second_order.kfac_factors import fisher_factors, invert_eigenbasis
+from purerl.second_order.kfac.factors import fisher_factors, invert_eigenbasis
+from purerl.second_order.kfac.layers import find_layers, tap
+from purerl.second_order.kfac.transform import precondition
 
 HERE = Path(__file__).resolve().parent
 RESIDUALS = (1e-1, 1e-2, 1e-3)
@@ -139,8 +139,8 @@ def measure_met(options: Options) -> list[dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
-    from purerl import rollout as rollouts
     from purerl.algorithms.trpo import make_batch
+    from purerl.pieces import rollout as rollouts
 
     experiment = purerl.make_experiment("trpo", MET_ENV)
     train, env, config = experiment.build(), purerl.make_env(MET_ENV), experiment.config

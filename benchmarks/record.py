@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from purerl.provenance import provenance
+from purerl.host.store.provenance import provenance
 
 PRIVATE = ("cache", "output", "force")  # options that name a folder, or do not change the result
 

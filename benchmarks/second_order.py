@@ -71,7 +71,7 @@ def pieces(width: int) -> dict[str, Callable[..., Any]]:
     import jax.numpy as jnp
 
     from purerl.algorithms.trpo import make_policy_step
-    from purerl.losses import surrogate_loss
+    from purerl.pieces.losses import surrogate_loss
 
     config = purerl.NetworkConfig(hidden_sizes=(width, width))
     network = purerl.ActorCritic(purerl.Discrete(2), config)

@@ -4,7 +4,6 @@ Whole training runs are pure functions of a key, under ``jit`` and ``vmap``; alg
 of pure functions; every piece is usable alone.
 """
 
-from purerl.actor_critic import default_network
 from purerl.algorithms import ALGORITHMS
 from purerl.algorithms.a2c import A2CConfig, a2c
 from purerl.algorithms.acktr import ACKTRConfig, acktr
@@ -12,51 +11,52 @@ from purerl.algorithms.dqn import DQNConfig, dqn
 from purerl.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
 from purerl.algorithms.ppo import PPOClipConfig, PPOPenaltyConfig, ppo_clip, ppo_penalty
 from purerl.algorithms.trpo import NPGConfig, TRPOConfig, npg, trpo
-from purerl.distributions import Categorical, DiagGaussian
-from purerl.envs import Env, list_envs, make_env
-from purerl.experiment import (
+from purerl.envs.make import Env, list_envs, make_env
+from purerl.host.experiment import (
     Experiment,
     LoopConfig,
     OffPolicyLoopConfig,
     OnPolicyLoopConfig,
     make_experiment,
 )
-from purerl.memory import ReplayMemory, replay_memory
-from purerl.minibatch import minibatches, permutation
-from purerl.networks import MLP, ActorCritic, ActorQCritic, NetworkConfig, QNetwork
-from purerl.plotting import plot_curves
-from purerl.replay import Replay, prioritized, uniform
-from purerl.returns import discounted_return, gae, lambda_return, n_step_return, reward_to_go
-from purerl.rollout import unroll
-from purerl.run import RunResult, resume, run
-from purerl.run_options import RunOptions, Terminated
-from purerl.saved import evaluate_run, load_policy
-from purerl.second_order.conjugate_gradient import CGResult, CGStop, conjugate_gradient
-from purerl.second_order.line_search import LineSearchResult, backtracking_line_search
-from purerl.second_order.products import fisher_diagonal, fisher_vector_product, hvp
-from purerl.statistics import iqm, iqm_interval
-from purerl.sweep import resume_sweep, sweep
-from purerl.sweep_points import samples
-from purerl.sweep_result import SweepResult, load_sweep
-from purerl.train.evaluate import Evaluation, evaluate
-from purerl.train.loop import Train, TrainResult, TrainState
-from purerl.train.off_policy import make_off_policy_train
-from purerl.train.on_policy import make_train
-from purerl.train.vectorize import use_all_cores, vectorize
-from purerl.types import (
+from purerl.host.options import RunOptions, Terminated
+from purerl.host.report.aggregate import iqm, iqm_interval
+from purerl.host.report.plotting import plot_curves
+from purerl.host.report.writers import Writer
+from purerl.host.runs import RunResult, resume, run
+from purerl.host.store.policy import evaluate_run, load_policy
+from purerl.host.sweep.parts import resume_sweep, sweep
+from purerl.host.sweep.points import samples
+from purerl.host.sweep.result import SweepResult, load_sweep
+from purerl.pieces.minibatches import minibatches, permutation
+from purerl.pieces.returns import discounted_return, gae, lambda_return, n_step_return, return_to_go
+from purerl.pieces.rollout import unroll
+from purerl.policies.acting import default_network
+from purerl.policies.distributions import Categorical, DiagGaussian
+from purerl.policies.networks import MLP, ActorCritic, ActorQCritic, NetworkConfig, QNetwork
+from purerl.records import (
     ActionSpace,
-    Batch,
     Box,
     Clock,
     Cursor,
     Discrete,
     OffPolicyAlgorithm,
+    OffPolicyBatch,
     OnPolicyAlgorithm,
     OnPolicyBatch,
     Rollout,
     Transition,
 )
-from purerl.writers import Writer
+from purerl.replay.buffers import Replay, prioritized, uniform
+from purerl.replay.transitions import ReplayMemory, replay_memory
+from purerl.second_order.conjugate_gradient import CGResult, CGStop, conjugate_gradient
+from purerl.second_order.line_search import LineSearchResult, backtracking_line_search
+from purerl.second_order.products import fisher_diagonal, fisher_vector_product, hvp
+from purerl.training.evaluation import Evaluation, evaluate
+from purerl.training.off_policy import make_off_policy_train
+from purerl.training.on_policy import make_train
+from purerl.training.seeds import use_all_cores, vectorize
+from purerl.training.train import Train, TrainResult, TrainState
 
 __all__ = [
     # Environments
@@ -132,7 +132,7 @@ __all__ = [
     # Pieces
     "ActorCritic",
     "ActorQCritic",
-    "Batch",
+    "OffPolicyBatch",
     "Categorical",
     "DiagGaussian",
     "MLP",
@@ -152,7 +152,7 @@ __all__ = [
     "permutation",
     "prioritized",
     "replay_memory",
-    "reward_to_go",
+    "return_to_go",
     "uniform",
     "unroll",
 ]

@@ -12,8 +12,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from purerl import run_options
-from purerl.cli_options import (
+from purerl.host import options as run_options
+from purerl.host.command_line import (
     EvaluateOptions,
     PlotOptions,
     RunOptions,
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     try:
         if name not in commands:
-            from purerl.validation import suggest
+            from purerl.config import suggest
 
             raise ValueError(f"unknown command {name!r}. {suggest(name, commands)}")
         return commands[name](_distributed(rest))
@@ -117,8 +117,8 @@ def _distributed(arguments: list[str]) -> list[str]:
 
 
 def _train(arguments: list[str]) -> int:
-    from purerl.run import resume, run
-    from purerl.train.vectorize import use_all_cores
+    from purerl.host.runs import resume, run
+    from purerl.training.seeds import use_all_cores
 
     use_all_cores()  # before anything computes: making an environment does
     names, options = positional(arguments)
@@ -134,9 +134,9 @@ def _train(arguments: list[str]) -> int:
 
 
 def _sweep(arguments: list[str]) -> int:
-    from purerl.sweep import resume_sweep, sweep
-    from purerl.sweep_points import samples
-    from purerl.train.vectorize import use_all_cores
+    from purerl.host.sweep.parts import resume_sweep, sweep
+    from purerl.host.sweep.points import samples
+    from purerl.training.seeds import use_all_cores
 
     use_all_cores()
     names, options = positional(arguments)
@@ -168,8 +168,8 @@ def _resumes(options: list[str]) -> bool:
 def _experiment(command: str, names: list[str], options: list[str], default: Any) -> Any:
     """The experiment that names and options give, and the other options; None after a help."""
     from purerl.algorithms import ALGORITHMS
-    from purerl.experiment import Experiment, make_experiment
-    from purerl.validation import check_choice
+    from purerl.config import check_choice
+    from purerl.host.experiment import Experiment, make_experiment
 
     if len(names) != 2:
         if {"-h", "--help"} & set(options):
@@ -239,8 +239,8 @@ def _result(train: Callable[[], Any]) -> Any:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    from purerl.saved import evaluate_run
-    from purerl.statistics import iqm, iqm_interval
+    from purerl.host.report.aggregate import iqm, iqm_interval
+    from purerl.host.store.policy import evaluate_run
 
     names, options = positional(arguments)
     if len(names) != 1 and not {"-h", "--help"} & set(options):
@@ -261,9 +261,9 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 def _plot(arguments: list[str]) -> int:
-    from purerl.folder import RunFolder
-    from purerl.plotting import plot_curves, save_plot
-    from purerl.saved import read_run
+    from purerl.host.report.plotting import plot_curves, save_plot
+    from purerl.host.store.folder import RunFolder
+    from purerl.host.store.policy import read_run
 
     names, options = positional(arguments)
     if not names and not {"-h", "--help"} & set(options):
@@ -288,7 +288,7 @@ def _plot(arguments: list[str]) -> int:
 
 def _list(arguments: list[str]) -> int:
     from purerl.algorithms import ALGORITHMS
-    from purerl.envs import list_envs
+    from purerl.envs.make import list_envs
 
     if arguments:
         raise ValueError(f"got {' '.join(arguments)}, wanted nothing after 'list'.")
@@ -298,7 +298,7 @@ def _list(arguments: list[str]) -> int:
 
 
 def _check_env(name: str) -> None:
-    from purerl.envs import make_env
+    from purerl.envs.make import make_env
 
     make_env(name)
 

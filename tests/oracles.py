@@ -57,7 +57,7 @@ def estimate(module, name, data, gamma=0.97, lam=0.9, n=4):
     """Calls one of the estimators, of purerl.returns or of this module, on the same data."""
     function = getattr(module, name)
     flags = (data.terminated, data.truncated)
-    if name in ("reward_to_go", "discounted_return"):
+    if name in ("return_to_go", "discounted_return"):
         return function(data.reward, *flags, gamma, data.next_value)
     if name == "n_step_return":
         return function(data.reward, data.next_value, *flags, gamma, n)
@@ -104,13 +104,13 @@ def n_step_return(reward, next_value, terminated, truncated, gamma, n):
 
 
 @_columns
-def reward_to_go(reward, terminated, truncated, gamma, next_value):
+def return_to_go(reward, terminated, truncated, gamma, next_value):
     return n_step_return(reward, next_value, terminated, truncated, gamma, len(reward))
 
 
 @_columns
 def discounted_return(reward, terminated, truncated, gamma, next_value):
-    to_go = reward_to_go(reward, terminated, truncated, gamma, next_value)
+    to_go = return_to_go(reward, terminated, truncated, gamma, next_value)
     result, start = [], 0
     for t in range(len(reward)):
         result.append(to_go[start])

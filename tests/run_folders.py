@@ -4,7 +4,7 @@ import csv
 import pathlib
 from typing import Any
 
-from purerl.checkpoint import Checkpoints
+from purerl.host.store.checkpoint import Checkpoints
 
 
 def read_rows(folder: pathlib.Path) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ import pytest
 
 import purerl
 from purerl import NetworkConfig
-from purerl.types import Box, Discrete, Rollout
+from purerl.records import Box, Discrete, Rollout
 
 TINY = NetworkConfig(hidden_sizes=(4,))
 CONFIGS = {
@@ -45,7 +45,7 @@ OWN = {
         "kl_clip": (0.0, NAN),
         "critic_kl_clip": (0.0, NAN),
         "critic_std": (0.0, -1.0, NAN),
-        "desired_kl": (0.0, NAN),
+        "target_kl": (0.0, NAN),
         "cold_max_norm": (0.0, NAN),
         "stats_every": (0, 1.5),
         "stats_stride": (0,),
@@ -58,7 +58,7 @@ OWN = {
         "clip": (0.0, -0.2, NAN),
         "adam_eps": (0.0,),
         "clip_value": (0.0, -1.0),
-        "target_kl": (0.0, -1.0),
+        "max_kl": (0.0, -1.0),
         "num_epochs": (0,),
         "num_minibatches": (0,),
         "value_epochs": (-1,),
@@ -263,7 +263,7 @@ A2C = purerl.a2c(purerl.A2CConfig(network=TINY), ENV.action_space)
 
 
 def test_fewer_steps_than_one_iteration():
-    with pytest.raises(ValueError, match=r"total_steps=1023 is less than .* 8 \* 128 = 1024 steps"):
+    with pytest.raises(ValueError, match=r"steps=1023 is less than .* 8 \* 128 = 1024 steps"):
         purerl.make_train(A2C, ENV, 1023)
 
 

@@ -7,7 +7,7 @@ import purerl_run
 from measure import ACKTR
 
 import purerl
-from purerl.types import ActionSpace, OnPolicyAlgorithm
+from purerl.records import ActionSpace, OnPolicyAlgorithm
 
 SHARED: dict[str, Any] = {
     "gamma": ACKTR.discount,

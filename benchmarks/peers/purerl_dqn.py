@@ -32,7 +32,7 @@ def main() -> None:
     train = purerl.make_off_policy_train(
         purerl.dqn(config, env.action_space),
         env,
-        total_steps=options.steps,
+        steps=options.steps,
         num_envs=SETTING.num_envs,
         warmup=SETTING.warmup,
         evaluations=0,

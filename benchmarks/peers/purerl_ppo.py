@@ -4,7 +4,7 @@ import purerl_run
 from measure import PPO
 
 import purerl
-from purerl.types import ActionSpace, OnPolicyAlgorithm
+from purerl.records import ActionSpace, OnPolicyAlgorithm
 
 
 def make_algorithm(action_space: ActionSpace) -> OnPolicyAlgorithm:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import measure
 
 import purerl
-from purerl.types import ActionSpace, OnPolicyAlgorithm
+from purerl.records import ActionSpace, OnPolicyAlgorithm
 
 MakeAlgorithm = Callable[[ActionSpace], OnPolicyAlgorithm]
 
@@ -35,7 +35,7 @@ def main(
     train = purerl.make_train(
         make_algorithm(env.action_space),
         env,
-        total_steps=options.steps,
+        steps=options.steps,
         num_envs=setting.num_envs,
         rollout_length=setting.rollout_length,
         evaluations=0,
@@ -56,7 +56,7 @@ def time_and_report(train: purerl.Train, options: argparse.Namespace) -> None:
     compile_s, run_s = measure.time_jax(purerl.vectorize(train.train), keys, options.repeats)
     measure.report(
         seeds=options.seeds,
-        steps_per_seed=train.total_steps,
+        steps_per_seed=train.steps,
         compile_s=compile_s,
         run_s=run_s,
         packages=("purerl", "jax", "jaxlib", "flax", "optax", "gymnax"),

@@ -16,7 +16,7 @@ def make_agent(env: VecEnv) -> TRPO:
         env=env,
         learning_rate=SETTING.learning_rate,
         n_critic_updates=SETTING.num_epochs,
-        target_kl=SETTING.max_kl,
+        max_kl=SETTING.max_kl,
         cg_max_steps=SETTING.cg_iterations,
         cg_damping=SETTING.damping,
         line_search_shrinking_factor=SETTING.backtrack_factor,

@@ -23,21 +23,21 @@ from typing import Any, NamedTuple
 
 import jax
 
-from purerl.actor_critic import (
-    actor_critic_loss,
-    advantage_batch,
-    default_network,
-    explained_variance,
-    init_params,
-    make_act,
-    standardize,
-    values,
+from purerl.checks import check_rollout
+from purerl.config import check_choice, check_integer, check_range
+from purerl.pieces.advantages import advantage_batch, explained_variance, standardize, values
+from purerl.pieces.gradient import (
+    OptimizerName,
+    anneal,
+    gradient_step,
+    keep_if_finite,
+    make_optimizer,
 )
-from purerl.networks import NetworkConfig
-from purerl.optimize import OptimizerName, anneal, gradient_step, keep_if_finite, make_optimizer
-from purerl.returns import n_step_return
-from purerl.types import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
-from purerl.validation import check_choice, check_integer, check_range, check_rollout
+from purerl.pieces.losses import actor_critic_loss
+from purerl.pieces.returns import n_step_return
+from purerl.policies.acting import default_network, init_params, make_act
+from purerl.policies.networks import NetworkConfig
+from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def a2c(config: A2CConfig, action_space: ActionSpace, network: Any = None) -> On
         config: Hyper-parameters.
         action_space: Of the environment.
         network: Flax module ``obs [B, *O] -> (distribution, value [B])``; by default
-            :class:`purerl.networks.ActorCritic`.
+            :class:`purerl.policies.networks.ActorCritic`.
 
     Returns:
         The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``,

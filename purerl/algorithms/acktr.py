@@ -34,22 +34,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purerl.actor_critic import (
-    actor_critic_loss,
-    advantage_batch,
-    default_network,
-    explained_variance,
-    init_params,
-    make_act,
-    standardize,
-)
-from purerl.networks import NetworkConfig
-from purerl.optimize import anneal, gradient_step, keep_if_finite
-from purerl.second_order.kfac import ALL, DampingKind, scale_by_kfac
-from purerl.second_order.kfac_capture import Layer, find_layers, reaching, tap
-from purerl.second_order.kfac_factors import Factors, fisher_factors
-from purerl.types import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
-from purerl.validation import check_choice, check_integer, check_range, check_rollout
+from purerl.checks import check_rollout
+from purerl.config import check_choice, check_integer, check_range
+from purerl.pieces.advantages import advantage_batch, explained_variance, standardize
+from purerl.pieces.gradient import anneal, gradient_step, keep_if_finite
+from purerl.pieces.losses import actor_critic_loss
+from purerl.policies.acting import default_network, init_params, make_act
+from purerl.policies.networks import NetworkConfig
+from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
+from purerl.second_order.kfac.factors import Factors, fisher_factors
+from purerl.second_order.kfac.layers import Layer, find_layers, reaching, tap
+from purerl.second_order.kfac.transform import ALL, DampingKind, scale_by_kfac
 
 FisherActions = Literal["taken", "sampled"]
 TRUST = {ALL: "trust", "actor": "trust", "critic": "critic_trust"}  # in the info, by region
@@ -63,7 +58,7 @@ class ACKTRConfig:
     """eta_max, the largest step size (swept)."""
     anneal_learning_rate: bool = True
     """Linearly to 0 at the end of the run."""
-    desired_kl: float | jax.Array | None = None
+    target_kl: float | jax.Array | None = None
     """If given, eta_max is divided by 1.5 after a step with more than twice this KL (nats), and
     multiplied by 1.5 after one with less than half of it, within [1e-8, 1] (swept). Needs a
     kl_clip above four times it, which would otherwise decide, and no annealing."""
@@ -116,7 +111,7 @@ class ACKTRConfig:
     def __post_init__(self):
         check = lambda *args, **kw: check_range("ACKTRConfig", *args, **kw)  # noqa: E731
         for name in (
-            *("learning_rate", "desired_kl", "kl_clip", "critic_kl_clip", "critic_std"),
+            *("learning_rate", "target_kl", "kl_clip", "critic_kl_clip", "critic_std"),
             *("damping", "cold_max_norm"),
         ):
             check(name, getattr(self, name), 0, low_open=True)
@@ -148,7 +143,7 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
         config: Hyper-parameters.
         action_space: Of the environment.
         network: Flax module ``obs [B, *O] -> (distribution, value [B])`` with Dense or Conv layers;
-            by default :class:`purerl.networks.ActorCritic`.
+            by default :class:`purerl.policies.networks.ActorCritic`.
 
     Returns:
         The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``,
@@ -411,8 +406,8 @@ def adapt(config: ACKTRConfig, learning_rate: jax.Array, kl: jax.Array) -> jax.A
     References:
         OpenAI baselines, ``acktr_cont``.
     """
-    if config.desired_kl is None:
+    if config.target_kl is None:
         return learning_rate
-    smaller, larger = kl > 2 * config.desired_kl, kl < config.desired_kl / 2
+    smaller, larger = kl > 2 * config.target_kl, kl < config.target_kl / 2
     factor = jnp.where(smaller, 1 / 1.5, jnp.where(larger, 1.5, 1.0))
     return jnp.clip(learning_rate * factor, 1e-8, 1.0)

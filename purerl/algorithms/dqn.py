@@ -23,7 +23,7 @@ reset.
 Differs from:
     Document 002 prints the loss with both values of the frozen parameters and without the square,
     Double DQN without the terminal mask, and prioritized replay with alpha applied twice; see
-    :mod:`purerl.replay` and :class:`purerl.QNetwork`.
+    :mod:`purerl.replay.buffers` and :class:`purerl.QNetwork`.
 """
 
 import dataclasses
@@ -33,27 +33,22 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purerl import replay as replays
-from purerl.actor_critic import apply_network
-from purerl.losses import double_q_target, huber_loss, q_target, taken, value_loss
-from purerl.networks import NetworkConfig, QNetwork
-from purerl.optimize import anneal, gradient_step, keep_if_finite, make_optimizer
-from purerl.types import (
+from purerl.checks import check_action_space, check_batch
+from purerl.config import check_choice, check_integer, check_range
+from purerl.pieces.gradient import anneal, gradient_step, keep_if_finite, make_optimizer
+from purerl.pieces.losses import double_q_target, huber_loss, q_target, taken, value_loss
+from purerl.policies.acting import apply_network
+from purerl.policies.networks import NetworkConfig, QNetwork
+from purerl.records import (
     ActionSpace,
-    Batch,
     Clock,
     Discrete,
     Info,
     OffPolicyAlgorithm,
+    OffPolicyBatch,
     PyTree,
 )
-from purerl.validation import (
-    check_action_space,
-    check_batch,
-    check_choice,
-    check_integer,
-    check_range,
-)
+from purerl.replay import buffers as replays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,7 +171,7 @@ def dqn(config: DQNConfig, action_space: ActionSpace, network: Any = None) -> Of
         return epsilon_greedy(best, epsilon, q.shape[-1], key)
 
     def update(
-        state: DQNState, batch: Batch, key: jax.Array, *, progress: float | jax.Array = 0.0
+        state: DQNState, batch: OffPolicyBatch, key: jax.Array, *, progress: float | jax.Array = 0.0
     ) -> tuple[DQNState, Info]:
         check_batch(batch)
         loss = make_loss(network, config, state.target_params)
@@ -212,7 +207,7 @@ def make_replay(config: DQNConfig) -> replays.Replay:
 
 def make_loss(
     network: Any, config: DQNConfig, target_params: PyTree
-) -> Callable[[PyTree, Batch], tuple[jax.Array, Info]]:
+) -> Callable[[PyTree, OffPolicyBatch], tuple[jax.Array, Info]]:
     """``loss(params, batch) -> (scalar, info)``: the equation in the module's docstring.
 
     Args:
@@ -221,7 +216,7 @@ def make_loss(
         target_params: Parameters of the target network; constant.
     """
 
-    def loss(params: PyTree, batch: Batch) -> tuple[jax.Array, Info]:
+    def loss(params: PyTree, batch: OffPolicyBatch) -> tuple[jax.Array, Info]:
         q = taken(apply_network(network, params, batch.obs), batch.action)
         next_q = apply_network(network, target_params, batch.next_obs)
         if config.double:

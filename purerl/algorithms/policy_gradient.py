@@ -41,27 +41,21 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purerl.actor_critic import (
-    apply_network,
-    default_network,
-    explained_variance,
-    flatten_time,
-    init_params,
-    make_act,
-    values,
+from purerl.checks import check_action_space, check_rollout
+from purerl.config import check_choice, check_integer, check_range
+from purerl.pieces.advantages import explained_variance, flatten_time, values
+from purerl.pieces.gradient import (
+    OptimizerName,
+    anneal,
+    gradient_step,
+    keep_if_finite,
+    make_optimizer,
 )
-from purerl.losses import entropy_loss, policy_gradient_loss, value_loss
-from purerl.networks import ActorQCritic, NetworkConfig
-from purerl.optimize import OptimizerName, anneal, gradient_step, keep_if_finite, make_optimizer
-from purerl.returns import discounted_return, gae, reward_to_go
-from purerl.types import ActionSpace, Discrete, Info, OnPolicyAlgorithm, PyTree, Rollout
-from purerl.validation import (
-    check_action_space,
-    check_choice,
-    check_integer,
-    check_range,
-    check_rollout,
-)
+from purerl.pieces.losses import entropy_loss, policy_gradient_loss, value_loss
+from purerl.pieces.returns import discounted_return, gae, return_to_go
+from purerl.policies.acting import apply_network, default_network, init_params, make_act
+from purerl.policies.networks import ActorQCritic, NetworkConfig
+from purerl.records import ActionSpace, Discrete, Info, OnPolicyAlgorithm, PyTree, Rollout
 
 Estimator = Literal["total_return", "return_to_go", "baseline", "q_critic", "advantage", "td_error"]
 
@@ -155,8 +149,8 @@ def policy_gradient(
         config: Hyper-parameters.
         action_space: Of the environment.
         network: Flax module ``obs [B, *O] -> (distribution, value [B])``; with a Q critic
-            ``(obs, action=None) -> (distribution, q)`` as :class:`purerl.networks.ActorQCritic`,
-            which is the default there.
+            ``(obs, action=None) -> (distribution, q)`` as
+            :class:`purerl.policies.networks.ActorQCritic`, which is the default there.
 
     Returns:
         The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``entropy``, ``finite``, and
@@ -227,7 +221,7 @@ def estimate(
     reward, flags = rollout.reward, (rollout.terminated, rollout.truncated)
     gamma = config.gamma
     if config.critic == "none":
-        returns = discounted_return if config.estimator == "total_return" else reward_to_go
+        returns = discounted_return if config.estimator == "total_return" else return_to_go
         return returns(reward, *flags, gamma), jnp.zeros_like(reward)
 
     goes_on = 1 - rollout.terminated.astype(reward.dtype)

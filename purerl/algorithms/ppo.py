@@ -24,33 +24,21 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purerl.actor_critic import (
-    advantage_batch,
+from purerl.checks import check_rollout
+from purerl.config import check_choice, check_integer, check_range
+from purerl.pieces.advantages import advantage_batch, explained_variance, standardize
+from purerl.pieces.gradient import anneal, fit, keep_if_finite, make_optimizer
+from purerl.pieces.losses import (
     approximate_kl,
-    default_network,
-    explained_variance,
-    init_params,
-    make_act,
-    standardize,
-)
-from purerl.losses import (
     clipped_surrogate_loss,
     clipped_value_loss,
     entropy_loss,
     kl_penalized_surrogate_loss,
     value_loss,
 )
-from purerl.networks import NetworkConfig
-from purerl.optimize import anneal, fit, keep_if_finite, make_optimizer
-from purerl.types import (
-    ActionSpace,
-    Info,
-    OnPolicyAlgorithm,
-    OnPolicyBatch,
-    PyTree,
-    Rollout,
-)
-from purerl.validation import check_choice, check_integer, check_range, check_rollout
+from purerl.policies.acting import default_network, init_params, make_act
+from purerl.policies.networks import NetworkConfig
+from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 
 Normalization = Literal["minibatch", "batch", "none"]
 Loss = Callable[..., tuple[jax.Array, Info]]  # (params, batch) -> (loss, info)
@@ -89,7 +77,7 @@ class PPOConfig:
     """Clips the change of the value too (swept); None: plain squared error."""
     entropy_coef: float | jax.Array = 0.0
     """c2 of eq. 9 (swept)."""
-    target_kl: float | jax.Array | None = None
+    max_kl: float | jax.Array | None = None
     """After an epoch with more approximate KL than this (nats) the rollout's other epochs do
     nothing (swept); None: never."""
     network: NetworkConfig = NetworkConfig()
@@ -99,7 +87,7 @@ class PPOConfig:
         check = lambda *args, **kw: check_range(type(self).__name__, *args, **kw)  # noqa: E731
         for name in ("learning_rate", "adam_eps"):
             check(name, getattr(self, name), 0, low_open=True)
-        for name in ("max_grad_norm", "clip_value", "target_kl"):
+        for name in ("max_grad_norm", "clip_value", "max_kl"):
             check(name, getattr(self, name), 0, low_open=True)
         for name in ("gamma", "gae_lambda"):
             check(name, getattr(self, name), 0, 1)
@@ -129,14 +117,14 @@ class PPOClipConfig(PPOConfig):
 class PPOPenaltyConfig(PPOConfig):
     """Configuration of :func:`ppo_penalty`."""
 
-    target: float | jax.Array = 0.01
+    target_kl: float | jax.Array = 0.01
     """d_targ of section 4: the wished KL(old || new) of one update, in nats (swept)."""
     initial_beta: float | jax.Array = 1.0
     """The penalty coefficient's first value (swept); it adapts quickly."""
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("target", "initial_beta"):
+        for name in ("target_kl", "initial_beta"):
             check_range("PPOPenaltyConfig", name, getattr(self, name), 0, low_open=True)
 
 
@@ -166,7 +154,7 @@ def ppo_clip(
         config: Hyper-parameters.
         action_space: Of the environment.
         network: Flax module ``obs [B, *O] -> (distribution, value [B])``; by default
-            :class:`purerl.networks.ActorCritic`.
+            :class:`purerl.policies.networks.ActorCritic`.
 
     Returns:
         The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``,
@@ -210,7 +198,7 @@ def ppo_penalty(
         config: Hyper-parameters.
         action_space: Of the environment.
         network: Flax module ``obs [B, *O] -> (distribution, value [B])``; by default
-            :class:`purerl.networks.ActorCritic`.
+            :class:`purerl.policies.networks.ActorCritic`.
 
     Returns:
         The algorithm. ``update``'s info is that of :func:`ppo_clip` without ``clip_fraction``, and
@@ -219,7 +207,7 @@ def ppo_penalty(
     Example:
         >>> import jax, purerl
         >>> env = purerl.make_env("Pendulum-v1")
-        >>> algorithm = ppo_penalty(PPOPenaltyConfig(target=0.02), env.action_space)
+        >>> algorithm = ppo_penalty(PPOPenaltyConfig(target_kl=0.02), env.action_space)
         >>> state = algorithm.init(jax.numpy.zeros((8, 3)), jax.random.key(0))
         >>> float(state.beta)
         1.0
@@ -245,7 +233,7 @@ def ppo_penalty(
         learned, info = _fit(network, config, loss, state[:3], batch, key, progress)
         new, _ = network.apply(learned[0], batch.obs)
         kl = jnp.mean(old.kl(new))
-        beta = adapt_beta(state.beta, kl, config.target)
+        beta = adapt_beta(state.beta, kl, config.target_kl)
         state, finite = keep_if_finite(PPOPenaltyState(*learned, beta), state)
         return state, info | {"beta": state.beta, "kl_after": kl, "finite": finite}
 
@@ -409,7 +397,7 @@ def _fit(
         learning_rate=learning_rate,
         num_minibatches=config.num_minibatches,
         shuffle=config.shuffle,
-        target_kl=config.target_kl,
+        max_kl=config.max_kl,
     )
     policy_key, value_key = jax.random.split(key)
     params, opt_state, info = fit_batch(

@@ -43,23 +43,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purerl.actor_critic import (
-    advantage_batch,
-    apply_network,
-    default_network,
-    explained_variance,
-    init_params,
-    make_act,
-    standardize,
-)
-from purerl.losses import surrogate_loss, value_loss
-from purerl.networks import NetworkConfig
-from purerl.optimize import all_finite, anneal, fit, keep_if_finite, make_optimizer
+from purerl.checks import check_on_policy_batch, check_rollout
+from purerl.config import check_integer, check_range
+from purerl.pieces.advantages import advantage_batch, explained_variance, standardize
+from purerl.pieces.gradient import all_finite, anneal, fit, keep_if_finite, make_optimizer
+from purerl.pieces.losses import surrogate_loss, value_loss
+from purerl.policies.acting import apply_network, default_network, init_params, make_act
+from purerl.policies.networks import NetworkConfig
+from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 from purerl.second_order.conjugate_gradient import CGStop, conjugate_gradient
 from purerl.second_order.line_search import LineSearchResult, backtracking_line_search
 from purerl.second_order.products import fisher_vector_product
-from purerl.types import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
-from purerl.validation import check_integer, check_on_policy_batch, check_range, check_rollout
 
 PolicyStep = Callable[[PyTree, OnPolicyBatch], tuple[PyTree, Info]]
 
@@ -146,7 +140,7 @@ def trpo(config: TRPOConfig, action_space: ActionSpace, network: Any = None) -> 
         config: Hyper-parameters.
         action_space: Of the environment.
         network: Flax module ``obs [B, *O] -> (distribution, value [B])``; by default
-            :class:`purerl.networks.ActorCritic`.
+            :class:`purerl.policies.networks.ActorCritic`.
 
     Returns:
         The algorithm. ``update``'s info is that of :func:`make_policy_step`, and ``entropy`` (of
@@ -173,7 +167,7 @@ def npg(config: NPGConfig, action_space: ActionSpace, network: Any = None) -> On
         config: Hyper-parameters.
         action_space: Of the environment.
         network: Flax module ``obs [B, *O] -> (distribution, value [B])``; by default
-            :class:`purerl.networks.ActorCritic`.
+            :class:`purerl.policies.networks.ActorCritic`.
 
     Returns:
         The algorithm, with the info of :func:`trpo`.

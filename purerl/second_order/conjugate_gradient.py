@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purerl.optimize import all_finite
-from purerl.types import PyTree
-from purerl.validation import check_integer, check_like, check_range
+from purerl.checks import check_like
+from purerl.config import check_integer, check_range
+from purerl.pieces.gradient import all_finite
+from purerl.records import PyTree
 
 LinearMap = Callable[[PyTree], PyTree]
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purerl.types import PyTree
-from purerl.validation import check_integer, check_like, check_range
+from purerl.checks import check_like
+from purerl.config import check_integer, check_range
+from purerl.records import PyTree
 
 
 class LineSearchResult(NamedTuple):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from purerl.types import PyTree
-from purerl.validation import check_range
+from purerl.config import check_range
+from purerl.records import PyTree
 
 Policy = Callable[[PyTree, jax.Array], Any]  # (params, obs [B, *O]) -> distribution over [B]
 

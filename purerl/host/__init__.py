@@ -1,0 +1,1 @@
+"""What runs experiments from the host: nothing pure imports it."""

@@ -1,0 +1,199 @@
+"""The compiled programs of a run of many seeds, and their state, on the devices."""
+
+import concurrent.futures
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl.host.devices import Layout
+from purerl.host.store.checkpoint import Snapshot
+from purerl.records import Clock, PyTree
+from purerl.training.evaluation import Evaluation
+from purerl.training.train import Totals, Train, TrainState
+
+
+class Report(NamedTuple):
+    """How a run stands after a chunk; arrays of a device that may still be computing them."""
+
+    totals: Totals  # [S] since the last row of the log
+    refused: jax.Array  # [S] int32
+    failed: jax.Array  # [S] bool
+
+
+class Driver:
+    """Holds a run's state and its compiled programs, and keeps the time of each.
+
+    One program trains any number of iterations, so a chunk can have any length; and since the sums
+    for the log are a part of what it carries on, no number depends on where a run was cut.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[dict[str, Any]], Train],
+        values: dict[str, np.ndarray],
+        keys: jax.Array,
+        layout: Layout,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+            build: A seed's run from its hyper-parameters, which may be tracers.
+            values: Hyper-parameters ``[S]`` that differ between seeds, by name.
+            keys: Keys ``[S]``.
+            layout: Where the seeds go.
+        """
+        self.build, self.layout, self.seeds = build, layout, len(keys)
+        self.train = build({name: x[0].item() for name, x in values.items()})
+        self.use(values, keys)
+        self._init = jax.jit(layout.vectorize(self._init_one))
+        self._copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x))
+        self.program: Any = None
+
+    def use(self, values: dict[str, np.ndarray], keys: jax.Array) -> None:
+        """Other seeds, as many, for the same programs; what was trained before is forgotten.
+
+        Args:
+            values: Hyper-parameters ``[S]`` of the same names.
+            keys: Keys ``[S]``.
+        """
+        self.rows = self.layout.put(({name: jnp.asarray(x) for name, x in values.items()}, keys))
+        self.state: Any = None  # frees the memory of what was trained before
+        self.totals: Any = None
+        self._zeros: Any = None
+        self.done = 0  # iterations
+        self.seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
+
+    def compile(self) -> None:
+        """Compiles what begins, what trains and what evaluates, if that is not done yet.
+
+        XLA compiles outside the interpreter's lock: one program while the next is traced, two on
+        two cores. Hosts may wait for one another when they compile, so each of several has the
+        same order.
+        """
+        if self.program is not None:
+            return
+        threads = 2 if jax.process_count() == 1 else 1
+        with self.clock("compiling"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            jobs = [pool.submit(self._init.lower(self.rows).compile)]
+            template = self.template()
+            count = jax.eval_shape(lambda: Clock(jnp.int32(0)))
+            arguments = self._placed((self.rows, template.state, template.totals, count))
+            advance = jax.jit(self.layout.vectorize(self._advance_one), donate_argnums=1)
+            jobs.append(pool.submit(advance.lower(*arguments).compile))
+            evaluate = jax.jit(self.layout.vectorize(self._evaluate_one))
+            jobs.append(pool.submit(evaluate.lower(arguments[0], _seen(arguments[1])).compile))
+            self._begin, self.program, self._evaluate = (job.result() for job in jobs)
+
+    def program_bytes(self) -> int:
+        """Memory of one device that training takes, by the compiler's own analysis."""
+        sizes = self.program.memory_analysis()
+        return (
+            sizes.temp_size_in_bytes
+            + sizes.argument_size_in_bytes
+            + sizes.output_size_in_bytes
+            - sizes.alias_size_in_bytes
+        )
+
+    def template(self) -> Snapshot:
+        """Shapes and dtypes of a snapshot."""
+        state, totals = self._init.eval_shape(self.rows)
+        return Snapshot(state, totals, {})
+
+    def start(self) -> None:
+        """Begins the run."""
+        with self.clock("training"):  # an off-policy run acts before its first iteration
+            self.state, self.totals = jax.block_until_ready(self._begin(self.rows))
+        self._zeros = self.totals
+
+    def resume(self, snapshot: Snapshot, done: int) -> None:
+        """Goes on from where a checkpoint was written.
+
+        Args:
+            snapshot: Of the run.
+            done: Iterations finished.
+        """
+        self.state, self.totals, self.done = snapshot.state, snapshot.totals, done
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), snapshot.totals)
+        self._zeros = self.layout.put(zeros)
+        for what, seconds in snapshot.host["seconds"].items():
+            self.seconds[what] += seconds
+
+    def advance(self, iterations: int) -> Report:
+        """Begins to train so many iterations.
+
+        Args:
+            iterations: How many.
+        """
+        # NumPy's number: JAX's would be computed, behind what the devices are computing.
+        count = self.layout.put(Clock(np.int32(iterations)))  # type: ignore[arg-type]
+        self.state, self.totals, report = self.program(self.rows, self.state, self.totals, count)
+        self.done += iterations
+        return report
+
+    def begin_row(self) -> None:
+        """Sums for the log begin at zero again."""
+        self.totals = self._zeros
+
+    def evaluate(self) -> Evaluation:
+        """Begins to evaluate all seeds."""
+        return self._evaluate(self.rows, _seen(self.state))
+
+    def copy(self) -> tuple[TrainState, Totals]:
+        """The state and totals as they are, in memory of their own, while training goes on."""
+        return self._copy((self.state, self.totals))
+
+    @property
+    def step(self) -> int:
+        """Environment steps of each seed so far."""
+        return self.step_after(self.done)
+
+    def step_after(self, iterations: int) -> int:
+        """Environment steps of each seed after so many iterations.
+
+        Args:
+            iterations: Since the beginning.
+        """
+        return self.train.warmup_steps + iterations * self.train.steps_per_iteration
+
+    @contextlib.contextmanager
+    def clock(self, what: str) -> Iterator[None]:
+        """Adds the time until it is left.
+
+        Args:
+            what: Name in ``seconds``.
+        """
+        begin = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - begin
+
+    def _init_one(self, row: tuple[dict[str, Any], jax.Array]) -> tuple[TrainState, Totals]:
+        values, key = row
+        train = self.build(values)
+        state = train.init(key)
+        return state, train.totals(state)
+
+    def _advance_one(self, row, state: TrainState, totals: Totals, count: Clock):
+        train = self.build(row[0])
+        state, totals = train.accumulate(state, totals, count)
+        return state, totals, Report(totals, state.refused, train.failed(_seen(state)))
+
+    def _evaluate_one(self, row, state: TrainState) -> Evaluation:
+        return self.build(row[0]).evaluate(state)
+
+    def _placed(self, tree: PyTree) -> PyTree:
+        """Shapes and dtypes, with the places of the arrays."""
+
+        def placed(x, sharding):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return jax.tree.map(placed, tree, self.layout.shardings(tree))
+
+
+def _seen(state: TrainState) -> TrainState:
+    """What of a state an evaluation sees: all but the replay buffer."""
+    return state._replace(replay=None)

@@ -1,0 +1,127 @@
+"""What a run tells of its seeds: rows of the log, and words."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from purerl.host.programs import Report
+from purerl.host.report.writers import Rows, Writer
+from purerl.training.evaluation import Evaluation
+
+
+def named(names: dict[str, np.ndarray], which: np.ndarray) -> str:
+    """Seeds in words, such as "seed 1, 4", or of a sweep "point/seed 0/1, 3/0".
+
+    Args:
+        names: Columns ``[S]``.
+        which: ``[S]`` bool.
+
+    Returns:
+        The first five; nothing if there are none.
+    """
+    rows = np.flatnonzero(which)
+    if not len(rows):
+        return ""
+    first = ", ".join("/".join(str(x[i]) for x in names.values()) for i in rows[:5])
+    return f"{'/'.join(names)} {first}{', ...' if len(rows) > 5 else ''}"
+
+
+def train_return(report: Report) -> np.ndarray:
+    """Mean return ``[S]`` of the training episodes since the last row; NaN where none ended.
+
+    Args:
+        report: How the run stands, leaves ``[S]``.
+    """
+    episodes = report.totals.episodes
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(episodes.return_sum / episodes.ended)
+
+
+def make_rows(
+    step: int, seconds: float, evaluation: Evaluation | None, report: Report, iterations: int
+) -> dict[str, Any]:
+    """The log's columns ``[S]``, after the names: one evaluation, and the training since the one
+    before.
+
+    Args:
+        step: Environment steps of each seed so far.
+        seconds: Of training so far.
+        evaluation: Leaves ``[S]``; None where nothing is evaluated.
+        report: How the run stands, sums since the row before.
+        iterations: Since the row before.
+    """
+    evaluated: dict[str, Any] = {}
+    if evaluation is not None:
+        evaluated = {
+            "return": evaluation.mean_return,
+            "length": evaluation.mean_length,
+            "unfinished": evaluation.unfinished,
+        }
+    return {
+        "step": np.full(len(report.failed), step),
+        **evaluated,
+        "train_return": train_return(report),
+        "train_episodes": report.totals.episodes.ended,
+        "refused": report.refused,
+        "failed": report.failed.astype(int),
+        "seconds": np.full(len(report.failed), round(seconds, 3)),
+        **{k: np.asarray(x / iterations) for k, x in sorted(report.totals.info.items())},
+    }
+
+
+class Log:
+    """Hands rows to all writers; what could not be written is kept, and tried again."""
+
+    def __init__(self, writers: list[Writer]):
+        """Opens nothing yet.
+
+        Args:
+            writers: Where rows go.
+        """
+        self._waiting: list[tuple[Writer, list[Rows]]] = [(writer, []) for writer in writers]
+
+    def open(self, folder: pathlib.Path, config: dict[str, Any], step: int | None) -> None:
+        """See :class:`Writer`."""
+        for writer, _ in self._waiting:
+            writer.open(folder, config, step)
+
+    def write(self, rows: Rows) -> str | None:
+        """Writes rows, and those that are waiting.
+
+        Args:
+            rows: Columns ``[S]``.
+
+        Returns:
+            Why some could not be written; None if all were.
+        """
+        for _, waiting in self._waiting:
+            waiting.append(rows)
+        return self.flush()
+
+    def flush(self) -> str | None:
+        """Writes the rows that are waiting; returns as :meth:`write` does."""
+        trouble = None
+        for writer, waiting in self._waiting:
+            try:
+                while waiting:
+                    writer.write(waiting[0])
+                    del waiting[0]
+            except Exception as error:  # a writer's trouble, of whatever kind, must not end a run
+                trouble = _trouble(writer, error)
+        return trouble
+
+    def close(self) -> str | None:
+        """Closes all writers; returns as :meth:`write` does."""
+        trouble = None
+        for writer, _ in self._waiting:
+            try:
+                writer.close()
+            except Exception as error:
+                trouble = _trouble(writer, error)
+        return trouble
+
+
+def _trouble(writer: Writer, error: Exception) -> str:
+    kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+    return f"{type(writer).__name__}: {kind}{error}"

@@ -1,0 +1,64 @@
+"""Learning curves."""
+
+import pathlib
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from purerl.host.report.aggregate import iqm, iqm_interval
+
+
+def plot_curves(
+    curves: dict[str, tuple[np.ndarray, np.ndarray]], title: str = "", ylabel: str = "return"
+) -> Figure:
+    """IQM over seeds of each curve, with its 95 % bootstrap interval.
+
+    Args:
+        curves: By label: environment steps ``[E]`` and returns ``[S, E]``.
+        title: Above the plot.
+        ylabel: What the returns are.
+
+    Returns:
+        The figure; a notebook shows it, ``figure.savefig(path)`` writes it.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    draw_curves(figure.add_subplot(), curves)
+    figure.axes[0].set(
+        title=title, xlabel="environment steps", ylabel=f"{ylabel}, IQM and 95 % interval"
+    )
+    return figure
+
+
+def draw_curves(axes: Axes, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """The same into a part of another figure.
+
+    Args:
+        axes: Where to.
+        curves: By label: ``[E]``, of environment steps or of seconds, and returns ``[S, E]``.
+    """
+    for label, (along, returns) in curves.items():
+        low, high = iqm_interval(returns)
+        (line,) = axes.plot(along, iqm(returns), label=f"{label} ({len(returns)} seeds)")
+        axes.fill_between(along, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(_thousands)
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def save_plot(figure: Figure, path: str | pathlib.Path) -> None:
+    """Writes a figure as PNG.
+
+    Args:
+        figure: A figure.
+        path: Where to.
+    """
+    figure.savefig(path, dpi=130)
+
+
+def _thousands(x: float, _position: float) -> str:
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(x) >= size:
+            return f"{x / size:g}{unit}"
+    return f"{x:g}"

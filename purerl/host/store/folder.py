@@ -1,0 +1,182 @@
+"""A run's folder: what was done, readable while it is being done.
+
+``config.json``      the experiment with versions, commit and hardware
+``evaluations.csv``  a row for each seed and evaluation; what else was asked for (``writers.py``)
+``checkpoints/``     the newest states of the whole run (``checkpoint.py``)
+``best/``            on request, that of the best evaluation
+``learning_curve.png``
+``lock``             held by the process that trains
+"""
+
+import contextlib
+import csv
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from purerl.host.experiment import dumps
+from purerl.host.store.provenance import provenance
+
+CONFIG, ROWS, PLOT = "config.json", "evaluations.csv", "learning_curve.png"
+PART = CONFIG + ".part"
+LOCK = "lock"
+
+
+class RunFolder:
+    """A folder of one run."""
+
+    def __init__(self, path: str | pathlib.Path):
+        self.path = pathlib.Path(path)
+
+    def check(self, overwrite: bool) -> None:
+        """Whether a new run can go here, before any time is spent on it.
+
+        Args:
+            overwrite: Whether a run that is there may be deleted.
+
+        Raises:
+            FileExistsError: If the folder exists and is not empty, and ``overwrite`` is False, or
+                it holds something else than a run.
+            OSError: If it cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(
+                f"{self.path} is a file, wanted a new folder; choose another --out."
+            )
+        # A process that was killed while it made the folder leaves what is as good as nothing.
+        if self.path.exists() and any(path.name != PART for path in self.path.iterdir()):
+            if not overwrite:
+                raise FileExistsError(
+                    f"{self.path} exists and is not empty, wanted a new folder; choose another "
+                    "--out, or give --overwrite to delete the run in it."
+                )
+            if not (self.path / CONFIG).exists():
+                raise FileExistsError(
+                    f"{self.path} is not empty and holds no run ({CONFIG} is missing), so it is "
+                    "not overwritten; choose another --out."
+                )
+        there = next(path for path in (self.path, *self.path.parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise OSError(f"{self.path} cannot be written below {there}; choose another --out.")
+
+    def create(self, description: dict[str, Any], options: dict[str, Any]) -> None:
+        """Makes the folder, in place of a run that was there, and writes what is being run.
+
+        Args:
+            description: What is run, JSON-ready.
+            options: How it is driven; what resumes it does it in the same way.
+        """
+        if (self.path / CONFIG).exists():
+            with self.lock():
+                pass
+        if self.path.exists():
+            for path in self.path.iterdir():  # the config at last: until then it is a run's folder
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != CONFIG:
+                    path.unlink()
+            (self.path / CONFIG).unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.path / PART
+        temporary.write_text(dumps({**description, "options": options, **provenance()}))
+        temporary.replace(self.path / CONFIG)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes from training in this folder until it is left, or killed.
+
+        Raises:
+            OSError: If another process does.
+        """
+        with (self.path / LOCK).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OSError(
+                    f"{self.path} is in use by another process; wait for its end, or end it."
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            yield
+
+    def begun(self) -> bool:
+        """Whether there is a run in the folder."""
+        return (self.path / CONFIG).exists()
+
+    def read_config(self) -> dict[str, Any]:
+        """What ``config.json`` holds.
+
+        Raises:
+            FileNotFoundError: If this is no run's folder.
+        """
+        if not (self.path / CONFIG).exists():
+            raise FileNotFoundError(
+                f"{self.path} is no run: it has no {CONFIG}; give the folder that "
+                "'purerl train ... --out FOLDER' wrote."
+            )
+        return json.loads((self.path / CONFIG).read_text())
+
+    def read_curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """Steps ``[E]`` and returns ``[S, E]`` of the evaluations that every seed has.
+
+        Raises:
+            FileNotFoundError: If nothing was evaluated yet.
+        """
+        path = self.path / ROWS
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: this run was never evaluated.")
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        by_step: dict[int, dict[int, float]] = {}
+        for row in rows:
+            by_step.setdefault(int(row["step"]), {})[int(row["seed"])] = float(row["return"])
+        seeds = sorted(by_step[min(by_step)])
+        steps = [step for step in sorted(by_step) if sorted(by_step[step]) == seeds]
+        return np.array(steps), np.array([[by_step[step][s] for step in steps] for s in seeds])
+
+
+def check_same(
+    mine: dict[str, Any],
+    other: dict[str, Any],
+    where: str,
+    advice: str = "; give the same numbers, or begin another run with another --out",
+) -> None:
+    """Compares what is to be run with what a run holds, field by field.
+
+    Args:
+        mine: What is to be run, JSON-ready.
+        other: What the run holds; fields that ``mine`` does not have are ignored at the top.
+        where: The run, for the message.
+        advice: How to mend it, for the message.
+
+    Raises:
+        ValueError: If a field differs; the first few are named with both values.
+    """
+    mine, other = json.loads(json.dumps(mine)), {k: other.get(k) for k in mine}
+    a, b = _flat(mine), _flat(other)
+    missing = "nothing"
+    differences = [
+        f"{name} is {b.get(name, missing)!r} there, {a.get(name, missing)!r} here"
+        for name in sorted({*a, *b})
+        if a.get(name, missing) != b.get(name, missing)
+    ]
+    if differences:
+        more = f", and {len(differences) - 5} more" if differences[5:] else ""
+        raise ValueError(f"{where} is another run: {', '.join(differences[:5])}{more}{advice}.")
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(data, list) and data and isinstance(data[0], dict):
+        data = {str(i): x for i, x in enumerate(data)}
+    if not isinstance(data, dict) or not data:
+        return {prefix: data}
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        flat |= _flat(value, f"{prefix}.{name}" if prefix else name)
+    return flat

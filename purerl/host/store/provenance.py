@@ -1,0 +1,100 @@
+"""Where a number comes from: versions, commit, hardware."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from purerl.host.devices import from_hosts
+
+PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+FLAGS = (  # of JAX
+    "enable_x64",
+    "default_matmul_precision",
+    "default_prng_impl",
+    "threefry_partitionable",
+)
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit and hardware, as JSON-ready values."""
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "commit": commit(),
+        "hardware": {
+            "devices": [device.device_kind for device in jax.devices()],
+            "platform": jax.default_backend(),
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+        },
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What the last bits of a run depend on besides its configuration, as JSON-ready values.
+
+    All hosts call it, and get the same.
+    """
+    devices = jax.devices()
+    kind = _cpu_model() if devices[0].platform == "cpu" else devices[0].device_kind
+    told = from_hosts(np.frombuffer(kind.encode()[:64].ljust(64), np.uint8))
+    kinds = sorted({bytes(row).decode(errors="replace").strip() for row in told})
+    return {
+        "versions": _versions() | {"scipy": importlib.metadata.version("scipy")},
+        "source": _source(),
+        **{name: getattr(jax.config, f"jax_{name}") for name in FLAGS},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "devices": f"{len(devices)} x {', '.join(kinds)}",
+    }
+
+
+def _source() -> str:
+    """CRC-32 of purerl's own files: an edited checkout is another version."""
+    here, crc = pathlib.Path(__file__).parents[2], 0
+    for path in sorted(here.rglob("*.py")):
+        crc = zlib.crc32(path.relative_to(here).as_posix().encode() + path.read_bytes(), crc)
+    return f"{crc:08x}"
+
+
+def commit() -> str | None:
+    """The commit purerl runs from, with "-dirty" after changes; None outside a git checkout."""
+    here = pathlib.Path(__file__).parent
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        tracked = subprocess.run(
+            ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__],
+            capture_output=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip() if tracked.returncode == 0 else None
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _cpu_model() -> str:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

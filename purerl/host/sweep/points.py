@@ -1,0 +1,99 @@
+"""The points of a sweep, and which of them share a program."""
+
+import dataclasses
+import itertools
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from purerl.config import check_integer
+from purerl.host.experiment import Experiment
+
+
+class Group(NamedTuple):
+    """Points that one program trains: they differ in numbers that may be traced only."""
+
+    experiment: Experiment  # of the first of them
+    points: list[int]
+    values: dict[str, list[float]]  # what differs, for each of them
+
+
+def grid(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """All combinations.
+
+    Args:
+        values: By name.
+    """
+    return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+
+
+def samples(
+    count: int, seed: int = 0, **ranges: tuple[float, float] | tuple[float, float, str]
+) -> list[dict[str, float]]:
+    """Random points.
+
+    Args:
+        count: How many.
+        seed: Of the draws.
+        **ranges: By name ``(low, high)``, uniform, or ``(low, high, "log")``, uniform in the
+            logarithm.
+
+    Raises:
+        ValueError: If a range is no range.
+
+    Example:
+        >>> [point] = samples(1, learning_rate=(1e-4, 1e-2, "log"), clip=(0.1, 0.3))
+        >>> 1e-4 <= point["learning_rate"] <= 1e-2 and 0.1 <= point["clip"] <= 0.3
+        True
+    """
+    check_integer("samples", "count", count, 1)
+    random = np.random.default_rng(seed)
+    columns = {}
+    for name, (low, high, *kind) in ranges.items():
+        log = kind == ["log"]
+        if not low <= high or (log and low <= 0) or (kind and not log):
+            raise ValueError(
+                f"samples: {name}={ranges[name]!r} is no range; give (low, high), or (low, high, "
+                "'log') with low above zero."
+            )
+        ends = np.log([low, high]) if log else np.array([low, high], float)
+        drawn = random.uniform(ends[0], ends[1], count)
+        columns[name] = np.clip(np.exp(drawn) if log else drawn, low, high)
+    return [{name: float(x[i]) for name, x in columns.items()} for i in range(count)]
+
+
+def make_groups(experiments: list[Experiment]) -> list[Group]:
+    """Points that can share a program: all their differences are in swept numbers.
+
+    Args:
+        experiments: Of all points.
+    """
+    groups: dict[str, Group] = {}
+    for i, experiment in enumerate(experiments):
+        swept = _swept(experiment)
+        data = experiment.to_json()
+        rest = {k: v for k, v in data["config"].items() if k not in swept}
+        key = json.dumps([{**data, "config": rest}, sorted(swept)], default=str)
+        group = groups.setdefault(key, Group(experiment, [], {name: [] for name in swept}))
+        group.points.append(i)
+        for name, x in swept.items():
+            group.values[name].append(x)
+    return [
+        group._replace(values={k: x for k, x in group.values.items() if len(set(x)) > 1})
+        for group in groups.values()
+    ]
+
+
+def _swept(experiment: Experiment) -> dict[str, float]:
+    """The fields of a configuration that may be tracers, and are numbers."""
+    hints = typing.get_type_hints(type(experiment.config))
+    numbers = {
+        field.name: getattr(experiment.config, field.name)
+        for field in dataclasses.fields(experiment.config)
+        if jax.Array in typing.get_args(hints[field.name])
+    }
+    return {k: float(x) for k, x in numbers.items() if isinstance(x, int | float)}

@@ -1,0 +1,1 @@
+"""What algorithms are composed of; each usable alone."""

@@ -1,0 +1,96 @@
+"""A rollout as samples with advantages and targets."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purerl.pieces.returns import gae
+from purerl.policies.acting import apply_network
+from purerl.records import OnPolicyBatch, PyTree, Rollout
+
+
+def flatten_time(tree: PyTree) -> PyTree:
+    """``[T, N, ...]`` to ``[T * N, ...]``, for every leaf.
+
+    Args:
+        tree: Arrays ``[T, N, ...]``.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+def values(network: Any, params: PyTree, rollout: Rollout) -> tuple[jax.Array, jax.Array]:
+    """V(s_t) and V(s_{t+1}) of a rollout, the latter before any reset.
+
+    Args:
+        network: A flax module ``obs [B, *O] -> (distribution, value [B])``.
+        params: Its parameters.
+        rollout: ``[T, N]``.
+
+    Returns:
+        ``(value [T, N], next_value [T, N])``.
+    """
+    lead = rollout.reward.shape
+    obs, next_obs = flatten_time((rollout.obs, rollout.next_obs))
+    value = apply_network(network, params, obs)[1]
+    next_value = apply_network(network, params, next_obs)[1]
+    return value.reshape(lead), next_value.reshape(lead)
+
+
+def advantage_batch(
+    network: Any,
+    params: PyTree,
+    rollout: Rollout,
+    gamma: float | jax.Array,
+    gae_lambda: float | jax.Array,
+) -> OnPolicyBatch:
+    """A rollout as samples, with GAE advantages and lambda-returns as the critic's targets.
+
+    Args:
+        network: A flax module ``obs [B, *O] -> (distribution, value [B])``.
+        params: The parameters that collected the rollout.
+        rollout: ``[T, N]``.
+        gamma: Discount factor.
+        gae_lambda: GAE's lambda.
+
+    Returns:
+        Samples ``[T * N]``.
+    """
+    value, next_value = values(network, params, rollout)
+    advantage = gae(
+        rollout.reward,
+        value,
+        next_value,
+        rollout.terminated,
+        rollout.truncated,
+        gamma,
+        gae_lambda,
+    )
+    return OnPolicyBatch(
+        *flatten_time(
+            (rollout.obs, rollout.action, rollout.log_prob, value, advantage, advantage + value)
+        )
+    )
+
+
+def standardize(x: jax.Array, eps: float = 1e-8) -> jax.Array:
+    """Mean 0 and (population) standard deviation 1.
+
+    Args:
+        x: ``[B]``.
+        eps: Added to the standard deviation.
+    """
+    x = x - jnp.mean(x)
+    # Again, since of equal numbers the first mean may leave a rounding error, large beside eps.
+    x = x - jnp.mean(x)
+    return x / (jnp.std(x) + eps)
+
+
+def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
+    """1 - var(target - value) / var(target): 1 for a perfect critic, 0 for a constant one.
+
+    Args:
+        value: ``[B]``.
+        target: ``[B]``.
+    """
+    return 1 - jnp.var(target - value) / jnp.var(target)

@@ -1,0 +1,330 @@
+r"""The losses, one equation each.
+
+Each returns one number a sample, ``[B]``, to be *minimized*; the caller takes the mean, so that
+masks and importance weights need no second version of an equation. Gradients flow through what is
+computed from the parameters (``log_prob``, ``value``, ``kl``, ``entropy``); everything else is
+treated as constant.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purerl.records import Info, OnPolicyBatch
+
+stop = jax.lax.stop_gradient
+
+
+def policy_gradient_loss(log_prob: jax.Array, weight: jax.Array) -> jax.Array:
+    r""":math:`-\log \pi_\theta(a|s) \, \Psi`, whose gradient is the policy gradient's negative.
+
+    Args:
+        log_prob: :math:`\log \pi_\theta(a|s)`, ``[B]``.
+        weight: :math:`\Psi`, an estimate of return or advantage, ``[B]``; constant.
+
+    Returns:
+        ``[B]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> policy_gradient_loss(jnp.array([-2.0]), jnp.array([3.0])).tolist()
+        [6.0]
+
+    References:
+        Williams 1992; the weights are those of GAE's eq. 1.
+    """
+    return -log_prob * stop(weight)
+
+
+def value_loss(value: jax.Array, target: jax.Array) -> jax.Array:
+    r""":math:`\tfrac12 (V_\phi(s) - \hat G)^2`.
+
+    The target is constant, so a target that holds :math:`V_\phi(s')` gives the semi-gradient
+    (document 002 prints the semi-gradient as the gradient of the whole square).
+
+    Args:
+        value: :math:`V_\phi(s)`, ``[B]``.
+        target: :math:`\hat G`, ``[B]``; constant.
+
+    Returns:
+        ``[B]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> value_loss(jnp.array([1.0]), jnp.array([3.0])).tolist()
+        [2.0]
+    """
+    return 0.5 * jnp.square(value - stop(target))
+
+
+def clipped_value_loss(
+    value: jax.Array, old_value: jax.Array, target: jax.Array, clip: float | jax.Array
+) -> jax.Array:
+    r""":math:`\tfrac12 \max\{(V - \hat G)^2, (V_{old} + clip(V - V_{old}, \pm c) - \hat G)^2\}`.
+
+    Args:
+        value: :math:`V_\phi(s)`, ``[B]``.
+        old_value: :math:`V_{\phi_{old}}(s)`, ``[B]``; constant.
+        target: :math:`\hat G`, ``[B]``; constant.
+        clip: :math:`c`, in the unit of the values.
+
+    Returns:
+        ``[B]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> clipped_value_loss(jnp.array([2.0]), jnp.array([0.0]), jnp.array([2.0]), 0.5).tolist()
+        [1.125]
+
+    References:
+        Not in the PPO paper; detail 9 of Huang et al. 2022, "The 37 Implementation Details of PPO".
+    """
+    clipped = stop(old_value) + jnp.clip(value - stop(old_value), -clip, clip)
+    return jnp.maximum(value_loss(value, target), value_loss(clipped, target))
+
+
+def surrogate_loss(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
+    r""":math:`-\ell A`, with :math:`\ell = \pi_\theta(a|s) / \pi_{old}(a|s)`.
+
+    Args:
+        log_prob: :math:`\log \pi_\theta(a|s)`, ``[B]``.
+        old_log_prob: :math:`\log \pi_{old}(a|s)`, ``[B]``; constant.
+        advantage: ``[B]``; constant.
+
+    Returns:
+        ``[B]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> surrogate_loss(jnp.log(jnp.array([2.0])), jnp.zeros(1), jnp.array([3.0])).tolist()
+        [-6.0]
+
+    References:
+        Schulman et al. 2015 (TRPO), eq. 14; document 001, eq. 5.30.
+
+    Differs from:
+        Documents 003 and 004 drop the factor 1 / (1 - gamma) between its mean and the change of the
+        return on the way, document 002 keeps it; a maximization does not see it.
+    """
+    return -jnp.exp(log_prob - stop(old_log_prob)) * stop(advantage)
+
+
+def clipped_surrogate_loss(
+    log_prob: jax.Array,
+    old_log_prob: jax.Array,
+    advantage: jax.Array,
+    clip: float | jax.Array,
+) -> jax.Array:
+    r""":math:`-\min(\ell A, clip(\ell, 1 - \epsilon, 1 + \epsilon) A)`, with
+    :math:`\ell = \pi_\theta(a|s) / \pi_{old}(a|s)`.
+
+    Args:
+        log_prob: :math:`\log \pi_\theta(a|s)`, ``[B]``.
+        old_log_prob: :math:`\log \pi_{old}(a|s)`, ``[B]``; constant.
+        advantage: ``[B]``; constant.
+        clip: :math:`\epsilon` > 0, without unit.
+
+    Returns:
+        ``[B]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> log_prob, zero = jnp.log(jnp.array([2.0, 2.0])), jnp.zeros(2)
+        >>> clipped_surrogate_loss(log_prob, zero, jnp.array([1.0, -1.0]), 0.25).tolist()
+        [-1.25, 2.0]
+
+    References:
+        Schulman et al. 2017 (PPO), eq. 7; document 001, eq. 5.38.
+    """
+    ratio = jnp.exp(log_prob - stop(old_log_prob))
+    advantage = stop(advantage)
+    return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
+
+
+def kl_penalized_surrogate_loss(
+    log_prob: jax.Array,
+    old_log_prob: jax.Array,
+    advantage: jax.Array,
+    kl: jax.Array,
+    beta: float | jax.Array,
+) -> jax.Array:
+    r""":math:`-\ell A + \beta \, KL(\pi_{old} \| \pi_\theta)`.
+
+    Args:
+        log_prob: :math:`\log \pi_\theta(a|s)`, ``[B]``.
+        old_log_prob: :math:`\log \pi_{old}(a|s)`, ``[B]``; constant.
+        advantage: ``[B]``; constant.
+        kl: :math:`KL(\pi_{old}(\cdot|s) \| \pi_\theta(\cdot|s))` in nats, ``[B]``.
+        beta: Penalty coefficient; constant.
+
+    Returns:
+        ``[B]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> one, zero = jnp.ones(1), jnp.zeros(1)
+        >>> kl_penalized_surrogate_loss(zero, zero, one, 0.5 * one, 3.0).tolist()
+        [0.5]
+
+    References:
+        Schulman et al. 2017 (PPO), eq. 8; document 001, eq. 5.37.
+
+    Differs from:
+        Document 002 has KL(new || old) and maximizes over the old parameters; the old policy comes
+        first in the KL, and the maximization is over the new one.
+    """
+    return surrogate_loss(log_prob, old_log_prob, advantage) + stop(beta) * kl
+
+
+def entropy_loss(entropy: jax.Array) -> jax.Array:
+    r""":math:`-H(\pi_\theta(\cdot|s))`; times a coefficient it keeps a policy from collapsing.
+
+    Args:
+        entropy: In nats, ``[B]``.
+
+    Returns:
+        ``[B]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> entropy_loss(jnp.array([0.5])).tolist()
+        [-0.5]
+    """
+    return -entropy
+
+
+def huber_loss(value: jax.Array, target: jax.Array, delta: float | jax.Array = 1.0) -> jax.Array:
+    r""":math:`\tfrac12 e^2` for :math:`|e| \le \delta`, else :math:`\delta(|e| - \tfrac12 \delta)`,
+    with :math:`e` = value - target.
+
+    Args:
+        value: ``[B]``.
+        target: ``[B]``; constant.
+        delta: Where the square becomes linear, in the unit of the values.
+
+    Returns:
+        ``[B]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> huber_loss(jnp.array([0.5, 3.0]), jnp.zeros(2)).tolist()
+        [0.125, 2.5]
+
+    References:
+        Huber 1964; Mnih et al. 2015 clip the TD error to [-1, 1], which is this loss's gradient.
+    """
+    return optax.losses.huber_loss(value, stop(target), delta=delta)
+
+
+def q_target(reward: jax.Array, discount: jax.Array, next_q: jax.Array) -> jax.Array:
+    r""":math:`y = r + d \max_{a'} q(s', a'; \theta^-)`.
+
+    Args:
+        reward: :math:`r`, ``[B]``.
+        discount: :math:`d`, ``[B]``: gamma, and zero where s' is terminal.
+        next_q: :math:`q(s', \cdot; \theta^-)` of the target network, ``[B, K]``.
+
+    Returns:
+        ``[B]``, constant: no gradient goes through it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> q_target(jnp.ones(1), jnp.full(1, 0.5), jnp.array([[2.0, 4.0]])).tolist()
+        [3.0]
+
+    References:
+        Mnih et al. 2015, "Human-level control through deep reinforcement learning", algorithm 1.
+    """
+    return stop(reward + discount * jnp.max(next_q, axis=-1))
+
+
+def double_q_target(
+    reward: jax.Array, discount: jax.Array, next_q: jax.Array, selector: jax.Array
+) -> jax.Array:
+    r""":math:`y = r + d \, q(s', \arg\max_{a'} q(s', a'; \theta); \theta^-)`.
+
+    Args:
+        reward: :math:`r`, ``[B]``.
+        discount: :math:`d`, ``[B]``: gamma, and zero where s' is terminal.
+        next_q: :math:`q(s', \cdot; \theta^-)` of the target network, ``[B, K]``.
+        selector: :math:`q(s', \cdot; \theta)` of the online network, ``[B, K]``: it only selects.
+
+    Returns:
+        ``[B]``, constant: no gradient goes through it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> next_q, selector = jnp.array([[2.0, 4.0]]), jnp.array([[1.0, 0.0]])
+        >>> double_q_target(jnp.ones(1), jnp.full(1, 0.5), next_q, selector).tolist()
+        [2.0]
+
+    References:
+        van Hasselt et al. 2016, "Deep Reinforcement Learning with Double Q-learning", eq. 4.
+
+    Differs from:
+        Document 002 leaves out that the bootstrap is zero after a terminal state.
+    """
+    return stop(reward + discount * taken(next_q, jnp.argmax(selector, axis=-1)))
+
+
+def taken(q: jax.Array, action: jax.Array) -> jax.Array:
+    """``q[b, action[b]]``, as a masked sum: its gradient is no scatter.
+
+    Args:
+        q: ``[B, K]``.
+        action: ``[B]`` integer.
+
+    Returns:
+        ``[B]``.
+    """
+    place = jnp.arange(q.shape[-1])[None]
+    return jnp.sum(jnp.where(action[:, None] == place, q, 0), axis=-1)
+
+
+def actor_critic_loss(
+    distribution: Any,
+    value: jax.Array,
+    batch: OnPolicyBatch,
+    value_coef: float | jax.Array,
+    entropy_coef: float | jax.Array,
+) -> tuple[jax.Array, Info]:
+    r"""The mean of :math:`-\log \pi(a|s) \hat A + c_1 \tfrac12 (V(s) - \hat G)^2 - c_2 H(\pi)`.
+
+    Args:
+        distribution: :math:`\pi(\cdot|s)`, ``[B]``.
+        value: V(s), ``[B]``.
+        batch: ``[B]``.
+        value_coef: c1.
+        entropy_coef: c2.
+
+    Returns:
+        ``(loss, info)``; info has the terms: ``policy_loss``, ``value_loss``, ``entropy``.
+    """
+    log_prob = distribution.log_prob(batch.action)
+    policy = jnp.mean(policy_gradient_loss(log_prob, batch.advantage))
+    critic = jnp.mean(value_loss(value, batch.target))
+    entropy = jnp.mean(distribution.entropy())
+    total = policy + value_coef * critic + entropy_coef * entropy_loss(entropy)
+    info = {"loss": total, "policy_loss": policy, "value_loss": critic, "entropy": entropy}
+    return total, info
+
+
+def approximate_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
+    r"""An unbiased estimate of :math:`KL(\pi_{old} \| \pi_\theta)` that is never negative.
+
+    :math:`(\ell - 1) - \log \ell` with :math:`\ell = \pi_\theta(a|s) / \pi_{old}(a|s)`.
+
+    Args:
+        log_prob: ``[B]``, of actions drawn from the old policy.
+        old_log_prob: ``[B]``.
+
+    Returns:
+        ``[B]``, in nats.
+
+    References:
+        Schulman 2020, "Approximating KL Divergence", the estimator k3.
+    """
+    log_ratio = log_prob - old_log_prob
+    return jnp.expm1(log_ratio) - log_ratio

@@ -1,0 +1,126 @@
+"""Unrolling environments, and statistics of the episodes they finish."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purerl.envs.make import Env
+from purerl.records import PyTree, Rollout
+
+
+class Episodes(NamedTuple):
+    """The running episode of each environment."""
+
+    ret: jax.Array  # [N] sum of its rewards so far, undiscounted
+    length: jax.Array  # [N] int32, its steps so far
+
+
+class EpisodeStatistics(NamedTuple):
+    """Sums over the episodes that ended during a rollout; their size never grows."""
+
+    ended: jax.Array  # [] int32, how many
+    return_sum: jax.Array  # []
+    length_sum: jax.Array  # [] int32
+
+    def mean_return(self) -> jax.Array:
+        """Mean return of the episodes that ended; NaN if none did."""
+        return self.return_sum / self.ended
+
+    def mean_length(self) -> jax.Array:
+        """Mean length of the episodes that ended; NaN if none did."""
+        return self.length_sum / self.ended
+
+
+class Actors(NamedTuple):
+    """N environments in the middle of their episodes."""
+
+    env_state: PyTree  # leaves [N, ...]
+    obs: jax.Array  # [N, *O] what to act on next, not normalized
+    episodes: Episodes
+
+
+def reset(env: Env, num_envs: int, key: jax.Array) -> Actors:
+    """Starts an episode in each environment.
+
+    Args:
+        env: Environment.
+        num_envs: N.
+        key: PRNG key.
+    """
+    obs, env_state = jax.vmap(env.reset)(jax.random.split(key, num_envs))
+    return Actors(env_state, obs, Episodes(jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32)))
+
+
+def unroll(
+    act: Callable[[jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
+    env: Env,
+    actors: Actors,
+    key: jax.Array,
+    length: int,
+    first_only: bool = False,
+) -> tuple[Actors, Rollout, EpisodeStatistics]:
+    """Lets a policy act for ``length`` steps in every environment.
+
+    Args:
+        act: ``(obs [N, *O], key) -> (action [N, *A], {"log_prob": [N]})``.
+        env: Environment.
+        actors: Where the environments are.
+        key: PRNG key.
+        length: T, the number of steps.
+        first_only: Whether the statistics are of each environment's first episode only: among
+            later ones, those that end within the rollout are the short ones.
+
+    Returns:
+        ``(actors, rollout [T, N], statistics)``.
+    """
+    num_envs = actors.obs.shape[0]
+    # All of a rollout's keys and resets at once: one hash over a long array instead of T over
+    # short ones. On a CPU the hashes were a third of the time of a rollout of CartPole.
+    keys = jax.random.split(key, (length, 1 + 2 * num_envs))
+    act_keys, env_keys, reset_keys = keys[:, 0], keys[:, 1::2], keys[:, 2::2]
+    fresh = jax.vmap(jax.vmap(env.reset))(reset_keys)
+
+    def step(carry, inputs):
+        actors, statistics, counted = carry
+        act_key, env_keys, fresh = inputs
+        action, extras = act(actors.obs, act_key)
+        result, env_state = jax.vmap(env.step)(actors.env_state, action, env_keys, fresh)
+        done = result.terminated | result.truncated
+        episodes, statistics = _count(actors.episodes, statistics, result.reward, done, counted)
+        counted = counted & ~done if first_only else counted
+        seen = Rollout(
+            obs=actors.obs,
+            action=action,
+            log_prob=extras["log_prob"],
+            reward=result.reward,
+            terminated=result.terminated,
+            truncated=result.truncated,
+            next_obs=result.next_obs,
+            episode_step=actors.episodes.length,
+        )
+        return (Actors(env_state, result.obs, episodes), statistics, counted), seen
+
+    zero = jnp.zeros((), jnp.int32)
+    statistics = EpisodeStatistics(zero, jnp.zeros_like(actors.episodes.ret[0]), zero)
+    start = (actors, statistics, jnp.ones(num_envs, bool))
+    (actors, statistics, _), rollout = jax.lax.scan(step, start, (act_keys, env_keys, fresh))
+    return actors, rollout, statistics
+
+
+def _count(
+    episodes: Episodes,
+    statistics: EpisodeStatistics,
+    reward: jax.Array,
+    done: jax.Array,
+    counted: jax.Array,
+) -> tuple[Episodes, EpisodeStatistics]:
+    ret, length = episodes.ret + reward, episodes.length + 1
+    ended = done & counted
+    statistics = EpisodeStatistics(
+        statistics.ended + jnp.sum(ended, dtype=jnp.int32),
+        statistics.return_sum + jnp.sum(jnp.where(ended, ret, 0)),
+        statistics.length_sum + jnp.sum(jnp.where(ended, length, 0), dtype=jnp.int32),
+    )
+    return Episodes(jnp.where(done, 0, ret), jnp.where(done, 0, length)), statistics

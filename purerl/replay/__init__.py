@@ -1,0 +1,1 @@
+"""Replay buffers, written in place."""

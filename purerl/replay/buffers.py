@@ -1,0 +1,209 @@
+r"""Replay buffers: uniform and prioritized, over any pytree of items.
+
+A buffer is a ring of ``capacity`` places. Adding N items writes N places and nothing else, sampling
+reads B; nothing is ever copied as a whole, under ``jit``, ``scan`` and ``vmap``. For
+transitions, see :mod:`purerl.replay.transitions`.
+
+Prioritized replay (proportional) draws item i with probability
+
+.. math::
+    P(i) = \frac{p_i^\alpha}{\sum_k p_k^\alpha}, \qquad p_i = |\delta_i| + \epsilon
+
+and weighs it with :math:`w_i = (C P(i))^{-\beta} / \max_j w_j`, the maximum being that over the
+whole buffer, so :math:`w_i = (\min_j P(j) / P(i))^\beta`. A tree holds the sums and the minima of
+:math:`p^\alpha`; drawing and updating touch one node a level.
+
+References:
+    Schaul et al. 2016, "Prioritized Experience Replay", section 3.3, algorithm 1.
+
+Differs from:
+    Document 002 raises the priority to the power of alpha twice, in :math:`p_i` and in
+    :math:`P(i)`; here, as in the paper, once.
+    The paper and most implementations hold a binary tree; see :mod:`purerl.replay.tree`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purerl.config import check_integer, check_range
+from purerl.records import Cursor, PyTree
+from purerl.replay.tree import draw, empty_tree, set_leaves, stratified, take
+
+
+class ReplayState(NamedTuple):
+    """A buffer."""
+
+    items: PyTree  # leaves [C, ...]
+    cursor: Cursor  # unbatched under purerl.vectorize
+    tree: Any  # the Tree of prioritized replay; None for uniform replay
+
+
+class Sample(NamedTuple):
+    """Items drawn from a buffer."""
+
+    indices: jax.Array  # [B] int32, their places
+    weight: jax.Array  # [B] importance weights in (0, 1]
+
+
+class Replay(NamedTuple):
+    """A replay buffer as pure functions; :func:`uniform` and :func:`prioritized` make one."""
+
+    init: Callable[..., ReplayState]  # (item) -> state; shapes and dtypes of one item
+    add: Callable[..., ReplayState]  # (state, items [N, ...]) -> state; N <= capacity
+    sample: Callable[..., Sample]  # (state, key, size, *, progress) -> places and weights
+    update_priorities: Callable[..., ReplayState]  # (state, indices [B], td_error [B]) -> state
+    capacity: int
+
+
+def uniform(capacity: int) -> Replay:
+    """Every item that is held is equally probable; drawn with replacement.
+
+    Args:
+        capacity: C, how many items are held; the oldest are overwritten.
+
+    Raises:
+        ValueError: If the capacity is no positive integer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> replay = uniform(3)
+        >>> state = replay.add(replay.init(jnp.float32(0)), jnp.array([1.0, 2.0]))
+        >>> state = replay.add(state, jnp.array([3.0, 4.0]))
+        >>> state.items.tolist()
+        [4.0, 2.0, 3.0]
+        >>> sample = replay.sample(state, jax.random.key(0), 5)
+        >>> sample.weight.tolist()
+        [1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+    check_integer("uniform", "capacity", capacity, 1)
+
+    def init(item: PyTree) -> ReplayState:
+        return ReplayState(_empty(item, capacity), _start(), None)
+
+    def add(state: ReplayState, items: PyTree) -> ReplayState:
+        index, cursor = _places(state.cursor, _count(items, capacity), capacity)
+        return ReplayState(_write(state.items, index, items), cursor, None)
+
+    def sample(
+        state: ReplayState, key: jax.Array, size: int, *, progress: float | jax.Array = 0.0
+    ) -> Sample:
+        index = jax.random.randint(key, (size,), 0, state.cursor.size)
+        return Sample(index, jnp.ones(size))
+
+    def update_priorities(state: ReplayState, index: jax.Array, td_error: jax.Array) -> ReplayState:
+        return state
+
+    return Replay(init, add, sample, update_priorities, capacity)
+
+
+def prioritized(
+    capacity: int,
+    *,
+    alpha: float | jax.Array = 0.6,
+    beta: float | jax.Array = 0.4,
+    eps: float | jax.Array = 1e-6,
+) -> Replay:
+    """Items with a large TD error are drawn more often, and weighed less.
+
+    A new item has the largest priority so far. An index that occurs several times in one update
+    gets the largest of its new priorities. A TD error that is not finite leaves the priority as it
+    was.
+
+    Args:
+        capacity: C, how many items are held; the oldest are overwritten.
+        alpha: Exponent of the priorities; 0 is uniform replay.
+        beta: Exponent of the importance weights at the start of the run; rises linearly to 1.
+        eps: Added to the absolute TD error, so that every item keeps a chance; with 0, one
+            whose error is exactly 0 is never drawn again.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> replay = prioritized(4, alpha=1.0, beta=1.0, eps=0.0)
+        >>> state = replay.add(replay.init(jnp.float32(0)), jnp.arange(4.0))
+        >>> state = replay.update_priorities(state, jnp.array([0, 1]), jnp.array([3.0, -2.0]))
+        >>> state.tree.leaves.tolist()
+        [3.0, 2.0, 1.0, 1.0]
+        >>> sample = replay.sample(state, jax.random.key(0), 7)
+        >>> sample.indices.tolist()  # one out of each seventh of the sum
+        [0, 0, 0, 1, 1, 2, 3]
+    """
+    check_integer("prioritized", "capacity", capacity, 1)
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        check_range("prioritized", name, value, 0, 1)
+    check_range("prioritized", "eps", eps, 0)
+
+    def init(item: PyTree) -> ReplayState:
+        return ReplayState(_empty(item, capacity), _start(), empty_tree(capacity))
+
+    def add(state: ReplayState, items: PyTree) -> ReplayState:
+        index, cursor = _places(state.cursor, _count(items, capacity), capacity)
+        priority = jnp.broadcast_to(state.tree.largest, index.shape)
+        tree = set_leaves(state.tree, index, priority)
+        return ReplayState(_write(state.items, index, items), cursor, tree)
+
+    def sample(
+        state: ReplayState, key: jax.Array, size: int, *, progress: float | jax.Array = 0.0
+    ) -> Sample:
+        tree = state.tree
+        index = draw(tree, *stratified(key, size))
+        exponent = beta + progress * (1 - beta)
+        weight = (tree.least / take(tree.leaves, index)) ** exponent
+        return Sample(index, weight)
+
+    def update_priorities(state: ReplayState, index: jax.Array, td_error: jax.Array) -> ReplayState:
+        tree = state.tree
+        power = (jnp.abs(td_error) + eps) ** alpha
+        before = take(tree.leaves, index)
+        power = jnp.where(jnp.isfinite(power), power, before)
+        tree = tree._replace(largest=jnp.maximum(tree.largest, jnp.max(power)))
+        return state._replace(tree=set_leaves(tree, index, power))
+
+    return Replay(init, add, sample, update_priorities, capacity)
+
+
+# The ring.
+
+
+def _empty(item: PyTree, capacity: int) -> PyTree:
+    return jax.tree.map(lambda x: jnp.zeros((capacity, *jnp.shape(x)), jnp.result_type(x)), item)
+
+
+def _start() -> Cursor:
+    return Cursor(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def _count(items: PyTree, capacity: int) -> int:
+    counts = {jnp.shape(x)[:1] for x in jax.tree.leaves(items)}
+    if len(counts) != 1 or () in counts:
+        raise ValueError(
+            f"add got leading axes {sorted(counts)}, wanted [N, ...] with the same N on every "
+            "leaf; give a single item an axis: x[None]."
+        )
+    ((count,),) = counts
+    if count > capacity:
+        raise ValueError(
+            f"add got {count} items at once, wanted at most the capacity, {capacity}; make the "
+            "capacity larger, or num_envs * rollout_length smaller."
+        )
+    return count
+
+
+def _places(cursor: Cursor, count: int, capacity: int) -> tuple[jax.Array, Cursor]:
+    """Where the next ``count`` items go, in order, and the cursor after them."""
+    index = (cursor.next + jnp.arange(count, dtype=jnp.int32)) % capacity
+    size = jnp.minimum(cursor.size + count, capacity)
+    return index, Cursor((cursor.next + count) % capacity, size)
+
+
+def _write(items: PyTree, index: jax.Array, new: PyTree) -> PyTree:
+    def write(old, new):
+        new = new.astype(old.dtype)
+        return old.at[index].set(new, mode="promise_in_bounds", unique_indices=True)
+
+    return jax.tree.map(write, items, new)

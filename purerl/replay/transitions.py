@@ -1,0 +1,191 @@
+r"""The transitions of N environments in a replay buffer, with each observation held once.
+
+What a step led to is what the next step of that environment began with, so ``next_obs`` needs no
+memory of its own: it is the ``obs`` that lies N places on. Three cases are different:
+
+* After ``terminated`` nothing follows. What lies N places on is the observation after the reset;
+  its value counts with a discount of zero.
+* After ``truncated`` the observation before the reset is needed, and is nowhere else. These last
+  observations have places of their own, one for each environment in every ``interval`` steps,
+  where interval is the least number of steps between two truncations of an environment: its time
+  limit. For CartPole, with a limit of 500, they take 1/500 of the memory of the others. Where no
+  such number is known it is 1, and the memory is that of a second observation a transition.
+* After the newest step of each environment nothing has been added yet: N more places.
+
+No search, and no index an item, is needed: a place's number says at which step it was written.
+An observation is one array here; the buffers of ``replay.py`` hold any pytree.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purerl.config import check_integer
+from purerl.pieces.advantages import flatten_time
+from purerl.records import Clock, OffPolicyBatch, Transition
+from purerl.replay.buffers import Replay, ReplayState, Sample
+from purerl.replay.packed import empty, pack, take_fields
+from purerl.replay.tree import put, take
+
+
+class Held(NamedTuple):
+    """An item of the buffer, which holds it packed: a transition without ``next_obs``."""
+
+    obs: jax.Array  # [*O]
+    action: jax.Array  # [*A]
+    reward: jax.Array  # []
+    terminated: jax.Array  # [] bool
+    truncated: jax.Array  # [] bool
+
+
+class ReplayMemoryState(NamedTuple):
+    """A replay memory."""
+
+    replay: ReplayState  # of Held items, Packed; purerl.packing.unpack gives them
+    last_obs: jax.Array  # [W + 1, N, *O] after truncations, of W intervals; after the newest step
+    steps: Clock  # steps of each environment that were added
+
+
+class ReplayMemory(NamedTuple):
+    """A replay memory as pure functions; :func:`replay_memory` makes one."""
+
+    init: Callable[..., ReplayMemoryState]  # (Transition, shapes and dtypes of one) -> state
+    add: Callable[..., ReplayMemoryState]  # (state, Transition [T, N, ...]) -> state
+    sample: Callable[..., Sample]  # (state, key, size, *, progress) -> places and weights
+    batch: Callable[..., OffPolicyBatch]  # (state, sample, *, gamma, n_step) -> transitions
+    update_priorities: Callable[..., ReplayMemoryState]  # (state, indices [B], td_error [B])
+
+
+def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> ReplayMemory:
+    r"""Transitions in a buffer, and n-step returns out of it.
+
+    ``batch`` gives
+
+    .. math::
+        r = \sum_{k < m} \gamma^k r_{t+k}, \qquad
+        d = \gamma^m (1 - \text{terminated}_{t+m-1})
+
+    and as ``next_obs`` that of step t + m - 1, before any reset. The sum stops after ``terminated``
+    and after ``truncated``, and at the newest step that is held: m is ``n_step`` or less. Where
+    both flags are set, terminated wins. Where d is zero, ``next_obs`` is some observation.
+
+    Args:
+        replay: :func:`purerl.uniform` or :func:`purerl.prioritized`.
+        num_envs: N, environments whose steps are added side by side.
+        interval: No environment is truncated twice in fewer steps than this
+            (:attr:`purerl.Env.truncation_interval`); 1 is right for all, and takes most memory.
+
+    Raises:
+        ValueError: If a number is no positive integer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from purerl.replay.buffers import Sample, uniform
+        >>> memory, no, yes = replay_memory(uniform(3)), jnp.array(False), jnp.array(True)
+        >>> zero = jnp.float32(0)
+        >>> state = memory.init(Transition(zero, zero, zero, no, no, zero))
+        >>> for t, last in enumerate((no, yes, no)):
+        ...     step = Transition(zero + t, zero, zero + 1, no, last, zero + t + 1)
+        ...     state = memory.add(state, jax.tree.map(lambda x: x[None, None], step))
+        >>> sample = Sample(jnp.array([0, 1, 2]), jnp.ones(3))
+        >>> batch = memory.batch(state, sample, gamma=0.5, n_step=3)
+        >>> batch.reward.tolist(), batch.discount.tolist(), batch.next_obs.tolist()
+        ([1.5, 1.0, 1.0], [0.25, 0.5, 0.5], [2.0, 2.0, 3.0])
+    """
+    check_integer("replay_memory", "num_envs", num_envs, 1)
+    check_integer("replay_memory", "interval", interval, 1)
+    capacity = replay.capacity
+    held = -(-capacity // num_envs)  # steps, the oldest perhaps not of all environments
+    windows = -(-(held - 1) // interval) + 1  # intervals that so many steps can have a part in
+
+    def init(item: Transition) -> ReplayMemoryState:
+        shape = (windows + 1, num_envs, *item.next_obs.shape)
+        last_obs = jnp.zeros(shape, item.next_obs.dtype)
+        start = Clock(jnp.zeros((), jnp.int32))
+        return ReplayMemoryState(replay.init(empty(Held(*item[:-1]))), last_obs, start)
+
+    def add(state: ReplayMemoryState, steps: Transition) -> ReplayMemoryState:
+        length, count = steps.truncated.shape
+        if count != num_envs:
+            raise ValueError(
+                f"add got steps of {count} environments, wanted [T, N, ...] with N = {num_envs}; "
+                "give replay_memory the right num_envs."
+            )
+        items = pack(flatten_time(Held(*steps[:-1])), state.replay.items)
+
+        def remember(last_obs, step):
+            time, truncated, obs = step
+            window = window_of(time)
+            before, obs = last_obs[window], obs.astype(last_obs.dtype)
+            after = jnp.where(_like(truncated, obs), obs, before)
+            rows = jnp.stack([window, jnp.int32(windows)])
+            return put(last_obs, rows, jnp.stack([after, obs])), None
+
+        times = state.steps.iteration + jnp.arange(length, dtype=jnp.int32)
+        each = (times, steps.truncated, steps.next_obs)
+        last_obs, _ = jax.lax.scan(remember, state.last_obs, each)
+        steps_added = Clock(state.steps.iteration + length)
+        return ReplayMemoryState(replay.add(state.replay, items), last_obs, steps_added)
+
+    def window_of(time: jax.Array) -> jax.Array:
+        return (time // interval) % windows
+
+    def sample(state, key, size, *, progress=0.0):
+        return replay.sample(state.replay, key, size, progress=progress)
+
+    def batch(
+        state: ReplayMemoryState,
+        sample: Sample,
+        *,
+        gamma: float | jax.Array,
+        n_step: int = 1,
+    ) -> OffPolicyBatch:
+        items = state.replay.items
+        field: Held = items.fields
+        flags = field.reward, field.terminated, field.truncated
+        last = sample.indices  # place of the last step so far
+        age = (state.replay.cursor.next - 1 - last) % capacity  # items added after it
+        first: Held = take_fields(items, last, field)
+        reward, terminated, truncated = first.reward, first.terminated, first.truncated
+        discount = jnp.full_like(reward, gamma)
+        for _ in range(1, n_step):
+            on = ~(terminated | truncated) & (age >= num_envs)
+            last = jnp.where(on, (last + num_envs) % capacity, last)
+            age = jnp.where(on, age - num_envs, age)
+            later, terminated, truncated = take_fields(items, last, flags)
+            reward = reward + jnp.where(on, discount * later, 0)
+            discount = jnp.where(on, discount * gamma, discount)
+
+        following = take_fields(items, (last + num_envs) % capacity, field.obs)
+        time, env = state.steps.iteration - 1 - age // num_envs, num_envs - 1 - age % num_envs
+        row = jnp.where(truncated, window_of(time), windows)
+        apart = take(state.last_obs, row, env)
+        is_apart = _like(truncated | (age < num_envs), apart)
+        return OffPolicyBatch(
+            obs=_real(first.obs),
+            action=first.action,
+            reward=reward,
+            discount=jnp.where(terminated, 0, discount),
+            next_obs=_real(jnp.where(is_apart, apart, following)),
+            weight=sample.weight,
+            indices=sample.indices,
+        )
+
+    def update_priorities(
+        state: ReplayMemoryState, index: jax.Array, td_error: jax.Array
+    ) -> ReplayMemoryState:
+        return state._replace(replay=replay.update_priorities(state.replay, index, td_error))
+
+    return ReplayMemory(init, add, sample, batch, update_priorities)
+
+
+def _like(mask: jax.Array, x: jax.Array) -> jax.Array:
+    """A mask of rows with as many axes as ``x``."""
+    return mask.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _real(obs: jax.Array) -> jax.Array:
+    """Observations that are held as bytes, as numbers again."""
+    return obs if jnp.issubdtype(obs.dtype, jnp.floating) else obs.astype(jnp.result_type(float))

@@ -1,0 +1,255 @@
+r"""The Kronecker factors of the Fisher information: estimated, damped, inverted, applied.
+
+For a layer with matrix :math:`W [d, k]` (the bias is its last row), inputs a and gradients of the
+outputs :math:`\delta`, both at L locations of a sample,
+
+.. math::
+    F \approx A \otimes G, \qquad
+    A = \frac1L E \sum_l a_l a_l^T, \qquad G = E \sum_l \delta_l \delta_l^T,
+
+with W flattened row by row. That the expectation of the product is replaced by the product of the
+expectations is the approximation; it is exact for one sample, and for a linear network whose output
+has constant variance. At L > 1 locations, their terms are taken as uncorrelated besides (KFC).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.scipy.linalg import cho_factor, cho_solve
+
+from purerl.records import PyTree
+from purerl.second_order.kfac.layers import Layer, Tapped
+
+_SMALLEST_TRACE = 1e-12  # of a factor, per row: what a layer without gradients has
+
+
+class Factors(NamedTuple):
+    """An estimate of the Fisher information, a block a layer."""
+
+    a: tuple[jax.Array, ...]  # of each layer, [d + bias, d + bias]
+    g: tuple[jax.Array, ...]  # of each layer, [k, k]
+    rest: dict[str, jax.Array]  # the diagonal, for parameters that belong to no layer
+
+
+class Inverse(NamedTuple):
+    """What takes a gradient to the damped Fisher's inverse times it."""
+
+    layers: tuple[Any, ...]  # of each layer, an EigenbasisInverse or a FactoredInverse
+    rest: dict[str, jax.Array]  # 1 / (diagonal + damping)
+    condition: jax.Array  # [] the largest of the layers' damped blocks
+
+
+def fisher_factors(layers: Sequence[Layer], tapped: Tapped, score: PyTree) -> Factors:
+    r"""The factors over one batch.
+
+    What no layer claims (a log-std, the scale of a LayerNorm) has a diagonal: scores of different
+    samples are uncorrelated and of mean zero, so :math:`(\sum_b s_b)^2 / B` has the expectation
+    :math:`E[s^2]`, without a gradient for each sample. It is noisy, and meant to be averaged.
+
+    Args:
+        layers: Of the network.
+        tapped: A forward pass, over B samples.
+        score: Cotangent of the output: gradient of :math:`\sum_b \log p(y_b | output_b)`, a *sum*,
+            for y *drawn from the model*. With the gradient of a loss in its place this would be
+            the empirical Fisher, which is another matrix.
+
+    References:
+        Martens and Grosse 2015, eq. 3; Grosse and Martens 2016 (KFC). Documents 000 and 001, eq.
+        5.49, have the block before the expectation is split.
+    """
+    gradient, deltas = tapped.pullback(score)
+    a = [_second_moment(x) / x.shape[1] for x in tapped.inputs()]
+    g = [_second_moment(x) for x in deltas]
+    _, rest = to_matrices(layers, gradient)
+    batch = len(deltas[0])
+    return Factors(tuple(a), tuple(g), {name: jnp.square(x) / batch for name, x in rest.items()})
+
+
+def _second_moment(x: jax.Array) -> jax.Array:
+    """Sum over locations, mean over samples: ``[B, L, d] -> [d, d]``."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows.T @ rows / len(x)
+
+
+def to_matrices(
+    layers: Sequence[Layer], tree: PyTree
+) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
+    """A tree shaped like the parameters as one matrix ``[d + bias, k]`` a layer, and the rest.
+
+    Args:
+        layers: Of the network.
+        tree: Shaped like its parameters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from purerl.second_order.kfac.layers import Layer
+        >>> tree = {"params": {"head": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}}
+        >>> (matrix,), rest = to_matrices([Layer("params/head", 2, 3, True, 1)], tree)
+        >>> matrix.shape, rest
+        ((3, 3), {})
+    """
+    rest = dict(flatten_dict(tree, sep="/"))
+    matrices = []
+    for layer in layers:
+        matrix = rest.pop(f"{layer.path}/kernel").reshape(layer.inputs, layer.outputs)
+        if layer.bias:
+            matrix = jnp.concatenate([matrix, rest.pop(f"{layer.path}/bias")[None]])
+        matrices.append(matrix)
+    return tuple(matrices), rest
+
+
+def from_matrices(
+    layers: Sequence[Layer], matrices: Sequence[jax.Array], rest: dict[str, jax.Array], like: PyTree
+) -> PyTree:
+    """The inverse of :func:`to_matrices`.
+
+    Args:
+        layers: Of the network.
+        matrices: ``[d + bias, k]`` of each layer.
+        rest: What belongs to no layer.
+        like: A tree of the wanted shapes.
+    """
+    shapes = flatten_dict(like, sep="/")
+    flat = dict(rest)
+    for layer, matrix in zip(layers, matrices, strict=True):
+        kernel = f"{layer.path}/kernel"
+        flat[kernel] = matrix[: layer.inputs].reshape(shapes[kernel].shape)
+        if layer.bias:
+            flat[f"{layer.path}/bias"] = matrix[-1]
+    return unflatten_dict({name: flat[name] for name in shapes}, sep="/")
+
+
+def identity_factors(layers: Sequence[Layer], params: PyTree) -> Factors:
+    """Factors of which every one is the identity.
+
+    Args:
+        layers: Of the network.
+        params: Its parameters, for the rest's shapes and the dtype.
+    """
+    _, rest = to_matrices(layers, params)
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    return Factors(
+        tuple(jnp.eye(layer.inputs + layer.bias, dtype=dtype) for layer in layers),
+        tuple(jnp.eye(layer.outputs, dtype=dtype) for layer in layers),
+        jax.tree.map(jnp.ones_like, rest),
+    )
+
+
+class EigenbasisInverse(NamedTuple):
+    """Of one layer's block, in the basis of its eigenvectors."""
+
+    vectors_a: jax.Array  # [d + bias, d + bias]
+    vectors_g: jax.Array  # [k, k]
+    reciprocal: jax.Array  # [d + bias, k]
+
+    def solve(self, gradient: jax.Array) -> jax.Array:
+        """The inverse times a gradient ``[d + bias, k]``."""
+        coordinates = self.vectors_a.T @ gradient @ self.vectors_g
+        return self.vectors_a @ (coordinates * self.reciprocal) @ self.vectors_g.T
+
+
+class FactoredInverse(NamedTuple):
+    """Of one layer's block, as a Kronecker product."""
+
+    a: jax.Array  # [d + bias, d + bias]
+    g: jax.Array  # [k, k]
+
+    def solve(self, gradient: jax.Array) -> jax.Array:
+        """The inverse times a gradient ``[d + bias, k]``."""
+        return self.a @ gradient @ self.g
+
+
+def invert_eigenbasis(factors: Factors, damping: float | jax.Array) -> Inverse:
+    r""":math:`(A \otimes G + \epsilon I)^{-1}`, exactly, by the eigenvectors of A and of G.
+
+    Args:
+        factors: A and G.
+        damping: :math:`\epsilon`.
+
+    Returns:
+        The inverse. Its condition number is of the 2-norm.
+
+    References:
+        George et al. 2018, section 3, has the eigenbasis; this is OpenAI baselines' ACKTR.
+    """
+    spectra = _by_size(_eigh, [*factors.a, *factors.g])
+    layers, conditions = [], []
+    for a, g in zip(spectra[: len(factors.a)], spectra[len(factors.a) :], strict=True):
+        block = jnp.outer(a.values, g.values) + damping
+        layers.append(EigenbasisInverse(a.vectors, g.vectors, 1 / block))
+        conditions.append(jnp.max(block) / jnp.min(block))
+    return _with_rest(layers, conditions, factors, damping)
+
+
+class _Spectrum(NamedTuple):
+    values: jax.Array
+    vectors: jax.Array
+
+
+def _eigh(matrix: jax.Array) -> _Spectrum:
+    values, vectors = jnp.linalg.eigh(matrix)
+    return _Spectrum(jnp.maximum(values, 0), vectors)  # rounding makes small ones negative
+
+
+def invert_factored(factors: Factors, damping: float | jax.Array) -> Inverse:
+    r""":math:`(A + \pi \sqrt\epsilon I)^{-1} \otimes (G + \pi^{-1} \sqrt\epsilon I)^{-1}`.
+
+    .. math::
+        \pi^2 = \frac{tr A / dim A}{tr G / dim G}
+
+    Args:
+        factors: A and G.
+        damping: :math:`\epsilon`.
+
+    Returns:
+        The inverse. Its condition number is of the 1-norm.
+
+    References:
+        Martens and Grosse 2015, section 6.3.
+    """
+    damped = []
+    for a, g in zip(factors.a, factors.g, strict=True):
+        size_a, size_g = (jnp.maximum(jnp.mean(jnp.diag(m)), _SMALLEST_TRACE) for m in (a, g))
+        pi, root = jnp.sqrt(size_a / size_g), jnp.sqrt(damping)
+        damped += [_add_to_diagonal(a, pi * root), _add_to_diagonal(g, root / pi)]
+    inverses = _by_size(_invert_positive, damped)
+    norms = [_norm(m) * _norm(i) for m, i in zip(damped, inverses, strict=True)]
+    layers = [FactoredInverse(*pair) for pair in zip(inverses[::2], inverses[1::2], strict=True)]
+    conditions = [of_a * of_g for of_a, of_g in zip(norms[::2], norms[1::2], strict=True)]
+    return _with_rest(layers, conditions, factors, damping)
+
+
+def _add_to_diagonal(matrix: jax.Array, number: jax.Array) -> jax.Array:
+    # Cholesky needs what rounding may have taken from the smallest eigenvalues, too.
+    number = number + jnp.finfo(matrix.dtype).eps * jnp.trace(matrix)
+    return matrix + number * jnp.eye(len(matrix), dtype=matrix.dtype)
+
+
+def _invert_positive(matrix: jax.Array) -> jax.Array:
+    return cho_solve(cho_factor(matrix), jnp.eye(len(matrix), dtype=matrix.dtype))
+
+
+def _norm(matrix: jax.Array) -> jax.Array:
+    return jnp.max(jnp.sum(jnp.abs(matrix), axis=0))
+
+
+def _with_rest(layers: list[Any], conditions: list[Any], factors: Factors, damping: Any) -> Inverse:
+    rest = jax.tree.map(lambda diagonal: 1 / (diagonal + damping), factors.rest)
+    return Inverse(tuple(layers), rest, jnp.max(jnp.stack(conditions)))
+
+
+INVERT = {"eigenbasis": invert_eigenbasis, "factored": invert_factored}
+
+
+def _by_size(function: Callable[[jax.Array], Any], matrices: Sequence[jax.Array]) -> list[Any]:
+    """``function`` of each square matrix, with one batched call for all of one size."""
+    results: list[Any] = [None] * len(matrices)
+    for size in sorted({len(matrix) for matrix in matrices}):
+        where = [i for i, matrix in enumerate(matrices) if len(matrix) == size]
+        batch = jax.vmap(function)(jnp.stack([matrices[i] for i in where]))
+        for place, i in enumerate(where):
+            results[i] = jax.tree.map(lambda x, place=place: x[place], batch)
+    return results

@@ -1,0 +1,254 @@
+"""What K-FAC needs of a network's layers: their inputs, and the gradients of their outputs.
+
+No tracer and no graph matcher: ``flax.linen.intercept_methods`` sees every call of an ``nn.Dense``
+or ``nn.Conv``, records its input and adds a perturbation of zero to its output, whose gradient is
+the output's. So any network of such layers will do, unchanged.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import tracers
+from flax.traverse_util import flatten_dict
+from jax.extend.core import Literal
+
+from purerl.records import PyTree
+
+
+class Layer(NamedTuple):
+    """A Dense or Conv layer: one matrix ``[d, k]``, applied at L locations of every sample.
+
+    A Dense layer on ``[B, d]`` has one location; on ``[B, H, W, d]`` it has H W, and so has a
+    convolution with H W output pixels, whose input at each is a patch. A layer that is called
+    several times has the locations of all calls.
+    """
+
+    path: str  # of its parameters: params/actor/Dense_0
+    inputs: int  # d, without the 1 that stands for the bias
+    outputs: int  # k
+    bias: bool
+    locations: int  # L
+
+
+class Tapped(NamedTuple):
+    """A network's output, and what its layers saw."""
+
+    output: PyTree
+    inputs: Callable[[], tuple[jax.Array, ...]]
+    """Of each layer, ``[B, L, d + bias]``: patches, with a 1 for the bias. A function, since they
+    are made for the factors only, and not at every update."""
+    pullback: Callable[[PyTree], tuple[PyTree, tuple[jax.Array, ...]]]
+    """From the output's cotangent to the gradients of the parameters and of each layer's output,
+    ``[B, L, k]``. What is not used of the two is not computed, under ``jit``."""
+
+
+def find_layers(
+    network: nn.Module, params: PyTree, obs: jax.Array, *args: Any
+) -> tuple[Layer, ...]:
+    """The network's Dense and Conv layers, in the order in which they are called.
+
+    Nothing is computed, only shapes are.
+
+    Args:
+        network: A flax module.
+        params: Its variables, as ``network.init`` returns them.
+        obs: ``[B, *O]``.
+        *args: Further arguments of the network.
+
+    Raises:
+        ValueError: If there is no such layer, a matrix that belongs to none (of an embedding, or of
+            attention), or a layer that a Kronecker product does not describe: grouped or masked
+            convolutions, layers within ``nn.scan``, ``nn.vmap``, ``nn.remat`` or
+            ``nn.jit``, layers whose input's first axis is not the batch.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, purerl
+        >>> network, obs = purerl.MLP(purerl.NetworkConfig(hidden_sizes=(8,))), jnp.zeros((5, 3))
+        >>> params = network.init(jax.random.key(0), obs)
+        >>> find_layers(network, params, obs)[0]._asdict()
+        {'path': 'params/Dense_0', 'inputs': 3, 'outputs': 8, 'bias': True, 'locations': 1}
+    """
+    found: dict[str, Layer] = {}
+
+    def forward(params, obs, *args):
+        trace = tracers.current_trace()
+
+        def visit(module, x, y):
+            _check(module, x, len(obs), lifted=tracers.current_trace() != trace)
+            path = _path(module)
+            locations = _count(module, y) + (found[path].locations if path in found else 0)
+            size = _rows(module, x), module.features
+            found[path] = Layer(path, *size, module.use_bias, locations)
+            return y
+
+        with _visiting(visit):
+            return network.apply(params, obs, *args)
+
+    jax.eval_shape(forward, params, obs, *args)
+    if not found:
+        raise ValueError(
+            f"the network {type(network).__name__} has no nn.Dense or nn.Conv layer, which is all "
+            "that K-FAC can factor; build it of such layers, or choose a first-order algorithm."
+        )
+    _check_the_rest(params, found)
+    return tuple(found.values())
+
+
+def tap(
+    network: nn.Module, layers: Iterable[Layer], params: PyTree, obs: jax.Array, *args: Any
+) -> Tapped:
+    """One forward pass that the loss and the Fisher information can share.
+
+    Args:
+        network: A flax module.
+        layers: Of it, by :func:`find_layers`.
+        params: Its variables.
+        obs: ``[B, *O]``.
+        *args: Further arguments of the network.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, purerl
+        >>> network, obs = purerl.MLP(purerl.NetworkConfig(hidden_sizes=(8,))), jnp.ones((5, 3))
+        >>> params = network.init(jax.random.key(0), obs)
+        >>> tapped = tap(network, find_layers(network, params, obs), params, obs)
+        >>> gradient, of_outputs = tapped.pullback(jnp.ones_like(tapped.output))
+        >>> tapped.inputs()[0].shape, of_outputs[0].shape
+        ((5, 1, 4), (5, 1, 8))
+    """
+    layers = tuple(layers)
+    index = {layer.path: i for i, layer in enumerate(layers)}
+    modules: list[list[nn.Module]] = [[] for _ in layers]
+
+    def forward(params, perturbations):
+        seen: list[list[jax.Array]] = [[] for _ in layers]
+        used = [0] * len(layers)
+
+        def visit(module, x, y):
+            i, here = index[_path(module)], _count(module, y)
+            perturbation = perturbations[i][:, used[i] : used[i] + here]
+            used[i] += here
+            modules[i].append(module.clone(parent=None, name=None))
+            seen[i].append(x)
+            return y + perturbation.reshape(y.shape).astype(y.dtype)
+
+        with _visiting(visit):
+            output = network.apply(params, obs, *args)
+        return output, seen
+
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    zeros = tuple(jnp.zeros((len(obs), layer.locations, layer.outputs), dtype) for layer in layers)
+    output, pullback, seen = jax.vjp(forward, params, zeros, has_aux=True)
+    return Tapped(output, lambda: tuple(map(_locations, modules, seen)), pullback)
+
+
+def reaching(function: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
+    """Whether each parameter has any influence on what a function returns, by its structure.
+
+    Args:
+        function: Of the parameters.
+        params: Their shapes matter, not their values.
+
+    Returns:
+        Bools, shaped like ``params``.
+
+    Example:
+        >>> reaching(lambda p: p["a"] * 2.0, {"a": 1.0, "b": 1.0})
+        {'a': True, 'b': False}
+    """
+    jaxpr = jax.make_jaxpr(function)(params).jaxpr
+    needed = {x for x in jaxpr.outvars if not isinstance(x, Literal)}
+    for equation in reversed(jaxpr.eqns):
+        if needed.intersection(equation.outvars):
+            needed.update(x for x in equation.invars if not isinstance(x, Literal))
+    return jax.tree.unflatten(jax.tree.structure(params), [x in needed for x in jaxpr.invars])
+
+
+@contextlib.contextmanager
+def _visiting(visit: Callable[[Any, jax.Array, jax.Array], jax.Array]):
+    """Within it, every Dense and Conv layer's output y is ``visit(layer, input, y)``."""
+
+    def interceptor(call, args, kwargs, context):
+        y = call(*args, **kwargs)
+        if context.method_name != "__call__" or not isinstance(context.module, nn.Dense | nn.Conv):
+            return y
+        return visit(context.module, args[0] if args else kwargs["inputs"], y)
+
+    with nn.intercept_methods(interceptor):
+        yield
+
+
+def _check(module: Any, x: jax.Array, batch: int, lifted: bool) -> None:
+    where = f"K-FAC cannot factor the layer {'/'.join(module.path)} ({type(module).__name__})"
+    if lifted:
+        raise ValueError(
+            f"{where}: it is within nn.scan, nn.vmap, nn.remat or nn.jit; call it outside of them."
+        )
+    if isinstance(module, nn.Conv):
+        if module.feature_group_count != 1 or module.mask is not None:
+            raise ValueError(f"{where}: it has groups or a mask; use neither.")
+        if x.ndim != len(_kernel_size(module)) + 2:
+            raise ValueError(f"{where}: its input has shape {x.shape}, wanted one batch axis.")
+    if x.ndim < 2 or x.shape[0] != batch:
+        raise ValueError(
+            f"{where}: its input has shape {x.shape}, wanted [{batch}, ...], one row a sample."
+        )
+
+
+def _check_the_rest(params: PyTree, found: Iterable[str]) -> None:
+    """Vectors of no layer (a log-std, a norm's scale) have a diagonal; matrices need a layer."""
+    for name, x in flatten_dict(params, sep="/").items():
+        layer = name.rpartition("/")[0]
+        if layer not in found and jnp.ndim(x) > 1:
+            raise ValueError(
+                f"K-FAC cannot factor {name}, of shape {jnp.shape(x)}: {layer} is no nn.Dense or "
+                "nn.Conv layer; build the network of these, or choose a first-order algorithm."
+            )
+
+
+def _locations(modules: list[Any], seen: list[jax.Array]) -> jax.Array:
+    """What one layer saw in all of its calls, ``[B, L, d + bias]``."""
+    rows = []
+    for module, x in zip(modules, seen, strict=True):
+        if isinstance(module, nn.Conv):
+            x = _patches(module, x)
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        if module.use_bias:
+            x = jnp.concatenate([x, jnp.ones((*x.shape[:2], 1), x.dtype)], axis=-1)
+        rows.append(x)
+    return rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
+
+
+def _patches(module: Any, x: jax.Array) -> jax.Array:
+    """A convolution's input at each output pixel, in the order of the kernel's rows.
+
+    The same convolution with the identity for its kernel: strides, padding and dilation are right
+    without a second implementation of them.
+    """
+    rows = _rows(module, x)
+    kernel = jnp.eye(rows, dtype=x.dtype).reshape(*_kernel_size(module), x.shape[-1], rows)
+    finder = module.clone(features=rows, use_bias=False, precision=jax.lax.Precision.HIGHEST)
+    return finder.apply({"params": {"kernel": kernel}}, x)
+
+
+def _path(module: nn.Module) -> str:
+    return "/".join(("params", *module.path))
+
+
+def _count(module: Any, y: jax.Array) -> int:
+    """Locations of one call."""
+    return y.size // (len(y) * module.features)
+
+
+def _rows(module: Any, x: jax.Array) -> int:
+    """Of the layer's matrix, without the bias."""
+    return x.shape[-1] * (math.prod(_kernel_size(module)) if isinstance(module, nn.Conv) else 1)
+
+
+def _kernel_size(module: nn.Conv) -> tuple[int, ...]:
+    size = module.kernel_size
+    return (size,) if isinstance(size, int) else tuple(size)

@@ -1,1 +1,0 @@
-"""Whole runs and evaluation, pure; ``purerl.run`` drives them from the host."""

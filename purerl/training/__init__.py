@@ -1,0 +1,1 @@
+"""A whole run as a pure function of a key."""

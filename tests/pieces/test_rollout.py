@@ -1,0 +1,158 @@
+"""Unrolling a small corridor, replayed step by step in Python."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import purerl
+from purerl.envs.make import Env, Step
+from purerl.pieces.rollout import reset, unroll
+from purerl.records import Discrete
+
+LENGTH, LIMIT, N, T = 3, 5, 4, 40
+
+
+def corridor():
+    """State (place, time), seen as it is; action 1 goes on, 0 waits. It terminates at the end of
+    the corridor and is truncated after LIMIT steps; both at once happen too."""
+
+    def start(key):
+        return jnp.zeros(2), jnp.zeros(2)
+
+    def step(state, action, key, fresh=None):
+        place = state[0] + action
+        after = jnp.stack([place, state[1] + 1])
+        terminated, truncated = after[0] == LENGTH, after[1] == LIMIT
+        done = terminated | truncated
+        state = jnp.where(done, jnp.zeros(2), after)
+        return Step(state, after, place + 0.5, terminated, truncated), state
+
+    return Env("corridor", start, step, Discrete(2), (2,), LIMIT)
+
+
+def act(obs, key):
+    """Goes on with probability one half; what it calls log-prob names state and action."""
+    action = jax.random.bernoulli(key, shape=obs.shape[:1]).astype(jnp.int32)
+    return action, {"log_prob": obs[:, 0] + 100.0 * action}
+
+
+@pytest.fixture(scope="module")
+def played():
+    env = corridor()
+    actors = reset(env, N, jax.random.key(0))
+    run = jax.jit(lambda actors, key: unroll(act, env, actors, key, T))
+    return run(actors, jax.random.key(1))
+
+
+def test_rollout_equals_a_loop(played):
+    """Every field, step by step, from the actions that the rollout says were taken."""
+    actors, rollout, statistics = played
+    count, return_sum, length_sum = 0, 0.0, 0
+    for i in range(N):
+        place, time, total = 0.0, 0, 0.0
+        for t in range(T):
+            at = jax.tree.map(lambda x, t=t, i=i: np.asarray(x[t, i]), rollout)
+            assert at.obs.tolist() == [place, time]
+            assert at.episode_step == time
+            assert at.log_prob == place + 100 * at.action
+            place, time = place + int(at.action), time + 1
+            assert at.next_obs.tolist() == [place, time]  # before any reset
+            assert at.reward == place + 0.5
+            assert at.terminated == (place == LENGTH)
+            assert at.truncated == (time == LIMIT)
+            total += place + 0.5
+            if at.terminated or at.truncated:
+                count, return_sum, length_sum = count + 1, return_sum + total, length_sum + time
+                place, time, total = 0.0, 0, 0.0
+        assert actors.obs[i].tolist() == [place, time]
+        assert actors.episodes.ret[i] == total
+        assert actors.episodes.length[i] == time
+    assert statistics.ended == count
+    assert statistics.return_sum == return_sum
+    assert statistics.length_sum == length_sum
+    np.testing.assert_allclose(statistics.mean_return(), return_sum / count, rtol=1e-6)
+    np.testing.assert_allclose(statistics.mean_length(), length_sum / count, rtol=1e-6)
+
+
+def test_all_kinds_of_ends_were_played(played):
+    _, rollout, _ = played
+    ends = rollout.terminated + 2 * rollout.truncated.astype(int)
+    assert set(np.unique(ends)) == {0, 1, 2, 3}
+
+
+def test_obs_follows_next_obs_except_after_a_reset(played):
+    _, rollout, _ = played
+    done = (rollout.terminated | rollout.truncated)[:-1]
+    same = jnp.all(rollout.next_obs[:-1] == rollout.obs[1:], axis=-1)
+    np.testing.assert_array_equal(same, ~done)
+    assert not jnp.any(jnp.where(done[..., None], rollout.obs[1:], 0))
+
+
+def test_two_rollouts_continue_one_another():
+    """An episode that spans two rollouts counts once, in the second, with all of its return."""
+    env = corridor()
+    forward = lambda obs, key: (jnp.ones(N, jnp.int32), {"log_prob": jnp.zeros(N)})  # noqa: E731
+    run = jax.jit(lambda actors, key: unroll(forward, env, actors, key, 2))
+    actors = reset(env, N, jax.random.key(0))
+    actors, first, none = run(actors, jax.random.key(1))
+    _, second, some = run(actors, jax.random.key(2))
+    assert first.episode_step[:, 0].tolist() == [0, 1]
+    assert second.episode_step[:, 0].tolist() == [2, 0]
+    assert (none.ended, some.ended) == (0, N)
+    assert jnp.isnan(none.mean_return())
+    assert some.mean_return() == 1.5 + 2.5 + 3.5
+    assert some.mean_length() == 3
+
+
+def test_statistics_do_not_grow_with_the_rollout():
+    env = corridor()
+    actors = reset(env, N, jax.random.key(0))
+    for length in (1, 1000):
+        statistics = jax.eval_shape(
+            lambda a, k, length=length: unroll(act, env, a, k, length)[2], actors, jax.random.key(1)
+        )
+        assert [x.shape for x in jax.tree.leaves(statistics)] == [(), (), ()]
+
+
+def test_environments_and_steps_have_keys_of_their_own():
+    """An environment that shows its key's random number never shows the same one twice."""
+
+    def start(key):
+        return jax.random.uniform(key, (1,)), jnp.zeros(())
+
+    def step(state, action, key, fresh=None):
+        obs = jax.random.uniform(key, (1,))
+        no = jnp.array(False)
+        return Step(obs, obs, state, no, no), state
+
+    env = Env("random", start, step, Discrete(2), (1,), None)
+    act = lambda obs, key: (  # noqa: E731
+        jnp.zeros(N, jnp.int32),
+        {"log_prob": jax.random.uniform(key, (N,))},
+    )
+    actors = reset(env, N, jax.random.key(0))
+    _, rollout, _ = jax.jit(lambda a, k: unroll(act, env, a, k, 50))(actors, jax.random.key(1))
+    shown = np.concatenate([np.ravel(actors.obs), np.ravel(rollout.next_obs)])
+    assert len(np.unique(shown)) == 51 * N
+    assert len(np.unique(rollout.log_prob)) == 50 * N
+    assert not np.intersect1d(shown, rollout.log_prob).size
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_statistics_of_first_episodes_leave_out_later_ones(first_only, key):
+    env = purerl.make_env("CartPole-v1", max_steps_in_episode=4)
+    actors = reset(env, 3, key)
+    act = lambda obs, key: (jnp.zeros(3, jnp.int32), {"log_prob": jnp.zeros(3)})  # noqa: E731
+    _, _, statistics = purerl.unroll(act, env, actors, key, 12, first_only=first_only)
+    assert statistics.ended == (3 if first_only else 9)
+    assert statistics.mean_length() == 4
+
+
+def test_every_reset_of_a_rollout_is_another_one(key):
+    env = purerl.make_env("CartPole-v1", max_steps_in_episode=1)
+    actors = reset(env, 2, key)
+    act = lambda obs, key: (jnp.zeros(2, jnp.int32), {"log_prob": jnp.zeros(2)})  # noqa: E731
+    _, rollout, _ = purerl.unroll(act, env, actors, key, 16)
+    starts = np.asarray(rollout.obs).reshape(-1, 4)
+    assert len(np.unique(starts, axis=0)) == len(starts)

@@ -1,0 +1,421 @@
+"""The on-policy loop: what depends on what, and what does not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import probe_envs
+import pytest
+
+import purerl
+from purerl import NetworkConfig
+from purerl.envs.make import Env, Step
+from purerl.records import Box, Clock, Discrete, OnPolicyAlgorithm
+from purerl.training.train import evaluation_iterations
+
+TINY = NetworkConfig(hidden_sizes=(8,))
+NOISY = purerl.make_env(probe_envs.NoisyEnv())
+SIZES = {"num_envs": 4, "rollout_length": 6, "evaluation_episodes": 3}
+PER_ITERATION = 24
+
+
+def learner(env=NOISY, **kw):
+    return purerl.a2c(purerl.A2CConfig(network=TINY, **kw), env.action_space)
+
+
+def make(iterations, algorithm=None, env=NOISY, **kw):
+    algorithm = learner(env) if algorithm is None else algorithm
+    return purerl.make_train(algorithm, env, iterations * PER_ITERATION, **(SIZES | kw))
+
+
+def arrays(tree):
+    leaves = jax.tree.leaves(tree)
+    return [
+        np.asarray(jax.random.key_data(x))
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        else np.asarray(x)
+        for x in leaves
+    ]
+
+
+def assert_same(one, other):
+    for a, b in zip(arrays(one), arrays(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_close(one, other, **kw):
+    for a, b in zip(arrays(one), arrays(other), strict=True):
+        np.testing.assert_allclose(a, b, **kw)
+
+
+# Steps and evaluations.
+
+
+@pytest.mark.parametrize(("asked", "iterations"), [(24, 1), (25, 2), (48, 2), (240, 10), (241, 11)])
+def test_steps_are_rounded_up_to_whole_iterations_and_reported(asked, iterations):
+    train = purerl.make_train(learner(), NOISY, asked, **SIZES)
+    assert (train.iterations, train.steps) == (iterations, 24 * iterations)
+    assert train.steps_per_iteration == 24
+
+
+@pytest.mark.parametrize(
+    ("iterations", "every", "wanted"),
+    [(10, 2, [2, 4, 6, 8, 10]), (10, 3, [3, 6, 9, 10]), (10, 10, [10]), (3, 7, [3]), (1, 1, [1])],
+)
+def test_the_last_iteration_is_always_evaluated(iterations, every, wanted):
+    assert evaluation_iterations(iterations, every) == wanted
+
+
+@pytest.fixture(scope="module")
+def evaluated():
+    return jax.jit(make(10, evaluations=5).train)(jax.random.key(3))
+
+
+@pytest.fixture(scope="module")
+def unevaluated():
+    return jax.jit(make(10, evaluations=0).train)(jax.random.key(3))
+
+
+def test_evaluation_changes_nothing(evaluated, unevaluated):
+    assert_same(evaluated.state, unevaluated.state)
+    assert_same(evaluated.metrics, unevaluated.metrics)
+    assert unevaluated.curve.step.shape == unevaluated.curve.evaluation.mean_return.shape == (0,)
+
+
+def test_metrics_have_one_row_an_iteration_and_the_curve_one_an_evaluation(evaluated):
+    assert evaluated.metrics.step.tolist() == [24 * i for i in range(1, 11)]
+    assert evaluated.curve.step.tolist() == [48, 96, 144, 192, 240]
+    assert np.isfinite(evaluated.curve.evaluation.mean_return).all()
+    assert all(x.shape == (10,) for x in jax.tree.leaves(evaluated.metrics))
+
+
+def test_train_is_init_and_advance(evaluated):
+    train = make(10)
+    state, metrics = jax.jit(train.advance, static_argnums=1)(
+        jax.jit(train.init)(jax.random.key(3)), 10
+    )
+    assert_same(state, evaluated.state)
+    assert_same(metrics, evaluated.metrics)
+    evaluation = jax.tree.map(lambda x: x[-1], evaluated.curve.evaluation)
+    assert_same(jax.jit(train.evaluate)(state), evaluation)
+
+
+def test_another_key_is_another_run(evaluated):
+    state = jax.jit(make(10, evaluations=5).train)(jax.random.key(4)).state
+    params = arrays(state.learner.params), arrays(evaluated.state.learner.params)
+    assert any(np.any(a != b) for a, b in zip(*params, strict=True))
+
+
+def test_evaluation_plays_the_mode_or_samples():
+    env = purerl.make_env(probe_envs.NoisyEnv(box=True, noise=0.0))
+    for greedy, same in ((True, True), (False, False)):
+        train = make(1, env=env, greedy_evaluation=greedy)
+        state = train.init(jax.random.key(0))
+        again = state._replace(clock=Clock(jnp.int32(1)))
+        per_step = [e.mean_return / e.mean_length for e in map(train.evaluate, (state, again))]
+        # Noise apart, reward is -(action - 0.5)^2; the first policy's mean is nearly 0.
+        assert (abs(per_step[0] + 0.5) < 0.1) == same
+    assert per_step[0] != per_step[1]
+
+
+# What a run keeps.
+
+
+def shapes_of(jaxpr):
+    """Every intermediate of a jaxpr and of those inside it, in order."""
+    for eqn in jaxpr.eqns:
+        for v in eqn.outvars:
+            yield eqn.primitive.name, tuple(v.aval.shape)
+        for inner in _inner(eqn.params):
+            yield from shapes_of(inner)
+
+
+def _inner(params):
+    for value in params.values():
+        for x in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(x, "eqns"):
+                yield x
+            elif hasattr(x, "jaxpr"):
+                yield x.jaxpr
+
+
+def test_nothing_grows_with_the_iterations_but_the_metrics():
+    runs = []
+    for iterations in (11, 22):
+        train = make(iterations, evaluations=1, normalize_obs=True, normalize_reward=True)
+        runs.append(list(shapes_of(jax.make_jaxpr(train.train)(jax.random.key(0)).jaxpr)))
+    result = jax.eval_shape(train.train, jax.random.key(0))
+    assert len(runs[0]) == len(runs[1])
+    grown = 0
+    for (name, short), (_, long) in zip(*runs, strict=True):
+        if short != long:
+            # One number an iteration: a metric (or an evaluation) as the scan stacks it.
+            assert (short, long) == ((11,), (22,)), (name, short, long)
+            grown += 1
+    assert 0 < grown <= len(jax.tree.leaves((result.metrics, result.curve.evaluation)))
+
+
+def primitives(function, *args):
+    return [name for name, _ in shapes_of(jax.make_jaxpr(function)(*args).jaxpr)]
+
+
+@pytest.mark.parametrize("seeds", [3, 4], ids=["one_device", "two_devices"])
+def test_evaluation_stays_a_branch_under_vectorize(seeds):
+    keys, train = jax.random.split(jax.random.key(0), seeds), make(4, evaluations=2)
+    assert "cond" in primitives(purerl.vectorize(train.train), keys)
+
+
+def advance_with_branch(train):
+    def advance(state):
+        state = train.advance(state, 1)[0]
+        due = state.clock.iteration % 2 == 0
+        return state, jax.lax.cond(
+            due, lambda s: train.evaluate(s).mean_return, lambda _: 0.0, state
+        )
+
+    return advance
+
+
+@pytest.mark.parametrize("seeds", [3, 4], ids=["one_device", "two_devices"])
+def test_a_branch_on_the_clock_of_a_resumed_run_survives(seeds):
+    train = make(4)
+    advance = advance_with_branch(train)
+    keys = jax.random.split(jax.random.key(0), seeds)
+    states = jax.eval_shape(purerl.vectorize(train.init), keys)
+    for _ in range(2):
+        assert states.clock.iteration.shape == ()
+        assert "cond" in primitives(purerl.vectorize(advance), states)
+        states = jax.eval_shape(purerl.vectorize(advance), states)[0]
+    # The control: with the clock mapped, the branch becomes a select.
+    states = jax.eval_shape(jax.vmap(train.init), keys)
+    assert "cond" not in primitives(jax.vmap(advance), states)
+
+
+# Seeds.
+
+
+def test_two_devices_are_one_to_rounding():
+    assert len(jax.devices()) > 1
+    keys, train = jax.random.split(jax.random.key(0), 4), make(3)
+    run = lambda key: train.advance(train.init(key), 3)  # noqa: E731
+    sharded, unsharded = jax.jit(purerl.vectorize(run))(keys), jax.jit(jax.vmap(run))(keys)
+    assert len(jax.tree.leaves(sharded[0].learner)[0].sharding.device_set) == 2
+    assert_close(sharded[0].learner, unsharded[0].learner, rtol=1e-4, atol=1e-6)
+    assert_close(sharded[1].info, unsharded[1].info, rtol=1e-3, atol=1e-5)
+
+
+def of_others(tree, failed):
+    return [np.delete(x, failed, axis=0) if x.shape[:1] == (8,) else x for x in arrays(tree)]
+
+
+def test_a_seed_with_nan_rewards_fails_alone():
+    """The same program, once with a seed that meets NaN and once with a healthy one instead."""
+    env = purerl.make_env(probe_envs.NoisyEnv(nan_below=0.005))
+    run = jax.jit(purerl.vectorize(make(5, env=env, evaluations=0).train))
+    keys = jax.random.split(jax.random.key(1), 64)
+    failed = np.concatenate([run(keys[i : i + 8]).failed for i in range(0, 64, 8)])
+    bad, good = np.flatnonzero(failed), np.flatnonzero(~failed)
+    assert 0 < bad.size < 32
+    place = 3
+    healthy = keys[good[:8]]
+    mixed = healthy.at[place].set(keys[bad[0]])
+    result, wanted = run(mixed), run(healthy)
+    assert result.failed.tolist() == [i == place for i in range(8)]
+    assert not wanted.failed.any()
+    assert int(result.state.refused[place]) > 0
+    for a, b in zip(of_others(result, place), of_others(wanted, place), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # The failed one keeps finite parameters: those before the refused update.
+    assert all(np.isfinite(x[place]).all() for x in arrays(result.state.learner))
+
+
+def test_a_refused_update_changes_nothing_of_the_learner():
+    """Rewards that are all NaN: every update is refused, and the first learner is the last."""
+    env = purerl.make_env(probe_envs.NoisyEnv(nan_below=1.1))
+    train = make(3, env=env)
+    start = jax.jit(train.init)(jax.random.key(0))
+    state, metrics = jax.jit(lambda s: train.advance(s, 3))(start)
+    assert_same(state.learner, start.learner)
+    assert metrics.info["finite"].tolist() == [False] * 3
+    assert int(state.refused) == 3
+    assert bool(train.failed(state))
+    assert not train.failed(start)
+
+
+def test_a_poisoned_learner_fails_alone():
+    train = make(5)
+    advance = jax.jit(purerl.vectorize(lambda s: train.advance(s, 5)[0]))
+    healthy = jax.jit(purerl.vectorize(train.init))(jax.random.split(jax.random.key(0), 8))
+    place = 5
+    params = jax.tree.map(lambda x: x.at[place].set(jnp.nan), healthy.learner.params)
+    poisoned = healthy._replace(learner=healthy.learner._replace(params=params))
+    result, wanted = advance(poisoned), advance(healthy)
+    failed = jax.jit(purerl.vectorize(train.failed))(result)
+    assert failed.tolist() == [i == place for i in range(8)]
+    for a, b in zip(of_others(result, place), of_others(wanted, place), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_non_finite_moments_count_as_failed():
+    train = make(2, normalize_obs=True)
+    state = train.init(jax.random.key(0))
+    moments = state.normalizer.obs._replace(mean=jnp.full(3, jnp.inf))
+    state = state._replace(normalizer=state.normalizer._replace(obs=moments))
+    assert bool(train.failed(state))
+
+
+# What an algorithm gets to see: an algorithm that only reports.
+
+
+def spy(space, whole_episodes=False):
+    """Acts at random; its info is the rollout, the progress and the key of the update."""
+
+    def act(state, obs, key, *, greedy=False, progress=0.0):
+        if isinstance(space, Box):  # the action is the key itself
+            bits = jax.random.key_data(key).astype(jnp.result_type(float))
+            return jnp.broadcast_to(bits, (obs.shape[0], 2)), {"log_prob": obs[:, 0] * 0}
+        action = jax.random.randint(key, obs.shape[:1], 0, space.num_actions)
+        return action, {"log_prob": jnp.zeros(obs.shape[0])}
+
+    def update(state, rollout, key, *, progress=0.0):
+        bits = jax.random.key_data(key).astype(jnp.result_type(float))
+        info = {"rollout": rollout, "key": bits, "progress": progress}
+        return state + 1, info | {"finite": jnp.array(True)}
+
+    return OnPolicyAlgorithm(lambda obs, key: jnp.zeros(()), act, update, whole_episodes)
+
+
+def spied(iterations=4, env=NOISY, whole_episodes=False, **kw):
+    train = make(iterations, spy(env.action_space, whole_episodes), env, **kw)
+    run = jax.jit(lambda key: train.advance(train.init(key), iterations))
+    return run(jax.random.key(7))
+
+
+def test_moments_are_constant_within_a_rollout_and_merged_after_it(x64):
+    env = purerl.make_env(probe_envs.NoisyEnv())
+    _, raw = spied(env=env)
+    state, seen = spied(env=env, normalize_obs=True)
+    for name in ("obs", "next_obs"):
+        x, y = (np.asarray(getattr(m.info["rollout"], name)) for m in (raw, seen))
+        np.testing.assert_allclose(y[0], np.clip(x[0], -10, 10), atol=1e-6)  # nothing known yet
+        for i in range(1, 4):
+            known = np.asarray(raw.info["rollout"].obs)[:i].reshape(-1, 3)
+            wanted = (x[i] - known.mean(0)) / np.sqrt(known.var(0) + 1e-8)
+            np.testing.assert_allclose(y[i], np.clip(wanted, -10, 10), atol=1e-10)
+    everything = np.asarray(raw.info["rollout"].obs).reshape(-1, 3)
+    np.testing.assert_allclose(state.normalizer.obs.mean, everything.mean(0), atol=1e-12)
+    np.testing.assert_allclose(state.normalizer.obs.var, everything.var(0), atol=1e-12)
+
+
+def test_rewards_are_scaled_by_what_was_known_before(x64):
+    env = purerl.make_env(probe_envs.NoisyEnv())
+    _, raw = spied(env=env)
+    _, seen = spied(env=env, normalize_reward=True, reward_gamma=0.5)
+    rollout = raw.info["rollout"]
+    reward, done = np.asarray(rollout.reward), np.asarray(rollout.terminated | rollout.truncated)
+    running, totals = np.zeros(4), []
+    for i in range(4):
+        scale = np.sqrt(np.var(totals) + 1e-8) if totals else 1
+        wanted = np.clip(reward[i] / scale, -10, 10)
+        np.testing.assert_allclose(seen.info["rollout"].reward[i], wanted, rtol=1e-6)
+        for t in range(6):
+            running = 0.5 * running + reward[i, t]
+            totals.extend(running)
+            running = np.where(done[i, t], 0, running)
+
+
+def test_reported_returns_are_raw():
+    _, raw = spied()
+    _, seen = spied(normalize_obs=True, normalize_reward=True)
+    assert_same(raw.episodes, seen.episodes)
+    assert np.any(arrays(raw.info["rollout"].reward)[0] != arrays(seen.info["rollout"].reward)[0])
+
+
+def test_reported_returns_are_the_sums_of_rewards():
+    _, metrics = spied(iterations=6)
+    r = metrics.info["rollout"]
+    done = np.asarray(r.terminated | r.truncated).reshape(-1, 4)
+    reward, ret, length = np.asarray(r.reward).reshape(-1, 4), np.zeros(4), np.zeros(4)
+    sums = np.zeros(3)
+    for t in range(36):
+        ret, length = ret + reward[t], length + 1
+        sums += [done[t].sum(), ret[done[t]].sum(), length[done[t]].sum()]
+        ret, length = np.where(done[t], 0, ret), np.where(done[t], 0, length)
+    reported = [x.sum() for x in arrays(metrics.episodes)]
+    np.testing.assert_allclose(reported, sums, rtol=1e-5)
+
+
+def test_progress_is_the_finished_fraction():
+    _, metrics = spied()
+    np.testing.assert_array_equal(metrics.info["progress"], [0, 0.25, 0.5, 0.75])
+
+
+@pytest.mark.parametrize("whole_episodes", [True, False])
+def test_whole_episodes_start_each_rollout_at_a_reset(whole_episodes):
+    _, metrics = spied(iterations=6, whole_episodes=whole_episodes)
+    first = np.asarray(metrics.info["rollout"].episode_step)[:, 0]
+    assert (not first.any()) == whole_episodes
+
+
+def test_episodes_go_on_from_rollout_to_rollout():
+    _, metrics = spied(iterations=6)
+    r = metrics.info["rollout"]
+    done = np.asarray(r.terminated | r.truncated)
+    obs, next_obs, step = (np.asarray(x) for x in (r.obs, r.next_obs, r.episode_step))
+    for i in range(5):
+        on = ~done[i, -1]
+        assert on.any()
+        np.testing.assert_array_equal(obs[i + 1, 0][on], next_obs[i, -1][on])
+        np.testing.assert_array_equal(step[i + 1, 0], np.where(on, step[i, -1] + 1, 0))
+
+
+def key_env():
+    """An environment whose observations are the keys that it was given."""
+    see = lambda key: jax.random.key_data(key).astype(jnp.result_type(float))  # noqa: E731
+    no = jnp.array(False)
+    return Env(
+        name="keys",
+        reset=lambda key: (see(key), jnp.zeros(())),
+        step=lambda state, action, key, fresh: (
+            Step(see(key), see(key), jnp.zeros(()), no, no),
+            state,
+        ),
+        action_space=Box((2,)),
+        obs_shape=(2,),
+        max_episode_steps=3,
+    )
+
+
+@pytest.mark.parametrize("whole_episodes", [True, False])
+def test_no_key_is_used_twice(whole_episodes, x64):
+    """Of the resets, the steps of each environment, the actions and the updates."""
+    _, metrics = spied(iterations=5, env=key_env(), whole_episodes=whole_episodes)
+    rollout = metrics.info["rollout"]
+    assert rollout.obs.dtype == jnp.float64  # a uint32 fits
+    keys = [rollout.next_obs.reshape(-1, 2), rollout.action[:, :, 0].reshape(-1, 2)]
+    keys += [metrics.info["key"]]
+    keys += [(rollout.obs[:, 0] if whole_episodes else rollout.obs[:1, 0]).reshape(-1, 2)]
+    keys = np.concatenate([np.asarray(k) for k in keys])
+    assert len(np.unique(keys, axis=0)) == len(keys)
+
+
+def test_jax_finds_no_reused_key():
+    config = purerl.PPOClipConfig(network=TINY, num_epochs=2, num_minibatches=2)
+    train = make(2, purerl.ppo_clip(config, NOISY.action_space))
+    with jax.debug_key_reuse(True):
+        jax.jit(lambda key: train.advance(train.init(key), 2))(jax.random.key(0))
+
+
+def test_evaluations_have_keys_of_their_own():
+    """The same policy evaluated at another iteration meets other episodes."""
+    train = make(4)
+    state = train.init(jax.random.key(0))
+    later = state._replace(clock=Clock(jnp.int32(1)))
+    evaluate = jax.jit(train.evaluate)
+    assert evaluate(state).mean_return != evaluate(later).mean_return
+    assert evaluate(state).mean_return == evaluate(state).mean_return
+
+
+def test_discrete_actions_are_what_the_space_says():
+    _, metrics = spied()
+    assert isinstance(NOISY.action_space, Discrete)
+    assert set(np.unique(metrics.info["rollout"].action)) <= {0, 1, 2}
