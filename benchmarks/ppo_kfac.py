@@ -64,8 +64,9 @@ def ppo_kfac(
 
     from purerl.algorithms.acktr import score
     from purerl.algorithms.ppo import make_batch, make_clip_loss
-    from purerl.pieces.gradient import anneal, gradient_step, keep_if_finite
+    from purerl.pieces.gradient import gradient_step, keep_if_finite
     from purerl.pieces.minibatches import minibatches
+    from purerl.pieces.schedules import scheduled
     from purerl.policies.acting import init_params, make_act
     from purerl.second_order.kfac.factors import fisher_factors
     from purerl.second_order.kfac.layers import find_layers, reaching, tap
@@ -96,7 +97,7 @@ def ppo_kfac(
         batch = make_batch(network, config, state.params, rollout, action_space)
         variance = jnp.maximum(jnp.mean(jnp.square(batch.target - batch.value)), 1e-8)
         loss = make_clip_loss(network, config, progress=progress)
-        learning_rate = anneal(options.learning_rate, progress, True)
+        learning_rate = scheduled(options.learning_rate, "linear", progress)
 
         def step(state, minibatch_and_key):
             minibatch, key = minibatch_and_key

@@ -64,7 +64,7 @@ OWN = {
         "value_epochs": (-1,),
         "normalize_advantage": ("rollout", True),
     },
-    "ppo_penalty": {"target": (0.0, NAN), "initial_beta": (0.0, -1.0)},
+    "ppo_penalty": {"target_kl": (0.0, NAN), "initial_beta": (0.0, -1.0)},
     "policy_gradient": {
         "estimator": ("reinforce", "return"),
         "advantage": ("q-v",),

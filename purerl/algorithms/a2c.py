@@ -17,74 +17,72 @@ Differs from:
 """
 
 import dataclasses
-import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
 from purerl.checks import check_rollout
-from purerl.config import check_choice, check_integer, check_range
+from purerl.config import (
+    Config,
+    Number,
+    Schedule,
+    choice,
+    count,
+    number,
+    part,
+    switch,
+)
 from purerl.pieces.advantages import advantage_batch, explained_variance, standardize, values
 from purerl.pieces.gradient import (
     OptimizerName,
-    anneal,
     gradient_step,
     keep_if_finite,
     make_optimizer,
 )
 from purerl.pieces.losses import actor_critic_loss
 from purerl.pieces.returns import n_step_return
+from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies.acting import default_network, init_params, make_act
 from purerl.policies.networks import NetworkConfig
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class A2CConfig:
-    """Configuration of :func:`a2c`. "Swept" fields may be tracers; the others are static."""
+class A2CConfig(Config):
+    """Configuration of :func:`a2c`."""
 
-    learning_rate: float | jax.Array = 7e-4
-    """Step size (swept)."""
-    anneal_learning_rate: bool = True
-    """Linearly to 0 at the end of the run."""
-    optimizer: OptimizerName = "rmsprop"
-    """rmsprop (the paper's), adam or sgd."""
-    optimizer_eps: float | jax.Array = 1e-5
-    """Added to the root of the mean squared gradient (swept)."""
-    rmsprop_decay: float | jax.Array = 0.99
-    """RMSProp's decay (swept)."""
-    max_grad_norm: float | jax.Array | None = 0.5
-    """Global gradient norm is clipped to this (swept); None: not clipped."""
-    gamma: float | jax.Array = 0.99
-    """Discount factor (swept)."""
-    gae_lambda: float | jax.Array = 1.0
-    """GAE's lambda (swept); 1: n-step returns to the rollout's end, as in the paper."""
-    n_step: int | None = None
-    """Instead of GAE: returns of so many rewards; 1 is the one-step actor-critic."""
-    normalize_advantage: bool = False
-    """Bring a rollout's advantages to mean 0 and standard deviation 1."""
-    value_coef: float | jax.Array = 0.5
-    """c1 (swept)."""
-    entropy_coef: float | jax.Array = 0.0
-    """c2 (swept)."""
-    anneal_entropy: bool = False
-    """Linearly to 0 at the end of the run."""
-    network: NetworkConfig = NetworkConfig()
-    """Shape of the default network."""
-
-    def __post_init__(self):
-        check = lambda *args, **kw: check_range("A2CConfig", *args, **kw)  # noqa: E731
-        for name in ("learning_rate", "optimizer_eps", "max_grad_norm"):
-            check(name, getattr(self, name), 0, low_open=True)
-        for name in ("gamma", "gae_lambda", "rmsprop_decay"):
-            check(name, getattr(self, name), 0, 1)
-        for name in ("value_coef", "entropy_coef"):
-            check(name, getattr(self, name), 0)
-        if self.n_step is not None:
-            check_integer("A2CConfig", "n_step", self.n_step, 1)
-        choices = typing.get_args(OptimizerName)
-        check_choice("A2CConfig", "optimizer", self.optimizer, choices)
+    learning_rate: Schedule = number(7e-4, "(0, inf)", "Step size.", schedule=True)
+    learning_rate_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
+    optimizer: OptimizerName = choice(
+        "rmsprop", OptimizerName, "rmsprop (the paper's), adam or sgd."
+    )
+    optimizer_eps: Number = number(
+        1e-5, "(0, inf)", "Added to the root of the mean squared gradient."
+    )
+    rmsprop_decay: Number = number(0.99, "[0, 1)", "RMSProp's decay.")
+    max_grad_norm: Number | None = number(
+        0.5,
+        "(0, inf)",
+        "Global gradient norm is clipped to this; None: not clipped.",
+        optional=True,
+    )
+    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
+    gae_lambda: Number = number(
+        1.0, "[0, 1]", "GAE's lambda; 1: n-step returns to the rollout's end, as in the paper."
+    )
+    n_step: int | None = count(
+        None,
+        "Instead of GAE: returns of so many rewards; 1 is the one-step actor-critic.",
+        optional=True,
+    )
+    normalize_advantage: bool = switch(
+        False, "Bring a rollout's advantages to mean 0 and standard deviation 1."
+    )
+    value_coef: Number = number(0.5, "[0, inf)", "c1.")
+    entropy_coef: Schedule = number(0.0, "[0, inf)", "c2.", schedule=True)
+    entropy_coef_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
+    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
 
 
 class A2CState(NamedTuple):
@@ -134,7 +132,7 @@ def a2c(config: A2CConfig, action_space: ActionSpace, network: Any = None) -> On
         batch = make_batch(network, config, state.params, rollout)
         loss = make_loss(network, config, progress=progress)
         gradient, info = jax.grad(loss, has_aux=True)(state.params, batch)
-        learning_rate = anneal(config.learning_rate, progress, config.anneal_learning_rate)
+        learning_rate = scheduled(config.learning_rate, config.learning_rate_schedule, progress)
         learned = gradient_step(optimizer, gradient, state.opt_state, state.params, learning_rate)
         state, finite = keep_if_finite(A2CState(*learned), state)
         info["explained_variance"] = explained_variance(batch.value, batch.target)
@@ -177,7 +175,7 @@ def make_loss(
         config: Hyper-parameters.
         progress: Finished fraction of the run, for the annealed entropy coefficient.
     """
-    entropy_coef = anneal(config.entropy_coef, progress, config.anneal_entropy)
+    entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
 
     def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
         distribution, value = network.apply(params, batch.obs)

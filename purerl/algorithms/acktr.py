@@ -26,7 +26,6 @@ Differs from:
 """
 
 import dataclasses
-import typing
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -35,10 +34,20 @@ import jax.numpy as jnp
 import optax
 
 from purerl.checks import check_rollout
-from purerl.config import check_choice, check_integer, check_range
+from purerl.config import (
+    Config,
+    Number,
+    Schedule,
+    choice,
+    count,
+    number,
+    part,
+    switch,
+)
 from purerl.pieces.advantages import advantage_batch, explained_variance, standardize
-from purerl.pieces.gradient import anneal, gradient_step, keep_if_finite
+from purerl.pieces.gradient import gradient_step, keep_if_finite
 from purerl.pieces.losses import actor_critic_loss
+from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies.acting import default_network, init_params, make_act
 from purerl.policies.networks import NetworkConfig
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
@@ -51,81 +60,84 @@ TRUST = {ALL: "trust", "actor": "trust", "critic": "critic_trust"}  # in the inf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ACKTRConfig:
-    """Configuration of :func:`acktr`. "Swept" fields may be tracers; the others are static."""
+class ACKTRConfig(Config):
+    """Configuration of :func:`acktr`."""
 
-    learning_rate: float | jax.Array = 0.25
-    """eta_max, the largest step size (swept)."""
-    anneal_learning_rate: bool = True
-    """Linearly to 0 at the end of the run."""
-    target_kl: float | jax.Array | None = None
-    """If given, eta_max is divided by 1.5 after a step with more than twice this KL (nats), and
-    multiplied by 1.5 after one with less than half of it, within [1e-8, 1] (swept). Needs a
-    kl_clip above four times it, which would otherwise decide, and no annealing."""
-    momentum: float | jax.Array = 0.9
-    """Weight of the past in the moving average of steps, in [0, 1) (swept)."""
-    kl_clip: float | jax.Array = 0.001
-    """delta: a step's eta^2 Delta^T F Delta is at most this, which predicts a KL of half of it, by
-    the averaged blocks and without what momentum adds (swept)."""
-    critic_kl_clip: float | jax.Array | None = 0.01
-    """The same for a critic that shares nothing with the actor; None: no bound (swept)."""
-    critic_std: float | jax.Array | None = None
-    """sigma of the critic's Gaussian N(V, sigma^2), in units of return (swept); None: the root of
-    the rollout's mean squared error, or with a shared trunk 1, as in the paper."""
-    damping: float | jax.Array = 0.01
-    """epsilon, added to the Fisher's diagonal (swept)."""
-    damping_kind: DampingKind = "factored"
-    """factored: the root of epsilon, split by pi, to each factor, as in the paper; eigenbasis:
-    epsilon to the whole, as in OpenAI baselines, which takes several times as long to invert."""
-    decay: float | jax.Array = 0.99
-    """Of the factors' moving averages, in [0, 1) (swept)."""
-    stats_every: int = 1
-    """Updates between two measurements of the factors."""
-    stats_stride: int = 4
-    """Of the rollout's steps, every so many-th is used for the factors, and for the info's KL. At 4
-    an update takes two thirds of the time that it takes at 1, and CartPole, Acrobot and Pendulum
-    are learned in as many steps."""
-    inverse_every: int = 10
-    """Updates between two inversions of the factors."""
-    cold_start: int = 10
-    """So many first updates go along the plain gradient, while factors are measured."""
-    cold_max_norm: float | jax.Array = 0.5
-    """Global norm to which the gradient is clipped during the cold start (swept)."""
-    fisher_actions: FisherActions = "taken"
-    """Whose scores make the Fisher: the rollout's actions, or ones drawn anew."""
-    gamma: float | jax.Array = 0.99
-    """Discount factor (swept)."""
-    gae_lambda: float | jax.Array = 1.0
-    """GAE's lambda (swept); 1: n-step returns to the rollout's end, as in the paper."""
-    normalize_advantage: bool = False
-    """Bring a rollout's advantages to mean 0 and standard deviation 1."""
-    value_coef: float | jax.Array = 0.5
-    """Weight of the value loss (swept)."""
-    entropy_coef: float | jax.Array = 0.0
-    """Weight of the entropy (swept)."""
-    anneal_entropy: bool = False
-    """Linearly to 0 at the end of the run."""
-    network: NetworkConfig = NetworkConfig()
-    """Shape of the default network."""
-
-    def __post_init__(self):
-        check = lambda *args, **kw: check_range("ACKTRConfig", *args, **kw)  # noqa: E731
-        for name in (
-            *("learning_rate", "target_kl", "kl_clip", "critic_kl_clip", "critic_std"),
-            *("damping", "cold_max_norm"),
-        ):
-            check(name, getattr(self, name), 0, low_open=True)
-        for name in ("momentum", "decay"):
-            check(name, getattr(self, name), 0, 1, high_open=True)
-        for name in ("gamma", "gae_lambda"):
-            check(name, getattr(self, name), 0, 1)
-        for name in ("value_coef", "entropy_coef"):
-            check(name, getattr(self, name), 0)
-        for name in ("stats_every", "stats_stride", "inverse_every"):
-            check_integer("ACKTRConfig", name, getattr(self, name), 1)
-        check_integer("ACKTRConfig", "cold_start", self.cold_start, 0)
-        for name, kind in (("damping_kind", DampingKind), ("fisher_actions", FisherActions)):
-            check_choice("ACKTRConfig", name, getattr(self, name), typing.get_args(kind))
+    learning_rate: Schedule = number(
+        0.25, "(0, inf)", "eta_max, the largest step size.", schedule=True
+    )
+    learning_rate_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
+    target_kl: Number | None = number(
+        None,
+        "(0, inf)",
+        "If given, eta_max is divided by 1.5 after a step with more than twice this KL "
+        "(nats), and multiplied by 1.5 after one with less than half of it, within [1e-8, 1]. "
+        "Needs a kl_clip above four times it, which would otherwise decide, and no annealing.",
+        optional=True,
+    )
+    momentum: Number = number(
+        0.9, "[0, 1)", "Weight of the past in the moving average of steps, in [0, 1)."
+    )
+    kl_clip: Number = number(
+        0.001,
+        "(0, inf)",
+        "delta: a step's eta^2 Delta^T F Delta is at most this, which predicts a KL of half "
+        "of it, by the averaged blocks and without what momentum adds.",
+    )
+    critic_kl_clip: Number | None = number(
+        0.01,
+        "(0, inf)",
+        "The same for a critic that shares nothing with the actor; None: no bound.",
+        optional=True,
+    )
+    critic_std: Number | None = number(
+        None,
+        "(0, inf)",
+        "sigma of the critic's Gaussian N(V, sigma^2), in units of return; None: the root of "
+        "the rollout's mean squared error, or with a shared trunk 1, as in the paper.",
+        optional=True,
+    )
+    damping: Number = number(0.01, "(0, inf)", "epsilon, added to the Fisher's diagonal.")
+    damping_kind: DampingKind = choice(
+        "factored",
+        DampingKind,
+        "factored: the root of epsilon, split by pi, to each factor, as in the paper; "
+        "eigenbasis: epsilon to the whole, as in OpenAI baselines, which takes several times "
+        "as long to invert.",
+    )
+    decay: Number = number(0.99, "[0, 1)", "Of the factors' moving averages, in [0, 1).")
+    stats_every: int = count(1, "Updates between two measurements of the factors.")
+    stats_stride: int = count(
+        4,
+        "Of the rollout's steps, every so many-th is used for the factors, and for the info's "
+        "KL. At 4 an update takes two thirds of the time that it takes at 1, and CartPole, "
+        "Acrobot and Pendulum are learned in as many steps.",
+    )
+    inverse_every: int = count(10, "Updates between two inversions of the factors.")
+    cold_start: int = count(
+        10,
+        "So many first updates go along the plain gradient, while factors are measured.",
+        least=0,
+    )
+    cold_max_norm: Number = number(
+        0.5, "(0, inf)", "Global norm to which the gradient is clipped during the cold start."
+    )
+    fisher_actions: FisherActions = choice(
+        "taken",
+        FisherActions,
+        "Whose scores make the Fisher: the rollout's actions, or ones drawn anew.",
+    )
+    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
+    gae_lambda: Number = number(
+        1.0, "[0, 1]", "GAE's lambda; 1: n-step returns to the rollout's end, as in the paper."
+    )
+    normalize_advantage: bool = switch(
+        False, "Bring a rollout's advantages to mean 0 and standard deviation 1."
+    )
+    value_coef: Number = number(0.5, "[0, inf)", "Weight of the value loss.")
+    entropy_coef: Schedule = number(0.0, "[0, inf)", "Weight of the entropy.", schedule=True)
+    entropy_coef_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
+    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
 
 
 class ACKTRState(NamedTuple):
@@ -204,7 +216,7 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
             of_output = score(some.output, joint_variance(config, shared), key, taken)
             return fisher_factors(layers, some, of_output)
 
-        learning_rate = anneal(state.learning_rate, progress, config.anneal_learning_rate)
+        learning_rate = scheduled(state.learning_rate, config.learning_rate_schedule, progress)
         params, opt_state = gradient_step(
             make_optimizer(config, layers, regions, critic_variance(config, batch)),
             gradient,
@@ -338,7 +350,7 @@ def make_output_loss(
         shared: Whether actor and critic have parameters in common.
         progress: Finished fraction of the run, for the annealed entropy coefficient.
     """
-    entropy_coef = anneal(config.entropy_coef, progress, config.anneal_entropy)
+    entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
 
     def loss(output: Any, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
         distribution, value = output

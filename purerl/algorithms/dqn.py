@@ -34,9 +34,19 @@ import jax
 import jax.numpy as jnp
 
 from purerl.checks import check_action_space, check_batch
-from purerl.config import check_choice, check_integer, check_range
-from purerl.pieces.gradient import anneal, gradient_step, keep_if_finite, make_optimizer
+from purerl.config import (
+    Config,
+    Number,
+    Schedule,
+    choice,
+    count,
+    number,
+    part,
+    switch,
+)
+from purerl.pieces.gradient import gradient_step, keep_if_finite, make_optimizer
 from purerl.pieces.losses import double_q_target, huber_loss, q_target, taken, value_loss
+from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies.acting import apply_network
 from purerl.policies.networks import NetworkConfig, QNetwork
 from purerl.records import (
@@ -52,64 +62,61 @@ from purerl.replay import buffers as replays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DQNConfig:
-    """Configuration of :func:`dqn`. "Swept" fields may be tracers; the others are static."""
+class DQNConfig(Config):
+    """Configuration of :func:`dqn`."""
 
-    double: bool = False
-    """The online network selects the action that the target network evaluates."""
-    dueling: bool = False
-    """Separate streams for the state's value and the actions' advantages."""
-    prioritized: bool = False
-    """Replay transitions in proportion to a power of their TD error."""
-    n_step: int = 1
-    """Rewards in a return."""
-    learning_rate: float | jax.Array = 1e-3
-    """Adam's step size (swept)."""
-    anneal_learning_rate: bool = False
-    """Linearly to 0 at the end of the run."""
-    adam_eps: float | jax.Array = 1e-5
-    """Added to the root of the mean squared gradient (swept)."""
-    max_grad_norm: float | jax.Array | None = 10.0
-    """Global gradient norm is clipped to this (swept); None: not clipped."""
-    gamma: float | jax.Array = 0.99
-    """Discount factor (swept)."""
-    loss: Literal["huber", "squared"] = "huber"
-    """Of the TD error: Huber's, linear beyond 1, or half the square."""
-    batch_size: int = 128
-    """Transitions in one update."""
-    capacity: int = 50_000
-    """Transitions that the replay buffer holds."""
-    target_every: int = 500
-    """Updates between two changes of the target network."""
-    target_tau: float | jax.Array = 1.0
-    """How far the target network then goes towards the online one (swept): 1 is a copy; with
-    target_every=1 and a small number it is Polyak averaging."""
-    epsilon_start: float | jax.Array = 1.0
-    """Probability of a random action at the start of the run (swept)."""
-    epsilon_end: float | jax.Array = 0.05
-    """The same at the end of the exploration (swept)."""
-    exploration: float | jax.Array = 0.2
-    """Fraction of the run in which epsilon falls linearly (swept)."""
-    alpha: float | jax.Array = 0.6
-    """Exponent of the priorities (swept)."""
-    beta: float | jax.Array = 0.4
-    """Exponent of the importance weights at the start; rises linearly to 1 (swept)."""
-    priority_eps: float | jax.Array = 1e-6
-    """Added to the absolute TD error of each priority (swept)."""
-    network: NetworkConfig = NetworkConfig()
-    """Shape of the default network."""
+    double: bool = switch(
+        False, "The online network selects the action that the target network evaluates."
+    )
+    dueling: bool = switch(
+        False, "Separate streams for the state's value and the actions' advantages."
+    )
+    prioritized: bool = switch(
+        False, "Replay transitions in proportion to a power of their TD error."
+    )
+    n_step: int = count(1, "Rewards in a return.")
+    learning_rate: Schedule = number(1e-3, "(0, inf)", "Adam's step size.", schedule=True)
+    learning_rate_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
+    adam_eps: Number = number(1e-5, "(0, inf)", "Added to the root of the mean squared gradient.")
+    max_grad_norm: Number | None = number(
+        10.0,
+        "(0, inf)",
+        "Global gradient norm is clipped to this; None: not clipped.",
+        optional=True,
+    )
+    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
+    loss: Literal["huber", "squared"] = choice(
+        "huber",
+        Literal["huber", "squared"],
+        "Of the TD error: Huber's, linear beyond 1, or half the square.",
+    )
+    batch_size: int = count(128, "Transitions in one update.")
+    capacity: int = count(50_000, "Transitions that the replay buffer holds.")
+    target_every: int = count(500, "Updates between two changes of the target network.")
+    target_tau: Number = number(
+        1.0,
+        "(0, 1]",
+        "How far the target network then goes towards the online one: 1 is a copy; with "
+        "target_every=1 and a small number it is Polyak averaging.",
+    )
+    epsilon_start: Schedule = number(
+        1.0, "[0, 1]", "Probability of a random action at the start of the run.", schedule=True
+    )
+    epsilon_end: Number = number(0.05, "[0, 1]", "The same at the end of the exploration.")
+    exploration: Number = number(
+        0.2, "[0, 1]", "Fraction of the run in which epsilon falls linearly."
+    )
+    alpha: Number = number(0.6, "[0, 1]", "Exponent of the priorities.")
+    beta: Number = number(
+        0.4, "[0, 1]", "Exponent of the importance weights at the start; rises linearly to 1."
+    )
+    priority_eps: Number = number(
+        1e-6, "(0, inf)", "Added to the absolute TD error of each priority."
+    )
+    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
 
-    def __post_init__(self):
-        check = lambda *args, **kw: check_range("DQNConfig", *args, **kw)  # noqa: E731
-        for name in ("learning_rate", "adam_eps", "max_grad_norm"):
-            check(name, getattr(self, name), 0, low_open=True)
-        for name in ("gamma", "epsilon_start", "epsilon_end", "exploration", "alpha", "beta"):
-            check(name, getattr(self, name), 0, 1)
-        check("target_tau", self.target_tau, 0, 1, low_open=True)
-        check("priority_eps", self.priority_eps, 0, low_open=True)
-        for name in ("n_step", "batch_size", "capacity", "target_every"):
-            check_integer("DQNConfig", name, getattr(self, name), 1)
-        check_choice("DQNConfig", "loss", self.loss, ("huber", "squared"))
+    def check(self) -> None:
+        """A buffer must hold at least one batch."""
         if self.capacity < self.batch_size:
             raise ValueError(
                 f"DQNConfig: capacity={self.capacity} is less than batch_size={self.batch_size}; "
@@ -176,7 +183,7 @@ def dqn(config: DQNConfig, action_space: ActionSpace, network: Any = None) -> Of
         check_batch(batch)
         loss = make_loss(network, config, state.target_params)
         gradient, info = jax.grad(loss, has_aux=True)(state.params, batch)
-        learning_rate = anneal(config.learning_rate, progress, config.anneal_learning_rate)
+        learning_rate = scheduled(config.learning_rate, config.learning_rate_schedule, progress)
         params, opt_state = gradient_step(
             optimizer, gradient, state.opt_state, state.params, learning_rate
         )

@@ -34,7 +34,6 @@ Differs from:
 """
 
 import dataclasses
-import typing
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -42,17 +41,26 @@ import jax
 import jax.numpy as jnp
 
 from purerl.checks import check_action_space, check_rollout
-from purerl.config import check_choice, check_integer, check_range
+from purerl.config import (
+    Config,
+    Number,
+    Schedule,
+    choice,
+    count,
+    number,
+    part,
+    switch,
+)
 from purerl.pieces.advantages import explained_variance, flatten_time, values
 from purerl.pieces.gradient import (
     OptimizerName,
-    anneal,
     gradient_step,
     keep_if_finite,
     make_optimizer,
 )
 from purerl.pieces.losses import entropy_loss, policy_gradient_loss, value_loss
 from purerl.pieces.returns import discounted_return, gae, return_to_go
+from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies.acting import apply_network, default_network, init_params, make_act
 from purerl.policies.networks import ActorQCritic, NetworkConfig
 from purerl.records import ActionSpace, Discrete, Info, OnPolicyAlgorithm, PyTree, Rollout
@@ -61,57 +69,43 @@ Estimator = Literal["total_return", "return_to_go", "baseline", "q_critic", "adv
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PolicyGradientConfig:
-    """Configuration of :func:`policy_gradient`. "Swept" fields may be tracers."""
+class PolicyGradientConfig(Config):
+    """Configuration of :func:`policy_gradient`."""
 
-    estimator: Estimator = "baseline"
-    """What stands for Psi; see the module's table."""
-    advantage: Literal["gae", "q_minus_v"] = "gae"
-    """Which advantage, for estimator "advantage"."""
-    learning_rate: float | jax.Array = 2e-3
-    """Step size (swept)."""
-    anneal_learning_rate: bool = False
-    """Linearly to 0 at the end of the run."""
-    optimizer: OptimizerName = "adam"
-    """adam, rmsprop or sgd."""
-    optimizer_eps: float | jax.Array = 1e-5
-    """Added to the root of the mean squared gradient (swept)."""
-    max_grad_norm: float | jax.Array | None = None
-    """Global gradient norm is clipped to this (swept); None: not clipped. Without a critic the loss
-    is a sum over each episode's steps, with one a mean over steps."""
-    gamma: float | jax.Array = 0.99
-    """Discount factor (swept)."""
-    gae_lambda: float | jax.Array = 0.95
-    """GAE's lambda (swept)."""
-    discount_states: bool = False
-    """Weigh step t of an episode by gamma^t, as the discounted objective has it."""
-    normalize_weight: bool = True
-    """Bring Psi to mean 0 and standard deviation 1 over the rollout's samples. A constant baseline
-    and a scale, but estimated from the same samples."""
-    value_coef: float | jax.Array = 0.5
-    """Weight of the critic's loss (swept)."""
-    entropy_coef: float | jax.Array = 0.0
-    """Weight of the entropy bonus (swept)."""
-    anneal_entropy: bool = True
-    """Linearly to 0 at the end of the run."""
-    q_samples: int = 8
-    """Actions that estimate an expectation of Q over a Gaussian policy."""
-    network: NetworkConfig = NetworkConfig()
-    """Shape of the default network."""
-
-    def __post_init__(self):
-        check = lambda *args, **kw: check_range("PolicyGradientConfig", *args, **kw)  # noqa: E731
-        for name in ("learning_rate", "optimizer_eps", "max_grad_norm"):
-            check(name, getattr(self, name), 0, low_open=True)
-        for name in ("gamma", "gae_lambda"):
-            check(name, getattr(self, name), 0, 1)
-        for name in ("value_coef", "entropy_coef"):
-            check(name, getattr(self, name), 0)
-        check_integer("PolicyGradientConfig", "q_samples", self.q_samples, 1)
-        choose = lambda *args: check_choice("PolicyGradientConfig", *args)  # noqa: E731
-        choose("estimator", self.estimator, typing.get_args(Estimator))
-        choose("advantage", self.advantage, ("gae", "q_minus_v"))
-        choose("optimizer", self.optimizer, typing.get_args(OptimizerName))
+    estimator: Estimator = choice(
+        "baseline", Estimator, "What stands for Psi; see the module's table."
+    )
+    advantage: Literal["gae", "q_minus_v"] = choice(
+        "gae", Literal["gae", "q_minus_v"], "Which advantage, for estimator 'advantage'."
+    )
+    learning_rate: Schedule = number(2e-3, "(0, inf)", "Step size.", schedule=True)
+    learning_rate_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
+    optimizer: OptimizerName = choice("adam", OptimizerName, "adam, rmsprop or sgd.")
+    optimizer_eps: Number = number(
+        1e-5, "(0, inf)", "Added to the root of the mean squared gradient."
+    )
+    max_grad_norm: Number | None = number(
+        None,
+        "(0, inf)",
+        "Global gradient norm is clipped to this; None: not clipped. Without a critic the "
+        "loss is a sum over each episode's steps, with one a mean over steps.",
+        optional=True,
+    )
+    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
+    gae_lambda: Number = number(0.95, "[0, 1]", "GAE's lambda.")
+    discount_states: bool = switch(
+        False, "Weigh step t of an episode by gamma^t, as the discounted objective has it."
+    )
+    normalize_weight: bool = switch(
+        True,
+        "Bring Psi to mean 0 and standard deviation 1 over the rollout's samples. A constant "
+        "baseline and a scale, but estimated from the same samples.",
+    )
+    value_coef: Number = number(0.5, "[0, inf)", "Weight of the critic's loss.")
+    entropy_coef: Schedule = number(0.0, "[0, inf)", "Weight of the entropy bonus.", schedule=True)
+    entropy_coef_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
+    q_samples: int = count(8, "Actions that estimate an expectation of Q over a Gaussian policy.")
+    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
 
     @property
     def critic(self) -> Literal["none", "v", "q"]:
@@ -188,7 +182,7 @@ def policy_gradient(
         batch = make_batch(network, config, state.params, rollout, key, action_space)
         loss = make_loss(network, config, progress=progress)
         gradient, info = jax.grad(loss, has_aux=True)(state.params, batch)
-        learning_rate = anneal(config.learning_rate, progress, config.anneal_learning_rate)
+        learning_rate = scheduled(config.learning_rate, config.learning_rate_schedule, progress)
         learned = gradient_step(optimizer, gradient, state.opt_state, state.params, learning_rate)
         state, finite = keep_if_finite(PolicyGradientState(*learned), state)
         return state, info | {"finite": finite}
@@ -339,7 +333,7 @@ def make_loss(
         config: Hyper-parameters.
         progress: Finished fraction of the run, for the annealed entropy coefficient.
     """
-    entropy_coef = anneal(config.entropy_coef, progress, config.anneal_entropy)
+    entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
 
     def loss(params: PyTree, batch: PolicyGradientBatch) -> tuple[jax.Array, Info]:
         action = (batch.action,) if config.critic == "q" else ()

@@ -17,7 +17,6 @@ Differs from:
 
 import dataclasses
 import functools
-import typing
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -25,9 +24,18 @@ import jax
 import jax.numpy as jnp
 
 from purerl.checks import check_rollout
-from purerl.config import check_choice, check_integer, check_range
+from purerl.config import (
+    Config,
+    Number,
+    Schedule,
+    choice,
+    count,
+    number,
+    part,
+    switch,
+)
 from purerl.pieces.advantages import advantage_batch, explained_variance, standardize
-from purerl.pieces.gradient import anneal, fit, keep_if_finite, make_optimizer
+from purerl.pieces.gradient import fit, keep_if_finite, make_optimizer
 from purerl.pieces.losses import (
     approximate_kl,
     clipped_surrogate_loss,
@@ -36,6 +44,7 @@ from purerl.pieces.losses import (
     kl_penalized_surrogate_loss,
     value_loss,
 )
+from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies.acting import default_network, init_params, make_act
 from purerl.policies.networks import NetworkConfig
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
@@ -45,87 +54,72 @@ Loss = Callable[..., tuple[jax.Array, Info]]  # (params, batch) -> (loss, info)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PPOConfig:
-    """What PPO-Clip and PPO-Penalty share. "Swept" fields may be tracers; the others are static."""
+class PPOConfig(Config):
+    """What PPO-Clip and PPO-Penalty share."""
 
-    learning_rate: float | jax.Array = 3e-4
-    """Adam's step size (swept)."""
-    anneal_learning_rate: bool = True
-    """Linearly to 0 at the end of the run."""
-    adam_eps: float | jax.Array = 1e-5
-    """Adam's epsilon (swept)."""
-    max_grad_norm: float | jax.Array | None = 0.5
-    """Global gradient norm is clipped to this (swept); None: not clipped."""
-    gamma: float | jax.Array = 0.99
-    """Discount factor (swept)."""
-    gae_lambda: float | jax.Array = 0.95
-    """GAE's lambda (swept)."""
-    normalize_advantage: Normalization = "minibatch"
-    """Over which samples advantages are brought to mean 0 and standard deviation 1."""
-    num_epochs: int = 4
-    """Passes over a rollout's samples."""
-    num_minibatches: int = 4
-    """Minibatches a pass; must divide the samples of a rollout."""
-    shuffle: bool = True
-    """New minibatches at random in each pass."""
-    value_epochs: int = 0
-    """0: one loss for policy and value. Above: so many passes over the value loss alone, after the
-    policy's, with an Adam of its own (algorithm 5.24)."""
-    value_coef: float | jax.Array = 0.5
-    """c1 of eq. 9 (swept); unused with value_epochs, whose loss is the value's alone."""
-    clip_value: float | jax.Array | None = None
-    """Clips the change of the value too (swept); None: plain squared error."""
-    entropy_coef: float | jax.Array = 0.0
-    """c2 of eq. 9 (swept)."""
-    max_kl: float | jax.Array | None = None
-    """After an epoch with more approximate KL than this (nats) the rollout's other epochs do
-    nothing (swept); None: never."""
-    network: NetworkConfig = NetworkConfig()
-    """Shape of the default network."""
-
-    def __post_init__(self):
-        check = lambda *args, **kw: check_range(type(self).__name__, *args, **kw)  # noqa: E731
-        for name in ("learning_rate", "adam_eps"):
-            check(name, getattr(self, name), 0, low_open=True)
-        for name in ("max_grad_norm", "clip_value", "max_kl"):
-            check(name, getattr(self, name), 0, low_open=True)
-        for name in ("gamma", "gae_lambda"):
-            check(name, getattr(self, name), 0, 1)
-        for name in ("value_coef", "entropy_coef"):
-            check(name, getattr(self, name), 0)
-        for name, low in (("num_epochs", 1), ("num_minibatches", 1), ("value_epochs", 0)):
-            check_integer(type(self).__name__, name, getattr(self, name), low)
-        choices = typing.get_args(Normalization)
-        check_choice(type(self).__name__, "normalize_advantage", self.normalize_advantage, choices)
+    learning_rate: Schedule = number(3e-4, "(0, inf)", "Adam's step size.", schedule=True)
+    learning_rate_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
+    adam_eps: Number = number(1e-5, "(0, inf)", "Adam's epsilon.")
+    max_grad_norm: Number | None = number(
+        0.5,
+        "(0, inf)",
+        "Global gradient norm is clipped to this; None: not clipped.",
+        optional=True,
+    )
+    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
+    gae_lambda: Number = number(0.95, "[0, 1]", "GAE's lambda.")
+    normalize_advantage: Normalization = choice(
+        "minibatch",
+        Normalization,
+        "Over which samples advantages are brought to mean 0 and standard deviation 1.",
+    )
+    num_epochs: int = count(4, "Passes over a rollout's samples.")
+    num_minibatches: int = count(4, "Minibatches a pass; must divide the samples of a rollout.")
+    shuffle: bool = switch(True, "New minibatches at random in each pass.")
+    value_epochs: int = count(
+        0,
+        "0: one loss for policy and value. Above: so many passes over the value loss alone, "
+        "after the policy's, with an Adam of its own (algorithm 5.24).",
+        least=0,
+    )
+    value_coef: Number = number(
+        0.5, "[0, inf)", "c1 of eq. 9; unused with value_epochs, whose loss is the value's alone."
+    )
+    clip_value: Number | None = number(
+        None,
+        "(0, inf)",
+        "Clips the change of the value too; None: plain squared error.",
+        optional=True,
+    )
+    entropy_coef: Schedule = number(0.0, "[0, inf)", "c2 of eq. 9.", schedule=True)
+    max_kl: Number | None = number(
+        None,
+        "(0, inf)",
+        "After an epoch with more approximate KL than this (nats) the rollout's other epochs "
+        "do nothing; None: never.",
+        optional=True,
+    )
+    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PPOClipConfig(PPOConfig):
     """Configuration of :func:`ppo_clip`."""
 
-    clip: float | jax.Array = 0.2
-    """Epsilon of eq. 7, in (0, 1] (swept)."""
-    anneal_clip: bool = False
-    """Linearly to 0 at the end of the run."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_range("PPOClipConfig", "clip", self.clip, 0, 1, low_open=True)
+    clip: Schedule = number(0.2, "(0, 1]", "Epsilon of eq. 7, in (0, 1].", schedule=True)
+    clip_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PPOPenaltyConfig(PPOConfig):
     """Configuration of :func:`ppo_penalty`."""
 
-    target_kl: float | jax.Array = 0.01
-    """d_targ of section 4: the wished KL(old || new) of one update, in nats (swept)."""
-    initial_beta: float | jax.Array = 1.0
-    """The penalty coefficient's first value (swept); it adapts quickly."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("target_kl", "initial_beta"):
-            check_range("PPOPenaltyConfig", name, getattr(self, name), 0, low_open=True)
+    target_kl: Number = number(
+        0.01, "(0, inf)", "d_targ of section 4: the wished KL(old || new) of one update, in nats."
+    )
+    initial_beta: Number = number(
+        1.0, "(0, inf)", "The penalty coefficient's first value; it adapts quickly."
+    )
 
 
 class PPOState(NamedTuple):
@@ -270,7 +264,7 @@ def make_clip_loss(
         config: Hyper-parameters.
         progress: Finished fraction of the run, for the annealed clip.
     """
-    clip = anneal(config.clip, progress, config.anneal_clip)
+    clip = scheduled(config.clip, config.clip_schedule, progress)
 
     def surrogate(distribution, log_prob, batch, advantage):
         loss = clipped_surrogate_loss(log_prob, batch.log_prob, advantage, clip)
@@ -390,7 +384,7 @@ def _fit(
 ) -> tuple[tuple[PyTree, Any, Any], Info]:
     """Step 2 of the module's docstring: all epochs on one batch."""
     params, opt_state, value_opt_state = learned
-    learning_rate = anneal(config.learning_rate, progress, config.anneal_learning_rate)
+    learning_rate = scheduled(config.learning_rate, config.learning_rate_schedule, progress)
     fit_batch = functools.partial(
         fit,
         optimizer=_optimizer(config),

@@ -44,10 +44,20 @@ import jax.numpy as jnp
 import optax
 
 from purerl.checks import check_on_policy_batch, check_rollout
-from purerl.config import check_integer, check_range
+from purerl.config import (
+    Config,
+    Number,
+    Schedule,
+    choice,
+    count,
+    number,
+    part,
+    switch,
+)
 from purerl.pieces.advantages import advantage_batch, explained_variance, standardize
-from purerl.pieces.gradient import all_finite, anneal, fit, keep_if_finite, make_optimizer
+from purerl.pieces.gradient import all_finite, fit, keep_if_finite, make_optimizer
 from purerl.pieces.losses import surrogate_loss, value_loss
+from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies.acting import apply_network, default_network, init_params, make_act
 from purerl.policies.networks import NetworkConfig
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
@@ -59,67 +69,47 @@ PolicyStep = Callable[[PyTree, OnPolicyBatch], tuple[PyTree, Info]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NPGConfig:
-    """Configuration of :func:`npg`. "Swept" fields may be tracers; the others are static."""
+class NPGConfig(Config):
+    """Configuration of :func:`npg`."""
 
-    max_kl: float | jax.Array = 0.01
-    """delta, the wished mean KL(old || new) of an update, in nats (swept)."""
-    damping: float | jax.Array = 0.1
-    """c, added to the Fisher matrix's diagonal (swept)."""
-    cg_iterations: int = 10
-    """Conjugate gradient makes at most so many Fisher-vector products."""
-    cg_tolerance: float | jax.Array = 1e-6
-    """Conjugate gradient stops at this residual, relative to the gradient's norm (swept)."""
-    fisher_fraction: float = 1.0
-    """Share of the samples that the Fisher matrix is taken over."""
-    normalize_advantage: bool = True
-    """Bring a rollout's advantages to mean 0 and standard deviation 1."""
-    gamma: float | jax.Array = 0.99
-    """Discount factor (swept)."""
-    gae_lambda: float | jax.Array = 0.95
-    """GAE's lambda (swept)."""
-    critic_learning_rate: float | jax.Array = 1e-3
-    """Adam's step size for the critic (swept)."""
-    anneal_critic_learning_rate: bool = False
-    """Linearly to 0 at the end of the run."""
-    critic_epochs: int = 10
-    """Passes of the critic over a rollout's samples."""
-    critic_minibatches: int = 8
-    """Minibatches a pass; must divide the samples of a rollout."""
-    adam_eps: float | jax.Array = 1e-5
-    """Adam's epsilon (swept)."""
-    network: NetworkConfig = NetworkConfig()
-    """Shape of the default network."""
-
-    def __post_init__(self):
-        check = lambda *args, **kw: check_range(type(self).__name__, *args, **kw)  # noqa: E731
-        for name in ("max_kl", "critic_learning_rate", "adam_eps"):
-            check(name, getattr(self, name), 0, low_open=True)
-        for name in ("damping", "cg_tolerance"):
-            check(name, getattr(self, name), 0)
-        for name in ("gamma", "gae_lambda"):
-            check(name, getattr(self, name), 0, 1)
-        check("fisher_fraction", self.fisher_fraction, 0, 1, low_open=True)
-        for name in ("cg_iterations", "critic_epochs", "critic_minibatches"):
-            check_integer(type(self).__name__, name, getattr(self, name), 1)
+    max_kl: Number = number(
+        0.01, "(0, inf)", "delta, the wished mean KL(old || new) of an update, in nats."
+    )
+    damping: Number = number(0.1, "[0, inf)", "c, added to the Fisher matrix's diagonal.")
+    cg_iterations: int = count(
+        10, "Conjugate gradient makes at most so many Fisher-vector products."
+    )
+    cg_tolerance: Number = number(
+        1e-6,
+        "[0, inf)",
+        "Conjugate gradient stops at this residual, relative to the gradient's norm.",
+    )
+    fisher_fraction: float = number(
+        1.0, "(0, 1]", "Share of the samples that the Fisher matrix is taken over.", swept=False
+    )
+    normalize_advantage: bool = switch(
+        True, "Bring a rollout's advantages to mean 0 and standard deviation 1."
+    )
+    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
+    gae_lambda: Number = number(0.95, "[0, 1]", "GAE's lambda.")
+    critic_learning_rate: Schedule = number(
+        1e-3, "(0, inf)", "Adam's step size for the critic.", schedule=True
+    )
+    critic_learning_rate_schedule: Shape = choice(
+        "constant", Shape, "How it falls to 0 at the run's end."
+    )
+    critic_epochs: int = count(10, "Passes of the critic over a rollout's samples.")
+    critic_minibatches: int = count(8, "Minibatches a pass; must divide the samples of a rollout.")
+    adam_eps: Number = number(1e-5, "(0, inf)", "Adam's epsilon.")
+    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TRPOConfig(NPGConfig):
     """Configuration of :func:`trpo`; ``max_kl`` is a bound here."""
 
-    backtrack_factor: float | jax.Array = 0.8
-    """alpha, in (0, 1) (swept)."""
-    backtrack_steps: int = 10
-    """Number of points tried at most."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_range(
-            "TRPOConfig", "backtrack_factor", self.backtrack_factor, 0, 1, low_open=True,
-            high_open=True,
-        )  # fmt: skip
-        check_integer("TRPOConfig", "backtrack_steps", self.backtrack_steps, 1)
+    backtrack_factor: Number = number(0.8, "(0, 1)", "alpha, in (0, 1).")
+    backtrack_steps: int = count(10, "Number of points tried at most.")
 
 
 class TRPOState(NamedTuple):
@@ -388,7 +378,9 @@ def _make_algorithm(
         check_rollout(rollout, action_space)
         batch = make_batch(network, config, state.params, rollout)
         params, info = policy_step(state.params, batch)
-        rate = anneal(config.critic_learning_rate, progress, config.anneal_critic_learning_rate)
+        rate = scheduled(
+            config.critic_learning_rate, config.critic_learning_rate_schedule, progress
+        )
         *learned, critic_info = fit(
             make_critic_loss(network),
             params,

@@ -43,8 +43,8 @@ class RunOptions:
     """Resume although versions or devices differ; the numbers are then equal to rounding only."""
 
     def __post_init__(self):
-        check_range("run", "chunk_seconds", self.chunk_seconds, 0, 3600, low_open=True)
-        check_range("run", "checkpoint_seconds", self.checkpoint_seconds, 0)
+        check_range("run", "chunk_seconds", self.chunk_seconds, "(0, 3600]")
+        check_range("run", "checkpoint_seconds", self.checkpoint_seconds, "[0, inf)")
         check_integer("run", "keep", self.keep, 1)
         check_choice("run", "on_failure", self.on_failure, ("continue", "stop"))
         check_choice("run", "shard", self.shard, ("seeds", "environments"))

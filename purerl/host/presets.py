@@ -72,21 +72,21 @@ _RELU = NetworkConfig(hidden_sizes=(64, 64), activation="relu")
 # Huber's loss pays too little attention to the few transitions that end an episode. With one-step
 # returns, and four times the samples in updates, some seeds of CartPole end below 300.
 _DQN_CONTROL = dict(
-    steps=200_000, batch_size=64, n_step=3, learning_rate=4e-3, anneal_learning_rate=True,
+    steps=200_000, batch_size=64, n_step=3, learning_rate=4e-3, learning_rate_schedule="linear",
     loss="squared", target_every=1, target_tau=0.03, capacity=100_000, normalize_obs=True,
 )  # fmt: skip
 
 # An update every four steps, as published; the buffer holds pixels as bits.
 _DQN_MINATAR = dict(
     steps=1_000_000, num_envs=8, updates=2, warmup=5000, batch_size=32, n_step=3,
-    anneal_learning_rate=True, target_every=250, capacity=100_000, epsilon_end=0.02,
+    learning_rate_schedule="linear", target_every=250, capacity=100_000, epsilon_end=0.02,
     replay_obs="bool", evaluations=10, evaluation_episodes=32,
     network=NetworkConfig(hidden_sizes=(64,), activation="relu"),
 )  # fmt: skip
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ppo_clip": {
-        "CartPole-v1": _PPO_CARTPOLE | dict(steps=100_000, anneal_clip=True),
+        "CartPole-v1": _PPO_CARTPOLE | dict(steps=100_000, clip_schedule="linear"),
         "Acrobot-v1": _PPO_ACROBOT,
         "Pendulum-v1": _PPO_PENDULUM,
         **dict.fromkeys(_MINATAR, _PPO_MINATAR),
@@ -134,11 +134,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         # seems best. With one-step returns no seed in four finds it often enough to learn.
         "MountainCar-v0": dict(
             steps=200_000, num_envs=4, rollout_length=4, updates=8, batch_size=64, n_step=5,
-            gamma=0.995, learning_rate=4e-3, anneal_learning_rate=True, target_every=600,
+            gamma=0.995, learning_rate=4e-3, learning_rate_schedule="linear", target_every=600,
             exploration=0.05, epsilon_end=0.07, normalize_obs=True,
         ),
         "Catch-bsuite": dict(
-            steps=50_000, batch_size=64, learning_rate=1e-3, anneal_learning_rate=True,
+            steps=50_000, batch_size=64, learning_rate=1e-3, learning_rate_schedule="linear",
             target_every=50,
         ),
         **dict.fromkeys(_MINATAR, _DQN_MINATAR),

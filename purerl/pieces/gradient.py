@@ -1,5 +1,5 @@
 """Gradient steps: optimizers with the learning rate as an argument, epochs of minibatches,
-annealing, the finite guard.
+the finite guard.
 """
 
 from collections.abc import Callable
@@ -129,19 +129,6 @@ def fit(
     ((params, opt_state), _), (info, made) = jax.lax.scan(epoch, start, keys)
     info = jax.tree.map(lambda x: jnp.sum(x * made) / jnp.sum(made), info)
     return params, opt_state, info
-
-
-def anneal(
-    value: float | jax.Array, progress: float | jax.Array, linear: bool
-) -> float | jax.Array:
-    """``value`` falling linearly to 0 at the end of the run, or ``value`` itself.
-
-    Args:
-        value: At the start of the run.
-        progress: Finished fraction of the run, in [0, 1].
-        linear: Whether to anneal.
-    """
-    return value * (1.0 - progress) if linear else value
 
 
 def keep_if_finite(

@@ -13,10 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purerl.config import check_choice, check_integer
+from purerl.config import Config, choice, count, switch, widths
 from purerl.policies.distributions import Categorical, DiagGaussian, Distribution
 from purerl.records import ActionSpace, Discrete
 
+Activation = Literal["tanh", "relu", "elu", "swish", "gelu"]
+TorsoKind = Literal["auto", "mlp", "conv"]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
     "relu": nn.relu,
@@ -27,27 +29,23 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
+class NetworkConfig(Config):
     """The shape of the default actor-critic; every field is static."""
 
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers; for images, of those after the convolution."""
-    activation: Literal["tanh", "relu", "elu", "swish", "gelu"] = "tanh"
-    """Non-linearity after each hidden layer."""
-    torso: Literal["auto", "mlp", "conv"] = "auto"
-    """conv: a 3x3 convolution first; auto: conv for observations [H, W, C], else mlp."""
-    conv_features: int = 16
-    """Channels of the convolution."""
-    shared: bool = False
-    """One trunk for actor and critic instead of two."""
-    orthogonal_init: bool = True
-    """Orthogonal weights (sqrt 2, policy head 0.01, value head 1); else flax's default."""
-
-    def __post_init__(self):
-        for width in (*self.hidden_sizes, self.conv_features):
-            check_integer("NetworkConfig", "a layer's width", width, 1)
-        check_choice("NetworkConfig", "activation", self.activation, ACTIVATIONS)
-        check_choice("NetworkConfig", "torso", self.torso, ("auto", "mlp", "conv"))
+    hidden_sizes: tuple[int, ...] = widths(
+        (64, 64), "Widths of the hidden layers; for images, of those after the convolution."
+    )
+    activation: Activation = choice("tanh", Activation, "Non-linearity after each hidden layer.")
+    torso: TorsoKind = choice(
+        "auto",
+        TorsoKind,
+        "conv: a 3x3 convolution first; auto: conv for observations [H, W, C], else mlp.",
+    )
+    conv_features: int = count(16, "Channels of the convolution.")
+    shared: bool = switch(False, "One trunk for actor and critic instead of two.")
+    orthogonal_init: bool = switch(
+        True, "Orthogonal weights (sqrt 2, policy head 0.01, value head 1); else flax's default."
+    )
 
 
 def dense(features: int, scale: float, orthogonal: bool = True, name: str | None = None):

@@ -135,8 +135,8 @@ def prioritized(
     """
     check_integer("prioritized", "capacity", capacity, 1)
     for name, value in (("alpha", alpha), ("beta", beta)):
-        check_range("prioritized", name, value, 0, 1)
-    check_range("prioritized", "eps", eps, 0)
+        check_range("prioritized", name, value, "[0, 1]")
+    check_range("prioritized", "eps", eps, "[0, inf)")
 
     def init(item: PyTree) -> ReplayState:
         return ReplayState(_empty(item, capacity), _start(), empty_tree(capacity))

@@ -100,8 +100,8 @@ def conjugate_gradient(
     """
     where = "conjugate_gradient"
     check_integer(where, "max_iterations", max_iterations, 1)
-    check_range(where, "tolerance", tolerance, 0)
-    check_range(where, "damping", damping, 0)
+    check_range(where, "tolerance", tolerance, "[0, inf)")
+    check_range(where, "damping", damping, "[0, inf)")
     precondition = (lambda r: r) if preconditioner is None else preconditioner
     matrix = lambda v: _axpy(damping, v, matvec(v))  # noqa: E731
     _check(matvec, b, x0)

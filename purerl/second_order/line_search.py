@@ -73,7 +73,7 @@ def backtracking_line_search(
         begins with j = 1, so that the full step is never tried.
     """
     where = "backtracking_line_search"
-    check_range(where, "factor", factor, 0, 1, low_open=True, high_open=True)
+    check_range(where, "factor", factor, "(0, 1)")
     check_integer(where, "max_tries", max_tries, 1)
     check_like(f"{where}: step", step, params, "params")
     params = jax.tree.map(jnp.asarray, params)

@@ -162,7 +162,7 @@ def _subsample(obs: jax.Array, fraction: float) -> jax.Array:
     Every k-th sample of ``[T * N]`` would be the same environments again and again where k and N
     have a common divisor; multiples of a step near the golden section have no such pattern.
     """
-    check_range("fisher_vector_product", "fraction", fraction, 0, 1, low_open=True)
+    check_range("fisher_vector_product", "fraction", fraction, "(0, 1]")
     size = obs.shape[0]
     count = max(1, round(fraction * size))
     if count == size:

@@ -89,7 +89,7 @@ def make_train(
         max_episode_steps,
     )
     sizes.check("make_train", env)
-    check_range("make_train", "reward_gamma", reward_gamma, 0, 1)
+    check_range("make_train", "reward_gamma", reward_gamma, "[0, 1]")
     if algorithm.whole_episodes:
         _check_whole_episodes(env, rollout_length)
     real = jnp.result_type(float)

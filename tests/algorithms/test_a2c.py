@@ -70,7 +70,7 @@ def test_update_by_hand(optimizer, x64):
         max_grad_norm=0.05,
         value_coef=0.3,
         entropy_coef=0.2,
-        anneal_entropy=True,
+        entropy_coef_schedule="linear",
         normalize_advantage=True,
     )
     algorithm = a2c(config, SPACE, Table())
@@ -121,7 +121,7 @@ def test_update_by_hand(optimizer, x64):
 
 CHANGES = {
     "optimizer": {"optimizer": "sgd"},
-    "anneal_learning_rate": {"anneal_learning_rate": False},
+    "learning_rate_schedule": {"learning_rate_schedule": "constant"},
     "max_grad_norm": {"max_grad_norm": None},
     "gamma": {"gamma": 0.5},
     "gae_lambda": {"gae_lambda": 0.5},
@@ -129,7 +129,7 @@ CHANGES = {
     "normalize_advantage": {"normalize_advantage": True},
     "value_coef": {"value_coef": 0.1},
     "entropy_coef": {"entropy_coef": 0.0},
-    "anneal_entropy": {"anneal_entropy": True},
+    "entropy_coef_schedule": {"entropy_coef_schedule": "linear"},
     "optimizer_eps": {"optimizer_eps": 1e-2},
     "rmsprop_decay": {"rmsprop_decay": 0.5},
 }

@@ -87,7 +87,7 @@ def test_update_by_hand(kind, critic_std, x64):
         normalize_advantage=True,
         value_coef=0.4,
         entropy_coef=0.2,
-        anneal_entropy=True,
+        entropy_coef_schedule="linear",
         network=LINEAR,
     )
     algorithm = acktr(config, SPACE)
@@ -212,7 +212,9 @@ def test_step_stays_within_its_bounds():
 def test_a_desired_kl_is_reached():
     """End to end: the measured KL settles where the step was adapted to."""
     env = purerl.make_env("CartPole-v1")
-    config = ACKTRConfig(target_kl=0.002, kl_clip=0.1, anneal_learning_rate=False, network=SMALL)
+    config = ACKTRConfig(
+        target_kl=0.002, kl_clip=0.1, learning_rate_schedule="constant", network=SMALL
+    )
     algorithm = acktr(config, env.action_space)
     train = purerl.make_train(algorithm, env, 64_000, num_envs=8, rollout_length=20, evaluations=0)
     result = jax.jit(train.train)(jax.random.key(0))
@@ -228,7 +230,7 @@ def test_critic_learns_on_after_rewards_of_zero(shared):
     in it as if it were certain.
     """
     network = NetworkConfig(hidden_sizes=(8,), shared=shared)
-    config = ACKTRConfig(gamma=0.9, network=network, anneal_learning_rate=False)
+    config = ACKTRConfig(gamma=0.9, network=network, learning_rate_schedule="constant")
     algorithm = acktr(config, SPACE)
     data = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == float else x, rollout())
     data = data._replace(terminated=jnp.zeros_like(data.terminated), next_obs=data.obs)
@@ -320,7 +322,7 @@ SWEPT = {
 CHANGES = {
     "critic_std": 0.001,  # so small that the critic's bound is met
     "target_kl": 0.1,
-    "anneal_learning_rate": False,
+    "learning_rate_schedule": "constant",
     "damping_kind": "eigenbasis",
     "stats_every": 2,
     "stats_stride": 2,
@@ -328,7 +330,7 @@ CHANGES = {
     "cold_start": 3,
     "fisher_actions": "sampled",
     "normalize_advantage": True,
-    "anneal_entropy": True,
+    "entropy_coef_schedule": "linear",
 }
 NUMBERS = {
     **{"learning_rate": 0.05, "momentum": 0.9, "kl_clip": 0.01, "critic_kl_clip": 0.01},

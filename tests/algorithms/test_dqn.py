@@ -239,7 +239,7 @@ def test_target_goes_a_part_of_the_way(every, x64):
 def test_update_is_adam_on_the_clipped_gradient(x64):
     """The first step by hand; the learning rate annealed to three quarters."""
     config = DQNConfig(
-        learning_rate=0.1, anneal_learning_rate=True, adam_eps=1e-3, max_grad_norm=0.05
+        learning_rate=0.1, learning_rate_schedule="linear", adam_eps=1e-3, max_grad_norm=0.05
     )
     before, after = updates(config, 1, progress=0.25)
     loss = make_loss(Linear(), config, before.target_params)

@@ -12,7 +12,7 @@ import purerl
 from purerl import NetworkConfig
 
 TABULAR = NetworkConfig(hidden_sizes=())  # on one-hot observations: one number a state
-COMMON = {"gamma": probe_envs.GAMMA, "network": TABULAR, "anneal_learning_rate": True}
+COMMON = {"gamma": probe_envs.GAMMA, "network": TABULAR, "learning_rate_schedule": "linear"}
 
 
 def policy_gradient(estimator, space, **kw):
@@ -41,9 +41,9 @@ def ppo(build, config, space, **kw):
 
 def trust_region(build, config, space, **kw):
     kw = COMMON | kw
-    for name in ("anneal_learning_rate", "learning_rate"):  # it has none but the critic's
+    for name in ("learning_rate_schedule", "learning_rate"):  # it has none but the critic's
         kw.pop(name, None)
-    options = {"critic_learning_rate": 0.03, "anneal_critic_learning_rate": True}
+    options = {"critic_learning_rate": 0.03, "critic_learning_rate_schedule": "linear"}
     return build(config(critic_minibatches=2, critic_epochs=4, **options, **kw), space)
 
 

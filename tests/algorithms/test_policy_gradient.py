@@ -275,7 +275,7 @@ def random_rollout(seed=0, steps=6, envs=4):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_update_is_one_step_down_the_loss(variant, x64):
     config = PolicyGradientConfig(
-        optimizer="sgd", learning_rate=0.1, entropy_coef=0.3, anneal_learning_rate=True,
+        optimizer="sgd", learning_rate=0.1, entropy_coef=0.3, learning_rate_schedule="linear",
         **VARIANTS[variant],
     )  # fmt: skip
     mdp, rollout, key = Mdp(), random_rollout(), jax.random.key(1)

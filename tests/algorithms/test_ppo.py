@@ -29,7 +29,7 @@ PLAIN = {
     "shuffle": False,
     "max_grad_norm": None,
     "learning_rate": 0.05,
-    "anneal_learning_rate": False,
+    "learning_rate_schedule": "constant",
     "normalize_advantage": "none",
 }
 
@@ -160,7 +160,7 @@ FULL = {
     "entropy_coef": 0.01,
     "clip_value": 0.1,
     "adam_eps": 1e-4,
-    "anneal_learning_rate": True,
+    "learning_rate_schedule": "linear",
 }
 
 
@@ -180,7 +180,7 @@ def test_update_by_hand(build, value_epochs, x64):
 
 
 def test_annealed_clip_is_used(x64):
-    algorithm, state, rollout = setup(clip=0.2, anneal_clip=True, **FULL)
+    algorithm, state, rollout = setup(clip=0.2, clip_schedule="linear", **FULL)
     new, _ = algorithm.update(state, rollout, jax.random.key(0), progress=0.25)
     wanted = reference_update(state, rollout, clip=0.15)
     np.testing.assert_allclose(flat(new.params), flat(wanted), atol=1e-10)
@@ -225,8 +225,8 @@ CHANGES = {
     "minibatch_advantage": {"normalize_advantage": "minibatch"},
     "shuffle": {"shuffle": True},
     "clip_value": {"clip_value": 0.01},
-    "anneal_learning_rate": {"anneal_learning_rate": True},
-    "anneal_clip": {"anneal_clip": True},
+    "learning_rate_schedule": {"learning_rate_schedule": "linear"},
+    "clip_schedule": {"clip_schedule": "linear"},
     "max_kl": {"max_kl": 1e-6},
     "num_epochs": {"num_epochs": 2},
     "num_minibatches": {"num_minibatches": 3},

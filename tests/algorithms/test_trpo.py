@@ -539,10 +539,10 @@ def tiny_update(data, progress=0.0, **changes):
 
 def test_annealing_of_the_critic():
     data = rollout(Discrete(3))
-    for anneal in (False, True):
-        old, new, info = tiny_update(data, 1.0, anneal_critic_learning_rate=anneal)
+    for shape in ("constant", "linear"):
+        old, new, info = tiny_update(data, 1.0, critic_learning_rate_schedule=shape)
         critics = (s.params["params"]["critic"] for s in (old, new))
-        assert same_bits(*critics) == anneal
+        assert same_bits(*critics) == (shape == "linear")
         assert info["accepted"]
 
 

@@ -281,7 +281,7 @@ TRUST_REGION = {
     "gamma": 0.98,
     "gae_lambda": 0.9,
     "critic_learning_rate": 0.01,
-    "anneal_critic_learning_rate": True,
+    "critic_learning_rate_schedule": "linear",
     "critic_epochs": 2,
     "critic_minibatches": 1,
     "adam_eps": 1e-6,
@@ -289,7 +289,7 @@ TRUST_REGION = {
 LINE_SEARCH = {"backtrack_factor": 0.5, "backtrack_steps": 3}
 ACKTR = {
     "learning_rate": 0.1,
-    "anneal_learning_rate": False,
+    "learning_rate_schedule": "constant",
     "target_kl": 0.001,
     "momentum": 0.5,
     "kl_clip": 0.002,
@@ -309,7 +309,7 @@ ACKTR = {
     "normalize_advantage": True,
     "value_coef": 0.25,
     "entropy_coef": 0.01,
-    "anneal_entropy": True,
+    "entropy_coef_schedule": "linear",
 }
 
 

@@ -369,7 +369,7 @@ def test_values_of_the_probes_are_learned_with_every_combination_of_switches(swi
     config = DQNConfig(
         gamma=probe_envs.GAMMA,
         learning_rate=0.03,
-        anneal_learning_rate=True,
+        learning_rate_schedule="linear",
         loss="squared",
         max_grad_norm=None,
         epsilon_end=1.0,

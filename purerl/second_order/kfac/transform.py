@@ -129,19 +129,19 @@ def scale_by_kfac(
         here, 0.95, is Martens and Grosse's.
     """
     check = lambda *args, **kw: check_range("scale_by_kfac", *args, **kw)  # noqa: E731
-    check("damping", damping, 0, low_open=True)
+    check("damping", damping, "(0, inf)")
     check_choice("scale_by_kfac", "damping_kind", damping_kind, INVERT)
-    check("decay", decay, 0, 1, high_open=True)
+    check("decay", decay, "[0, 1)")
     for name, count, low in (
         ("stats_every", stats_every, 1),
         ("inverse_every", inverse_every, 1),
         ("cold_start", cold_start, 0),
     ):
         check_integer("scale_by_kfac", name, count, low)
-    check("cold_max_norm", cold_max_norm, 0, low_open=True)
+    check("cold_max_norm", cold_max_norm, "(0, inf)")
     clips = dict(kl_clip) if isinstance(kl_clip, Mapping) else {ALL: kl_clip}
     for clip in clips.values():
-        check("kl_clip", clip, 0, low_open=True)
+        check("kl_clip", clip, "(0, inf)", optional=True)
 
     def init(params: PyTree) -> KfacState:
         identity = identity_factors(layers, params)
