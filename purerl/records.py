@@ -80,6 +80,7 @@ class OnPolicyAlgorithm(NamedTuple):
     act: Callable[..., Any]  # (state, obs [N, *O], key, *, greedy, progress) -> (action, extras)
     update: Callable[..., Any]  # (state, rollout [T, N], key, *, progress) -> (state, info)
     whole_episodes: bool = False  # each rollout starts at a reset and holds the first episode whole
+    gamma: Any = None  # discount factor; only what normalizes rewards needs it
 
 
 class Transition(NamedTuple):

@@ -138,7 +138,7 @@ def a2c(config: A2CConfig, action_space: ActionSpace, network: Any = None) -> On
         info["explained_variance"] = explained_variance(batch.value, batch.target)
         return state, info | {"finite": finite}
 
-    return OnPolicyAlgorithm(init, make_act(network), update)
+    return OnPolicyAlgorithm(init, make_act(network), update, gamma=config.gamma)
 
 
 def make_batch(network: Any, config: A2CConfig, params: PyTree, rollout: Rollout) -> OnPolicyBatch:

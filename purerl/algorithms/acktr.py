@@ -244,7 +244,7 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
         }
         return ACKTRState(params, (kfac, momentum), rate), info | {"finite": finite}
 
-    return OnPolicyAlgorithm(init, make_act(network), update)
+    return OnPolicyAlgorithm(init, make_act(network), update, gamma=config.gamma)
 
 
 def trust_regions(network: Any, params: PyTree, obs: jax.Array) -> PyTree | None:

@@ -188,7 +188,7 @@ def policy_gradient(
         return state, info | {"finite": finite}
 
     whole_episodes = config.critic == "none"
-    return OnPolicyAlgorithm(init, make_act(network), update, whole_episodes)
+    return OnPolicyAlgorithm(init, make_act(network), update, whole_episodes, config.gamma)
 
 
 def estimate(

@@ -180,7 +180,7 @@ def ppo_clip(
         state, finite = keep_if_finite(PPOState(*learned), state)
         return state, info | {"finite": finite}
 
-    return OnPolicyAlgorithm(init, make_act(network), update)
+    return OnPolicyAlgorithm(init, make_act(network), update, gamma=config.gamma)
 
 
 def ppo_penalty(
@@ -231,7 +231,7 @@ def ppo_penalty(
         state, finite = keep_if_finite(PPOPenaltyState(*learned, beta), state)
         return state, info | {"beta": state.beta, "kl_after": kl, "finite": finite}
 
-    return OnPolicyAlgorithm(init, make_act(network), update)
+    return OnPolicyAlgorithm(init, make_act(network), update, gamma=config.gamma)
 
 
 def adapt_beta(beta: jax.Array, kl: jax.Array, target: float | jax.Array) -> jax.Array:

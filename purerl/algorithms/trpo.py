@@ -402,4 +402,4 @@ def _make_algorithm(
         }
         return new, info | critic_info | more
 
-    return OnPolicyAlgorithm(init, make_act(network), update)
+    return OnPolicyAlgorithm(init, make_act(network), update, gamma=config.gamma)
