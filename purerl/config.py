@@ -187,6 +187,20 @@ class Config:
         """Raises ValueError where fields do not fit each other; subclasses say what that is."""
 
 
+def check_kind(where: str, config: Any, kind: type) -> None:
+    """Raises TypeError unless ``config`` is a configuration of that kind.
+
+    Args:
+        where: The builder that was called, for the message.
+        config: What was given to it.
+        kind: The class it wants.
+    """
+    if not isinstance(config, kind):
+        got = config.__name__ if isinstance(config, type) else type(config).__name__
+        got = f"the class {got}" if isinstance(config, type) else f"a {got}"
+        raise TypeError(f"{where}: config is {got}, wanted a {kind.__name__}: {kind.__name__}().")
+
+
 def swept_fields(config: Any) -> tuple[str, ...]:
     """The fields of a configuration that may be tracers.
 

@@ -71,17 +71,18 @@ def on_policy_batch(
 advantage_batch = on_policy_batch  # its former name
 
 
-def standardize(x: jax.Array, eps: float = 1e-8) -> jax.Array:
-    """Mean 0 and (population) standard deviation 1.
+def standardize(x: jax.Array, weights: jax.Array | None = None, eps: float = 1e-8) -> jax.Array:
+    """Mean 0 and (population) standard deviation 1; equal numbers become 0.
 
     Args:
-        x: ``[B]``.
+        x: Any shape.
+        weights: How much each number counts in both moments, like ``x``; None: all the same.
         eps: Added to the standard deviation.
     """
-    x = x - jnp.mean(x)
+    x = x - jnp.average(x, weights=weights)
     # Again, since of equal numbers the first mean may leave a rounding error, large beside eps.
-    x = x - jnp.mean(x)
-    return x / (jnp.std(x) + eps)
+    x = x - jnp.average(x, weights=weights)
+    return x / (jnp.sqrt(jnp.average(jnp.square(x), weights=weights)) + eps)
 
 
 def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:

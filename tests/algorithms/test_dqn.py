@@ -29,17 +29,17 @@ class Linear(nn.Module):
         return obs @ self.param("w", nn.initializers.normal(), shape, jnp.result_type(float))
 
 
-def random_batch(seed=0):
-    rng = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape))  # noqa: E731
+def random_batch(seed=0, actions=ACTIONS):
+    rng, real = np.random.default_rng(seed), jnp.result_type(float)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), real)  # noqa: E731
     terminated = rng.uniform(size=B) < 0.3
     return OffPolicyBatch(
         obs=draw(B, OBS),
-        action=jnp.asarray(rng.integers(ACTIONS, size=B), jnp.int32),
+        action=jnp.asarray(rng.integers(actions, size=B), jnp.int32),
         reward=3 * draw(B),
-        discount=jnp.asarray(0.9 * ~terminated),
+        discount=jnp.asarray(0.9 * ~terminated, real),
         next_obs=draw(B, OBS),
-        weight=jnp.asarray(rng.uniform(0.1, 1.0, size=B)),
+        weight=jnp.asarray(rng.uniform(0.1, 1.0, size=B), real),
         indices=jnp.arange(B, dtype=jnp.int32),
     )
 
@@ -276,10 +276,7 @@ def test_every_combination_of_switches_updates(double, dueling, prioritized, n_s
     assert ("value_head" in state.params["params"]) == dueling
     shapes = jax.eval_shape(algorithm.replay.init, jnp.float32(0))
     assert (shapes.tree is not None) == prioritized
-    batch = jax.tree.map(
-        lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, random_batch()
-    )
-    _, info = jax.eval_shape(algorithm.update, state, batch, jax.random.key(0))
+    _, info = jax.eval_shape(algorithm.update, state, random_batch(), jax.random.key(0))
     assert info["td_error"].shape == (B,)
 
 
