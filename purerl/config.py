@@ -196,9 +196,8 @@ def check_kind(where: str, config: Any, kind: type) -> None:
         kind: The class it wants.
     """
     if not isinstance(config, kind):
-        got = config.__name__ if isinstance(config, type) else type(config).__name__
-        got = f"the class {got}" if isinstance(config, type) else f"a {got}"
-        raise TypeError(f"{where}: config is {got}, wanted a {kind.__name__}: {kind.__name__}().")
+        got = repr(config) if isinstance(config, type) else f"of type {type(config).__name__}"
+        raise TypeError(f"{where}: config is {got}, wanted an object {kind.__name__}(...).")
 
 
 def swept_fields(config: Any) -> tuple[str, ...]:

@@ -185,9 +185,10 @@ def test_epsilon_falls_linearly_and_then_stays(progress, wanted):
     assert epsilon_at(config, progress) == pytest.approx(wanted, abs=1e-6)
 
 
-def test_epsilon_without_exploration_is_its_end():
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_epsilon_without_exploration_is_its_end(progress):
     config = DQNConfig(exploration=0.0, epsilon_end=0.2)
-    assert epsilon_at(config, 0.5) == pytest.approx(0.2)
+    assert epsilon_at(config, progress) == pytest.approx(0.2)
 
 
 def test_frequencies_and_log_probabilities_of_epsilon_greedy():
@@ -316,9 +317,31 @@ def test_config_says_which_field_is_wrong(field, value):
         DQNConfig(**{field: value})
 
 
-def test_capacity_less_than_a_batch():
+def test_capacity_less_than_a_batch_or_a_return():
     with pytest.raises(ValueError, match="capacity=100 is less than batch_size=128"):
         DQNConfig(capacity=100)
+    with pytest.raises(ValueError, match="capacity=8 is less than n_step=64"):
+        DQNConfig(capacity=8, batch_size=8, n_step=64)
+
+
+class Other(nn.Module):
+    """Q values of another shape than [B, 4]."""
+
+    features: int
+    axes: int = 2
+
+    @nn.compact
+    def __call__(self, obs):
+        q = nn.Dense(self.features)(obs)
+        return {1: q[:, 0], 2: q, 3: q[..., None]}[self.axes]
+
+
+@pytest.mark.parametrize(("features", "axes"), [(5, 2), (1, 2), (4, 1), (4, 3)])
+def test_own_network_whose_outputs_are_not_one_value_an_action(features, axes):
+    """It was trained on: its fifth action was taken, and an environment clips it or not."""
+    algorithm = dqn(DQNConfig(), SPACE, Other(features, axes))
+    with pytest.raises(ValueError, match=r"\(?7, 4\)"):
+        jax.eval_shape(algorithm.init, jnp.zeros((7, OBS)), jax.random.key(0))
 
 
 WRONG = {

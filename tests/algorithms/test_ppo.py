@@ -18,6 +18,7 @@ from purerl.algorithms.ppo import (
     ppo_penalty,
 )
 from purerl.pieces.advantages import explained_variance, on_policy_batch
+from purerl.pieces.gradient import fit, make_optimizer
 from purerl.pieces.losses import approximate_kl
 from purerl.policies.distributions import DiagGaussian
 
@@ -221,6 +222,55 @@ def test_policy_epochs_leave_the_value_alone_where_value_epochs_follow(x64):
     assert not np.any(gradient["logits"])
 
 
+def test_value_epochs_have_an_order_of_their_own(x64):
+    """Minibatches of the value's pass are drawn by another key than those of the policy's."""
+    sizes = {"num_epochs": 1, "num_minibatches": 2, "shuffle": True}
+    algorithm, state, rollout = setup(value_epochs=1, **sizes)
+    config, key = PPOClipConfig(**PLAIN | sizes), jax.random.key(3)
+    batch, optimizer = make_batch(state.params, rollout), make_optimizer("adam")
+
+    def fitted(key):
+        loss, opt_state = make_value_loss(Table(), config), optimizer.init(state.params)
+        rate = {"optimizer": optimizer, "learning_rate": 0.05}
+        return fit(loss, state.params, opt_state, batch, key, **rate, **sizes)[0]
+
+    with jax.disable_jit():
+        value = algorithm.update(state, rollout, key)[0].params["params"]["value"]
+        of_policy, of_value = (fitted(k)["params"]["value"] for k in jax.random.split(key))
+    np.testing.assert_allclose(value, of_value, atol=1e-12)
+    assert np.abs(value - of_policy).max() > 1e-6
+
+
+def test_value_epochs_have_an_optimizer_of_their_own(x64):
+    """Both begin at zero, count their own steps, and go on from update to update."""
+    algorithm, state, rollout = setup(value_epochs=2)
+    with jax.disable_jit():
+        new, _ = algorithm.update(state, rollout, jax.random.key(0))
+    counts = [
+        [int(x) for x in jax.tree.leaves(s) if jnp.issubdtype(x.dtype, jnp.integer)]
+        for s in (new.opt_state, new.value_opt_state)
+    ]
+    assert counts == [[3], [2]]
+    assert state.beta == ()
+    assert setup()[1].value_opt_state == ()
+
+
+@pytest.mark.parametrize(
+    ("build", "config", "message"),
+    [
+        (ppo_clip, PPOPenaltyConfig(), "ppo_clip: config is of type PPOPenaltyConfig, wanted an"),
+        (ppo_penalty, PPOClipConfig(), r"wanted an object PPOPenaltyConfig\(...\)"),
+        (ppo_clip, PPOClipConfig, "config is <class .*PPOClipConfig'>, wanted an object PPOClip"),
+        (purerl.a2c, {"gamma": 0.9}, "a2c: config is of type dict, wanted an object A2CConfig"),
+        (purerl.dqn, None, "dqn: config is of type NoneType, wanted an object DQNConfig"),
+        (purerl.policy_gradient, purerl.A2CConfig(), "wanted an object PolicyGradientConfig"),
+    ],
+)
+def test_configuration_of_another_algorithm(build, config, message):
+    with pytest.raises(TypeError, match=message):
+        build(config, SPACE)
+
+
 # Switches.
 
 CHANGES = {
@@ -234,6 +284,7 @@ CHANGES = {
     "num_epochs": {"num_epochs": 2},
     "num_minibatches": {"num_minibatches": 3},
     "entropy_coef": {"entropy_coef": 0.1},
+    "entropy_coef_schedule": {"entropy_coef": 0.1, "entropy_coef_schedule": "cosine"},
     "value_coef": {"value_coef": 0.1},
     "value_epochs": {"value_epochs": 1},
     "clip": {"clip": 0.01},
