@@ -9,51 +9,9 @@ from purerl.algorithms import ALGORITHMS
 from purerl.config import check_choice, suggest
 from purerl.envs.make import Env, make_env
 from purerl.host.presets import preset
-from purerl.training.off_policy import ObsDtype, make_off_policy_train
-from purerl.training.on_policy import make_train
-from purerl.training.train import Train
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """Sizes of a run; all static."""
-
-    steps: int = 100_000
-    """Environment steps of each seed; rounded up to whole iterations."""
-    num_envs: int = 8
-    """Environments side by side."""
-    rollout_length: int = 128
-    """Steps of each environment in one iteration."""
-    evaluations: int = 20
-    """About how many evaluations; the interval is a whole number of iterations."""
-    evaluation_episodes: int = 128
-    """Episodes of one evaluation."""
-    greedy_evaluation: bool = True
-    """Evaluate the policy's most probable action instead of samples."""
-    normalize_obs: bool = False
-    """Observations to running mean 0 and standard deviation 1."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OnPolicyLoopConfig(LoopConfig):
-    """Sizes of an on-policy run; all static."""
-
-    normalize_reward: bool = False
-    """Rewards divided by the running standard deviation of the discounted return."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OffPolicyLoopConfig(LoopConfig):
-    """Sizes of an off-policy run; all static."""
-
-    rollout_length: int = 1
-    """Steps of each environment in one iteration."""
-    updates: int = 1
-    """Updates in one iteration."""
-    warmup: int = 1000
-    """Environment steps before the first iteration; they only fill the replay buffer."""
-    replay_obs: ObsDtype = "float"
-    """How the replay buffer holds observations; uint8 and bool take a quarter of the memory."""
+from purerl.training.sizes import LoopConfig, OffPolicyLoopConfig, OnPolicyLoopConfig
+from purerl.training.state import Train
+from purerl.training.train import make_train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,10 +61,7 @@ class Experiment:
     def build(self) -> Train:
         """The training run, as pure functions."""
         algorithm, env = self.parts()
-        loop = {k: v for k, v in vars(self.loop).items() if k != "steps"}
-        if ALGORITHMS[self.algorithm].off_policy:
-            return make_off_policy_train(algorithm, env, self.loop.steps, **loop)
-        return make_train(algorithm, env, self.loop.steps, reward_gamma=self.config.gamma, **loop)
+        return make_train(algorithm, env, **vars(self.loop))
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready values; :meth:`from_json` is the inverse."""
