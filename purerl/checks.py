@@ -8,7 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl.records import ActionSpace, Box, Discrete, OffPolicyBatch, OnPolicyBatch, PyTree, Rollout
+from purerl.records import (
+    ActionSpace,
+    Box,
+    Discrete,
+    OffPolicyBatch,
+    OnPolicyBatch,
+    PyTree,
+    Rollout,
+)
 
 LEGEND = "T: time steps, N: environments, B: samples, *O: an observation's axes, *A: an action's"
 KINDS = {"bool": jnp.bool_, "integer": jnp.integer, "floating": jnp.floating, "any": jnp.generic}
