@@ -12,13 +12,7 @@ from purerl.algorithms.policy_gradient import PolicyGradientConfig, policy_gradi
 from purerl.algorithms.ppo import PPOClipConfig, PPOPenaltyConfig, ppo_clip, ppo_penalty
 from purerl.algorithms.trpo import NPGConfig, TRPOConfig, npg, trpo
 from purerl.envs.make import Env, list_envs, make_env
-from purerl.host.experiment import (
-    Experiment,
-    LoopConfig,
-    OffPolicyLoopConfig,
-    OnPolicyLoopConfig,
-    make_experiment,
-)
+from purerl.host.experiment import Experiment, make_experiment
 from purerl.host.options import RunOptions, Terminated
 from purerl.host.report.aggregate import iqm, iqm_interval
 from purerl.host.report.plotting import plot_curves
@@ -56,6 +50,7 @@ from purerl.training.evaluation import Evaluation, evaluate
 from purerl.training.off_policy import make_off_policy_train
 from purerl.training.on_policy import make_train
 from purerl.training.seeds import use_all_cores, vectorize
+from purerl.training.sizes import LoopConfig, OffPolicyLoopConfig, OnPolicyLoopConfig
 from purerl.training.train import Train, TrainResult, TrainState
 
 __all__ = [
