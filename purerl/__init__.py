@@ -47,11 +47,10 @@ from purerl.second_order.conjugate_gradient import CGResult, CGStop, conjugate_g
 from purerl.second_order.line_search import LineSearchResult, backtracking_line_search
 from purerl.second_order.products import fisher_diagonal, fisher_vector_product, hvp
 from purerl.training.evaluation import Evaluation, evaluate
-from purerl.training.off_policy import make_off_policy_train
-from purerl.training.on_policy import make_train
 from purerl.training.seeds import use_all_cores, vectorize
 from purerl.training.sizes import LoopConfig, OffPolicyLoopConfig, OnPolicyLoopConfig
-from purerl.training.train import Train, TrainResult, TrainState
+from purerl.training.state import Train, TrainResult, TrainState
+from purerl.training.train import make_train
 
 __all__ = [
     # Environments
@@ -89,7 +88,6 @@ __all__ = [
     "TrainResult",
     "TrainState",
     "evaluate",
-    "make_off_policy_train",
     "make_train",
     "use_all_cores",
     "vectorize",

@@ -22,7 +22,7 @@ from purerl.algorithms import ALGORITHMS, Entry
 from purerl.envs.make import Env, list_envs, make_env
 from purerl.records import ActionSpace, OffPolicyAlgorithm, OnPolicyAlgorithm
 from purerl.training.sizes import OffPolicyLoopConfig, OnPolicyLoopConfig
-from purerl.training.train import Train
+from purerl.training.state import Train
 
 Algorithm = OnPolicyAlgorithm | OffPolicyAlgorithm
 SIGNATURE = "a function (action_space, *, network=None, **options with defaults)"

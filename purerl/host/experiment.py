@@ -14,10 +14,9 @@ from purerl.host import brought
 from purerl.host.presets import preset
 from purerl.policies.networks import NetworkConfig
 from purerl.records import OffPolicyAlgorithm
-from purerl.training.off_policy import make_off_policy_train
-from purerl.training.on_policy import make_train
 from purerl.training.sizes import LoopConfig, OffPolicyLoopConfig, OnPolicyLoopConfig
-from purerl.training.train import Train
+from purerl.training.state import Train
+from purerl.training.train import make_train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,13 +63,7 @@ class Experiment:
 
     @functools.cached_property
     def _train(self) -> Train:
-        algorithm, env = self.parts()
-        sizes = {k: v for k, v in vars(self.loop).items() if k != "steps"}
-        if isinstance(algorithm, OffPolicyAlgorithm):
-            return make_off_policy_train(algorithm, env, self.loop.steps, **sizes)
-        if algorithm.gamma is not None:
-            sizes["reward_gamma"] = algorithm.gamma
-        return make_train(algorithm, env, self.loop.steps, **sizes)
+        return make_train(*self.parts(), **vars(self.loop))
 
     def options(self) -> dict[str, set[str]]:
         """What :meth:`replace` can change: names in the loop, the configuration, its network."""

@@ -154,4 +154,6 @@ def preset(algorithm: str, env: str) -> dict[str, Any]:
         env: The environment's name.
     """
     rows = PRESETS.get(algorithm, {})
-    return rows.get("*", {}) | rows.get(env, {})
+    # The tables of results were made with so many episodes an evaluation.
+    episodes = {"evaluation_episodes": 128} if env in rows else {}
+    return episodes | rows.get("*", {}) | rows.get(env, {})
