@@ -21,13 +21,7 @@ from purerl.algorithms.trpo import (
     trpo as trpo,
 )
 from purerl.envs.make import Env as Env, list_envs as list_envs, make_env as make_env
-from purerl.host.experiment import (
-    Experiment as Experiment,
-    LoopConfig as LoopConfig,
-    OffPolicyLoopConfig as OffPolicyLoopConfig,
-    OnPolicyLoopConfig as OnPolicyLoopConfig,
-    make_experiment as make_experiment,
-)
+from purerl.host.experiment import Experiment as Experiment, make_experiment as make_experiment
 from purerl.host.options import RunOptions as RunOptions, Terminated as Terminated
 from purerl.host.report.aggregate import iqm as iqm, iqm_interval as iqm_interval
 from purerl.host.report.plotting import plot_curves as plot_curves
@@ -85,13 +79,17 @@ from purerl.second_order.products import (
     hvp as hvp,
 )
 from purerl.training.evaluation import Evaluation as Evaluation, evaluate as evaluate
-from purerl.training.off_policy import make_off_policy_train as make_off_policy_train
-from purerl.training.on_policy import make_train as make_train
 from purerl.training.seeds import use_all_cores as use_all_cores, vectorize as vectorize
-from purerl.training.train import (
+from purerl.training.sizes import (
+    LoopConfig as LoopConfig,
+    OffPolicyLoopConfig as OffPolicyLoopConfig,
+    OnPolicyLoopConfig as OnPolicyLoopConfig,
+)
+from purerl.training.state import (
     Train as Train,
     TrainResult as TrainResult,
     TrainState as TrainState,
 )
+from purerl.training.train import make_train as make_train
 
 __version__: str

@@ -274,11 +274,10 @@ def test_fewer_steps_than_one_iteration():
         ("rollout_length", 0),
         ("evaluations", -1),
         ("evaluation_episodes", 0),
-        ("reward_gamma", 1.5),
     ],
 )
 def test_sizes_of_the_loop(field, value):
-    with pytest.raises(ValueError, match=f"make_train: {field}={value} is out of range"):
+    with pytest.raises(ValueError, match=f"OnPolicyLoopConfig: {field}={value} is out of range"):
         purerl.make_train(A2C, ENV, 10_000, **{field: value})
 
 

@@ -300,7 +300,9 @@ def test_overwriting_loses_nothing_before_the_new_sweep_trains(swept, tmp_path):
     again = purerl.sweep(make, rates, **(options | {"seed": np.int64(0)}))
     assert again.compilations == 1
     assert json.loads((copy / "config.json").read_text())["seed"] == 0
-    assert purerl.load_sweep(copy).points == [{"learning_rate": float(x)} for x in rates.popitem()[1]]
+    assert purerl.load_sweep(copy).points == [
+        {"learning_rate": float(x)} for x in rates.popitem()[1]
+    ]
     assert len(purerl.load_sweep(copy).points) == 2
 
 

@@ -1,7 +1,6 @@
 """Sweeps: hyper-parameters x seeds in as few compilations as their shapes allow."""
 
 import csv
-import dataclasses
 import functools
 import io
 import math
@@ -263,8 +262,7 @@ class _Sweep:
         layout = make_layout(self.options.shard, last - first, experiment.loop.num_envs)
 
         def build(values: dict[str, Any]) -> Any:
-            config = dataclasses.replace(experiment.config, **values)
-            return dataclasses.replace(experiment, config=config).build()
+            return experiment.replace(**values).build()
 
         driver = Driver(build, *self._rows(group, first, last), layout)
         driver.compile()
@@ -287,7 +285,7 @@ class _Sweep:
         point, seed = (x[part.first : part.last] for x in self.known.names(part.group.points))
         session = Session(
             driver,
-            f"{experiment.algorithm} on {experiment.env}",
+            experiment.label,
             experiment.loop.evaluations > 0,
             folder,
             self._description(part),

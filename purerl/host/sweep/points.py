@@ -74,8 +74,10 @@ def make_groups(experiments: list[Experiment]) -> list[Group]:
         swept = _swept(experiment)
         data = experiment.to_json()
         rest = {k: x for k, x in plain(experiment.config).items() if k not in swept}
-        # What JSON tells of functions and objects does not say whether two are the same.
-        objects = [id(x) for x in _parts(experiment) if callable(x) or not isinstance(x, str)]
+        # What JSON tells of objects and functions does not say whether two are the same.
+        brought = (experiment.algorithm, experiment.env, experiment.network)
+        functions = [x for x in vars(experiment.config).values() if callable(x)]
+        objects = [id(x) for x in (*brought, *functions) if not isinstance(x, str)]
         key = json.dumps([{**data, "config": rest}, sorted(swept), objects])
         group = groups.setdefault(key, Group(experiment, [], {name: [] for name in swept}))
         group.points.append(i)
@@ -85,13 +87,6 @@ def make_groups(experiments: list[Experiment]) -> list[Group]:
         group._replace(values={k: x for k, x in group.values.items() if len(set(x)) > 1})
         for group in groups.values()
     ]
-
-
-def _parts(experiment: Experiment) -> list[Any]:
-    """What may be an object, or a function."""
-    config = experiment.config
-    functions = [x for x in vars(config).values() if callable(x)]
-    return [experiment.algorithm, experiment.env, *functions]
 
 
 def _swept(experiment: Experiment) -> dict[str, float]:

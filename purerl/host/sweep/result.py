@@ -56,10 +56,8 @@ class SweepResult(NamedTuple):
             low, high = iqm_interval(last)
             rows.append(
                 {
-                    **{
-                        name: column[number : number + 1].tolist()[0]
-                        for name, column in names.items()
-                    },
+                    "point": number,
+                    **{name: self.points[number].get(name) for name in names},
                     **({} if self.finished.all() else {"step": int(steps[reached - 1])}),
                     "iqm": float(iqm(last)),
                     "low": float(low),
