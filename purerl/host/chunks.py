@@ -26,7 +26,7 @@ from purerl.host.store.folder import RunFolder
 from purerl.host.store.retention import RunCheckpoints
 from purerl.training.evaluation import Evaluation
 from purerl.training.sizes import spread
-from purerl.training.train import Totals, TrainState
+from purerl.training.state import Totals, TrainState
 
 ROWS = 20  # of the log, where nothing is evaluated
 AFTER_CTRL_C = b"\nthe run stops after the chunk it has begun; Ctrl-C again ends it at once\n"
