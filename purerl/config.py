@@ -132,7 +132,8 @@ def widths(default: tuple[int, ...], meaning: str) -> Any:
     """
 
     def check(where: str, name: str, value: Any) -> tuple[int, ...]:
-        if isinstance(value, str) or not isinstance(value, Iterable):
+        none = isinstance(value, str) or not isinstance(value, Iterable)
+        if none or getattr(value, "ndim", 1) != 1:
             raise ValueError(f"{where}: {name}={value!r}, wanted a tuple of integers: (64, 64).")
         return tuple(check_integer(where, f"a width in {name}", x, 1) for x in value)
 

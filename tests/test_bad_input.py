@@ -77,7 +77,7 @@ def refused(spec, default):
     if wanted.startswith("one of"):
         return "", "no such word", default.upper() + "x", None, True, 1, NAN
     if wanted.startswith("a tuple of integers"):
-        return 8, "8", None, (8, 0), (8, -1), (8.0,), (True,), (None,), np.array([0.5])
+        return 8, "8", None, (8, 0), (8, -1), (8.0,), (True,), (None,), np.array([0.5]), np.array(8)
     return {}, None, "network", {"hidden_sizes": (8,)}, 1, type(default)  # a part
 
 
@@ -207,7 +207,7 @@ def test_action_space_that_is_none(name, space, message):
 
 def test_q_critic_checks_the_action_space_too():
     config = purerl.PolicyGradientConfig(estimator="q_critic")
-    with pytest.raises(TypeError, match="action_space is a builtins.str"):
+    with pytest.raises(TypeError, match=r"action_space is a builtins\.str"):
         purerl.policy_gradient(config, "Discrete")
 
 
