@@ -32,8 +32,16 @@ from purerl.pieces.minibatches import minibatches, permutation
 from purerl.pieces.returns import discounted_return, gae, lambda_return, n_step_return, return_to_go
 from purerl.pieces.rollout import unroll
 from purerl.policies.acting import default_network
-from purerl.policies.distributions import Categorical, DiagGaussian
-from purerl.policies.networks import MLP, ActorCritic, ActorQCritic, NetworkConfig, QNetwork
+from purerl.policies.adapters import NetworkFunctions, from_equinox, from_nnx
+from purerl.policies.distributions import Categorical, DiagGaussian, Distribution
+from purerl.policies.networks import (
+    MLP,
+    ActorCritic,
+    ActorQCritic,
+    Network,
+    NetworkConfig,
+    QNetwork,
+)
 from purerl.records import (
     ActionSpace,
     Box,
@@ -135,8 +143,11 @@ __all__ = [
     "OffPolicyBatch",
     "Categorical",
     "DiagGaussian",
+    "Distribution",
     "MLP",
+    "Network",
     "NetworkConfig",
+    "NetworkFunctions",
     "OnPolicyBatch",
     "QNetwork",
     "Replay",
@@ -145,6 +156,8 @@ __all__ = [
     "Transition",
     "default_network",
     "discounted_return",
+    "from_equinox",
+    "from_nnx",
     "gae",
     "lambda_return",
     "minibatches",

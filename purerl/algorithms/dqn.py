@@ -47,7 +47,7 @@ from purerl.config import (
 from purerl.pieces.gradient import gradient_step, keep_if_finite, make_optimizer
 from purerl.pieces.losses import double_q_target, huber_loss, q_target, taken, value_loss
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies.acting import apply_network
+from purerl.policies.acting import apply_network, init_q_params
 from purerl.policies.networks import NetworkConfig, QNetwork
 from purerl.records import (
     ActionSpace,
@@ -167,7 +167,7 @@ def dqn(config: DQNConfig, action_space: ActionSpace, network: Any = None) -> Of
     optimizer = make_optimizer("adam", eps=config.adam_eps, max_grad_norm=config.max_grad_norm)
 
     def init(obs: jax.Array, key: jax.Array) -> DQNState:
-        params = network.init(key, obs)
+        params = init_q_params(network, action_space, obs, key)
         copy = jax.tree.map(jnp.copy, params)  # of its own, so that both may be donated
         return DQNState(params, copy, optimizer.init(params), Clock(jnp.zeros((), jnp.int32)))
 

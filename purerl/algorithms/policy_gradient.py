@@ -168,7 +168,7 @@ def policy_gradient(
     )
 
     def init(obs: jax.Array, key: jax.Array) -> PolicyGradientState:
-        params = init_params(network, action_space, obs, key)
+        params = init_params(network, action_space, obs, key, q=config.critic == "q")
         return PolicyGradientState(params, optimizer.init(params))
 
     def update(
