@@ -13,11 +13,11 @@ from purerl.algorithms.ppo import PPOClipConfig, PPOPenaltyConfig, ppo_clip, ppo
 from purerl.algorithms.trpo import NPGConfig, TRPOConfig, npg, trpo
 from purerl.envs.make import Env, list_envs, make_env
 from purerl.host.experiment import Experiment, make_experiment
-from purerl.host.options import RunOptions, Terminated
+from purerl.host.options import STOP, RunOptions, Terminated
 from purerl.host.report.aggregate import iqm, iqm_interval
 from purerl.host.report.plotting import plot_curves
 from purerl.host.report.writers import Writer
-from purerl.host.runs import RunResult, resume, run
+from purerl.host.runs import RunResult, load_run, resume, run
 from purerl.host.store.policy import evaluate_run, load_policy
 from purerl.host.sweep.parts import resume_sweep, sweep
 from purerl.host.sweep.points import samples
@@ -47,7 +47,7 @@ from purerl.second_order.conjugate_gradient import CGResult, CGStop, conjugate_g
 from purerl.second_order.line_search import LineSearchResult, backtracking_line_search
 from purerl.second_order.products import fisher_diagonal, fisher_vector_product, hvp
 from purerl.training.evaluation import Evaluation, evaluate
-from purerl.training.seeds import use_all_cores, vectorize
+from purerl.training.seeds import take_seeds, use_all_cores, vectorize
 from purerl.training.sizes import LoopConfig, OffPolicyLoopConfig, OnPolicyLoopConfig
 from purerl.training.state import Train, TrainResult, TrainState
 from purerl.training.train import make_train
@@ -89,6 +89,7 @@ __all__ = [
     "TrainState",
     "evaluate",
     "make_train",
+    "take_seeds",
     "use_all_cores",
     "vectorize",
     # From the host
@@ -104,7 +105,9 @@ __all__ = [
     "evaluate_run",
     "iqm",
     "iqm_interval",
+    "STOP",
     "load_policy",
+    "load_run",
     "load_sweep",
     "make_experiment",
     "plot_curves",
