@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,8 @@ from purerl.host.store.folder import RunFolder, check_run
 from purerl.host.sweep.result import load_sweep, read_host, sweep_parts
 from purerl.records import Box, Clock
 from purerl.training.evaluation import Evaluation
-from purerl.training.seeds import take_seeds, use_all_cores, vectorize
+from purerl.training.seeds import is_clock, take_seeds, use_all_cores, vectorize
 from purerl.training.state import TrainState
-
-
-class Place(NamedTuple):
-    """Where a policy is: a run's folder, and its row of that run's arrays."""
-
-    folder: RunFolder
-    experiment: Experiment
-    row: int
 
 
 def load_policy(
@@ -64,8 +56,13 @@ def load_policy(
     folder, which = RunFolder(path), NEWEST if checkpoint == "newest" else BEST
     config = folder.read_config()
     if "experiments" in config:
-        folder, experiment, row = _row_of_sweep(folder, config, point, seed, which, given)
-        state, _ = load_learned(folder, which, **given)
+        number, found, last = _rows_of_point(folder, config, point, which)
+        seed = best_seed(str(path), seed, config["seeds"], last) if found else 0
+        if seed not in found:
+            raise _missing(folder, number, seed)
+        experiment = Experiment.from_json(config["experiments"][number], **given)
+        part, row = found[seed]
+        state, _ = load_learned(part, which, **given)
     elif point != "best":
         raise ValueError(f"load_policy: {path} is no sweep, so it has no point {point!r}.")
     else:
@@ -119,15 +116,17 @@ def make_policy(
 def evaluate_run(
     path: str | pathlib.Path,
     *,
+    point: int | str = "best",
     episodes: int = 128,
     seed: int = 0,
     greedy: bool = True,
     **given: Any,
 ) -> Evaluation:
-    """Plays episodes with the policies of a run's newest checkpoint.
+    """Plays episodes with the policies of a run's newest checkpoint, or of a sweep's point.
 
     Args:
-        path: The run's folder.
+        path: The folder of the run or sweep.
+        point: Of a sweep: which of its points, as :func:`load_policy` takes it.
         episodes: Of each seed.
         seed: Random seed of the episodes.
         greedy: Act by the policy's mode; else by samples.
@@ -142,13 +141,30 @@ def evaluate_run(
     """
     use_all_cores()
     folder = RunFolder(path)
-    experiment = Experiment.from_json(read_run(folder), **given)
-    state, host = load_learned(folder, NEWEST, **given)
+    config = folder.read_config()
+    if "experiments" in config:
+        number, found, _ = _rows_of_point(folder, config, point, NEWEST)
+        seeds = config["seeds"]
+        if missing := sorted({*range(seeds)} - {*found}):
+            raise _missing(folder, number, missing[0])
+        experiment = Experiment.from_json(config["experiments"][number], **given)
+        parts = {part.path: load_learned(part, **given)[0] for part, _ in found.values()}
+        rows = [
+            take_seeds(parts[part.path], [row])
+            for part, row in map(found.__getitem__, range(seeds))
+        ]
+        state = jax.tree.map(
+            lambda *x: x[0] if is_clock(x[0]) else np.concatenate(x), *rows, is_leaf=is_clock
+        )
+    else:
+        experiment = Experiment.from_json(read_run(folder), **given)
+        state, host = load_learned(folder, **given)
+        seeds = len(host["failed"])
     loop = dataclasses.replace(
         experiment.loop, evaluation_episodes=episodes, greedy_evaluation=greedy
     )
     train = dataclasses.replace(experiment, loop=loop).build()
-    keys = jax.random.split(jax.random.key(seed), host["run"]["seeds"])
+    keys = jax.random.split(jax.random.key(seed), seeds)
     state = state._replace(clock=Clock(jnp.int32(0)), key=keys)
     return jax.device_get(jax.jit(vectorize(train.evaluate))(state))
 
@@ -194,14 +210,10 @@ def best_seed(where: str, seed: int | str, seeds: int, returns: Mapping[int, flo
     return max(returns, key=lambda s: -np.inf if np.isnan(returns[s]) else returns[s])
 
 
-def _row_of_sweep(
-    folder: RunFolder,
-    config: dict[str, Any],
-    point: int | str,
-    seed: int | str,
-    which: str,
-    given: dict[str, Any],
-) -> Place:
+def _rows_of_point(
+    folder: RunFolder, config: dict[str, Any], point: int | str, which: str
+) -> tuple[int, dict[int, tuple[RunFolder, int]], dict[int, float]]:
+    """Number of a sweep's point; and by seed the folder and row it is in, and its last return."""
     result = load_sweep(folder.path)
     if point == "best":
         ranked = result.ranked()
@@ -209,7 +221,7 @@ def _row_of_sweep(
             raise ValueError(f"{folder.path}: nothing was evaluated, so no point is the best.")
         point = ranked[0]["point"]
     point, seeds = _number("point", point, len(result.points)), config["seeds"]
-    found: dict[int, tuple[RunFolder, int]] = {}  # of each seed
+    found: dict[int, tuple[RunFolder, int]] = {}
     returns: dict[int, float] = {}
     for part in sweep_parts(folder):
         there = part.read_config()
@@ -222,14 +234,14 @@ def _row_of_sweep(
         host = read_host(part, which)
         if host is not None and host["returns"]:
             returns |= {row - begin: host["returns"][-1][row - first] for row in rows}
-    seed = best_seed(str(folder.path), seed, seeds, returns) if found else 0
-    if seed not in found:
-        raise FileNotFoundError(
-            f"{folder.path}: the sweep was stopped before it came to point {point}, seed {seed}; "
-            "resume it."
-        )
-    experiment = Experiment.from_json(config["experiments"][point], **given)
-    return Place(found[seed][0], experiment, found[seed][1])
+    return point, found, returns
+
+
+def _missing(folder: RunFolder, point: int, seed: int) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{folder.path}: the sweep was stopped before it came to point {point}, seed {seed}; "
+        "resume it."
+    )
 
 
 def _number(name: str, x: Any, count: int) -> int:
