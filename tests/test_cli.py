@@ -139,7 +139,7 @@ def test_help_shows_ranges_and_this_environments_defaults(capsys):
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     spec = purerl.DQNConfig.__dataclass_fields__["gamma"].metadata["spec"]
     assert f"--gamma FLOAT {spec.text()}" in shown
-    for option in ("--resume PATH", "--network", "--env-params", "--keep-best", "--hidden-sizes"):
+    for option in ("--resume", "--network", "--env-params", "--keep-best", "--hidden-sizes"):
         assert option in shown, option
     assert "function of progress" in shown
 
