@@ -24,7 +24,7 @@ import purerl
 
 def own(action_space, *, network=None, rate: float = 7e-4, shape="linear", widths=(8,)):
     config = purerl.A2CConfig(learning_rate=rate, learning_rate_schedule=shape)
-    network = network or purerl.ActorCritic(action_space, hidden_sizes=widths)
+    network = network or purerl.ActorCritic(action_space, purerl.NetworkConfig(hidden_sizes=widths))
     return purerl.a2c(config, action_space, network)
 
 
