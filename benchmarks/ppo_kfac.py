@@ -129,7 +129,7 @@ def ppo_kfac(
         info = jax.tree.map(jnp.mean, info) | {"finite": finite}
         return State(params, learned.opt_state), info
 
-    return purerl.OnPolicyAlgorithm(init, make_act(network), update)
+    return purerl.OnPolicyAlgorithm(init, make_act(network), update, gamma=config.gamma)
 
 
 def measure(env_name: str, options: Options) -> dict[str, Any]:
@@ -138,7 +138,6 @@ def measure(env_name: str, options: Options) -> dict[str, Any]:
     import numpy as np
 
     experiment = purerl.make_experiment("ppo_clip", env_name)
-    loop = {name: x for name, x in vars(experiment.loop).items() if name != "steps"}
     env = purerl.make_env(env_name)
     keys = jax.random.split(jax.random.key(0), options.seeds)
     cell: dict[str, Any] = {"env": env_name, "experiment": experiment.to_json()}
@@ -146,9 +145,7 @@ def measure(env_name: str, options: Options) -> dict[str, Any]:
         "Adam": purerl.ppo_clip(experiment.config, env.action_space),
         "K-FAC": ppo_kfac(experiment.config, options, env.action_space),
     }.items():
-        train = purerl.make_train(
-            algorithm, env, experiment.loop.steps, reward_gamma=experiment.config.gamma, **loop
-        )
+        train = purerl.make_train(algorithm, env, **vars(experiment.loop))
         compiled = jax.jit(purerl.vectorize(train.train)).lower(keys).compile()
         start = time.perf_counter()
         result = jax.block_until_ready(compiled(keys))
