@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from purerl.envs.make import Env
 from purerl.pieces import rollout as rollouts
 from purerl.pieces.normalize import init_moments, merge_moments
-from purerl.records import Box, Clock, Info, OffPolicyAlgorithm, PyTree, Transition
+from purerl.records import Box, Clock, OffPolicyAlgorithm, PyTree, Transition
 from purerl.replay.transitions import ReplayMemoryState, replay_memory
 from purerl.training import state as states
 from purerl.training.sizes import OffPolicyLoopConfig
@@ -39,8 +39,8 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         def act(obs, key):
             obs = state.normalizer.observe(obs)
             acted = algorithm.act(state.learner, obs, key, progress=progress)
-            states.check_acted(acted, num_envs, env)
-            return acted[0], {"log_prob": jnp.zeros(num_envs)}  # nothing off-policy reads it
+            action = states.checked_act(acted, num_envs, env)[0]
+            return action, {"log_prob": jnp.zeros(num_envs)}  # nothing off-policy reads it
 
         actors, rollout, statistics = rollouts.unroll(act, env, state.actors, key, length)
         transitions = Transition(*(getattr(rollout, name) for name in Transition._fields))
@@ -57,39 +57,29 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         state = state._replace(replay=memory.init(_item(env, held)))
         return play(state, play_key, sizes.warmup_steps // num_envs, 0.0)[0]
 
-    def learn(
-        carry: tuple[PyTree, ReplayMemoryState],
-        key: jax.Array,
-        normalizer: Normalizer,
-        progress: jax.Array,
-    ) -> tuple[tuple[PyTree, ReplayMemoryState], Info]:
-        """One update, and the priorities after it."""
-        learner, replay = carry
-        sample_key, update_key = jax.random.split(key)
-        size = algorithm.batch_size
-        sample = memory.sample(replay, sample_key, size, progress=progress)
-        batch = memory.batch(replay, sample, gamma=algorithm.gamma, n_step=algorithm.n_step)
-        batch = batch._replace(
-            obs=normalizer.observe(batch.obs), next_obs=normalizer.observe(batch.next_obs)
-        )
-        updated = algorithm.update(learner, batch, update_key, progress=progress)
-        states.check_updated(learner, updated, td_error=(algorithm.batch_size,))
-        learner, info = updated
-        td_error = info["td_error"]
-        replay = memory.update_priorities(replay, batch.indices, td_error)
-        return (learner, replay), info | {"td_error": jnp.mean(jnp.abs(td_error))}
-
     def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
         progress = state.clock.iteration / sizes.iterations
         key = jax.random.fold_in(state.key, state.clock.iteration)
         play_key, learn_key = jax.random.split(key)
-
         state, statistics = play(state, play_key, sizes.rollout_length, progress)
-        (learner, replay), info = jax.lax.scan(
-            lambda carry, key: learn(carry, key, state.normalizer, progress),
-            (state.learner, state.replay),
-            jax.random.split(learn_key, sizes.updates),
-        )
+        observe = state.normalizer.observe
+
+        def learn(carry: tuple[PyTree, ReplayMemoryState], key: jax.Array):
+            """One update, and the priorities after it."""
+            learner, replay = carry
+            sample_key, update_key = jax.random.split(key)
+            size = algorithm.batch_size
+            sample = memory.sample(replay, sample_key, size, progress=progress)
+            batch = memory.batch(replay, sample, gamma=algorithm.gamma, n_step=algorithm.n_step)
+            batch = batch._replace(obs=observe(batch.obs), next_obs=observe(batch.next_obs))
+            updated = algorithm.update(learner, batch, update_key, progress=progress)
+            learner, info = states.checked_update(learner, updated, td_error=(size,))
+            td_error = info["td_error"]
+            replay = memory.update_priorities(replay, batch.indices, td_error)
+            return (learner, replay), info | {"td_error": jnp.mean(jnp.abs(td_error))}
+
+        keys = jax.random.split(learn_key, sizes.updates)
+        (learner, replay), info = jax.lax.scan(learn, (state.learner, state.replay), keys)
         refused = state.refused + jnp.sum(~info["finite"], dtype=jnp.int32)
         mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), info)
         info = mean | {"finite": info["finite"].all()}
@@ -113,30 +103,32 @@ def _item(env: Env, obs_dtype: Any) -> Transition:
 
 
 def _check(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfig) -> None:
-    if sizes.warmup < algorithm.batch_size:
-        raise ValueError(
-            f"make_train: warmup={sizes.warmup} is less than batch_size={algorithm.batch_size}; "
-            "start to learn when there is at least one batch to learn from."
-        )
-    each = sizes.steps_per_iteration
-    for what, steps in (("the warm-up", sizes.warmup_steps), ("an iteration", each)):
-        if steps > algorithm.replay.capacity:
-            raise ValueError(
-                f"make_train: {what} adds {steps} transitions to a buffer of capacity="
-                f"{algorithm.replay.capacity}; make the capacity larger, or {what} smaller."
-            )
-    steps = algorithm.replay.capacity // sizes.num_envs
-    if algorithm.n_step > steps:
-        raise ValueError(
-            f"make_train: n_step={algorithm.n_step} is more than the {steps} steps of each of "
-            f"{sizes.num_envs} environments that a buffer of capacity={algorithm.replay.capacity} "
-            "holds; make n_step smaller, or the capacity larger."
-        )
-    highest = {"float": None, "uint8": 255, "bool": 1}[sizes.replay_obs]
+    capacity, each = algorithm.replay.capacity, sizes.steps_per_iteration
+    held = capacity // sizes.num_envs
+    most = {"float": math.inf, "uint8": 255, "bool": 1}[sizes.replay_obs]
     low, high = env.obs_range or (-math.inf, math.inf)
-    if highest is not None and not (low >= 0 and high <= highest):
-        got = "real numbers" if env.obs_range is None else f"integers from {low} to {high}"
-        raise ValueError(
-            f"make_train: replay_obs={sizes.replay_obs!r} holds whole numbers from 0 to {highest}, "
-            f"and the observations of {env.name} are {got}; use replay_obs='float'."
-        )
+    for refused, message in (
+        (
+            sizes.warmup < algorithm.batch_size,
+            f"warmup={sizes.warmup} is less than batch_size={algorithm.batch_size}; start to learn "
+            "when there is at least one batch to learn from.",
+        ),
+        (
+            max(sizes.warmup_steps, each) > capacity,
+            f"the warm-up adds {sizes.warmup_steps} and an iteration {each} transitions to a "
+            f"buffer of capacity={capacity}; make the capacity larger, or these smaller.",
+        ),
+        (
+            algorithm.n_step > held,
+            f"n_step={algorithm.n_step} is more than the {held} steps of each of {sizes.num_envs} "
+            f"environments that capacity={capacity} holds; lessen it, or enlarge the capacity.",
+        ),
+        (
+            most < math.inf and not 0 <= low <= high <= most,
+            f"replay_obs={sizes.replay_obs!r} holds whole numbers from 0 to {most}, and {env.name} "
+            f"observes {'real numbers' if env.obs_range is None else f'{low} to {high}'}; use "
+            "replay_obs='float'.",
+        ),
+    ):
+        if refused:
+            raise ValueError(f"make_train: {message}")

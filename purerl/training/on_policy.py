@@ -39,8 +39,7 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
         def act(obs, key):
             obs = state.normalizer.observe(obs)
             acted = algorithm.act(state.learner, obs, key, progress=progress)
-            states.check_acted(acted, num_envs, env, "log_prob")
-            return acted
+            return states.checked_act(acted, num_envs, env, "log_prob")
 
         return act
 
@@ -75,8 +74,7 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
         )
         rollout, normalizer = _normalize_rollout(rollout, normalizer, algorithm.gamma)
         updated = algorithm.update(state.learner, rollout, update_key, progress=progress)
-        states.check_updated(state.learner, updated)
-        learner, info = updated
+        learner, info = states.checked_update(state.learner, updated)
         iteration = state.clock.iteration + 1
         refused = state.refused + ~info["finite"]
         state = TrainState(Clock(iteration), state.key, learner, actors, normalizer, refused)
@@ -89,18 +87,15 @@ def _normalize_rollout(rollout, normalizer: Normalizer, gamma):
     """The rollout as the learner sees it, under the moments it was collected with; and the moments
     after it.
     """
-    obs_moments, scaler = normalizer
-    if obs_moments is not None:
-        raw = rollout.obs
-        rollout = rollout._replace(
-            obs=normalizer.observe(raw), next_obs=normalizer.observe(rollout.next_obs)
-        )
-        obs_moments = normalize.merge_moments(obs_moments, raw)
+    (moments, scaler), raw, observe = normalizer, rollout, normalizer.observe
+    if moments is not None:
+        rollout = rollout._replace(obs=observe(raw.obs), next_obs=observe(raw.next_obs))
+        moments = normalize.merge_moments(moments, raw.obs)
     if scaler is not None:
-        done = rollout.terminated | rollout.truncated
-        reward, scaler = normalize.scale_rewards(scaler, rollout.reward, done, gamma)
+        done = raw.terminated | raw.truncated
+        reward, scaler = normalize.scale_rewards(scaler, raw.reward, done, gamma)
         rollout = rollout._replace(reward=reward)
-    return rollout, Normalizer(obs_moments, scaler)
+    return rollout, Normalizer(moments, scaler)
 
 
 def _check_whole_episodes(env: Env, rollout_length: int) -> None:

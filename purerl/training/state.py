@@ -179,8 +179,8 @@ _OWED = {
 }
 
 
-def check_acted(acted: Any, num_envs: int, env: Any, *owed: str) -> None:
-    """Raises TypeError or ValueError unless ``act`` returned what a loop needs.
+def checked_act(acted: Any, num_envs: int, env: Any, *owed: str) -> Any:
+    """What ``act`` returned; raises TypeError or ValueError unless it is what a loop needs.
 
     Args:
         acted: What the algorithm's ``act`` returned.
@@ -195,10 +195,11 @@ def check_acted(acted: Any, num_envs: int, env: Any, *owed: str) -> None:
             f"the algorithm's act returned actions of shape {jnp.shape(acted[0])}, wanted {wanted}:"
             f" one of {env.action_space} for each of {num_envs} environments."
         )
+    return acted
 
 
-def check_updated(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> None:
-    """Raises TypeError or ValueError unless ``update`` returned what a loop needs.
+def checked_update(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> Any:
+    """What ``update`` returned; raises TypeError or ValueError unless it is what a loop needs.
 
     Args:
         before: The algorithm's state that it was given.
@@ -221,6 +222,7 @@ def check_updated(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> None
             f"the algorithm's update changes its state: {'; '.join(changed[:3])}; return what init "
             "returns, with astype where an operation promotes."
         )
+    return updated
 
 
 def _check_returned(who: str, parts: str, returned: Any, shapes: dict[str, Any]) -> None:
