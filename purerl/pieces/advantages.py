@@ -37,40 +37,38 @@ def values(network: Any, params: PyTree, rollout: Rollout) -> tuple[jax.Array, j
     return value.reshape(lead), next_value.reshape(lead)
 
 
-def advantage_batch(
+def on_policy_batch(
     network: Any,
     params: PyTree,
     rollout: Rollout,
     gamma: float | jax.Array,
     gae_lambda: float | jax.Array,
+    *,
+    normalize: bool = False,
 ) -> OnPolicyBatch:
     """A rollout as samples, with GAE advantages and lambda-returns as the critic's targets.
 
     Args:
-        network: A flax module ``obs [B, *O] -> (distribution, value [B])``.
+        network: ``obs [B, *O] -> (distribution, value [B])``.
         params: The parameters that collected the rollout.
-        rollout: ``[T, N]``.
+        rollout: ``[T, N]``, of JAX's or NumPy's arrays.
         gamma: Discount factor.
         gae_lambda: GAE's lambda.
+        normalize: Whether to :func:`standardize` the advantages; the targets are not changed.
 
     Returns:
-        Samples ``[T * N]``.
+        Samples ``[T * N]``, of JAX's arrays.
     """
+    rollout = jax.tree.map(jnp.asarray, rollout)
     value, next_value = values(network, params, rollout)
-    advantage = gae(
-        rollout.reward,
-        value,
-        next_value,
-        rollout.terminated,
-        rollout.truncated,
-        gamma,
-        gae_lambda,
-    )
-    return OnPolicyBatch(
-        *flatten_time(
-            (rollout.obs, rollout.action, rollout.log_prob, value, advantage, advantage + value)
-        )
-    )
+    flags = rollout.terminated, rollout.truncated
+    advantage = gae(rollout.reward, value, next_value, *flags, gamma, gae_lambda)
+    played = rollout.obs, rollout.action, rollout.log_prob
+    batch = OnPolicyBatch(*flatten_time((*played, value, advantage, advantage + value)))
+    return batch._replace(advantage=standardize(batch.advantage)) if normalize else batch
+
+
+advantage_batch = on_policy_batch  # its former name
 
 
 def standardize(x: jax.Array, eps: float = 1e-8) -> jax.Array:
