@@ -23,9 +23,7 @@ from purerl.second_order.kfac.factors import (
 )
 from purerl.second_order.kfac.layers import find_layers, reaching, tap
 from purerl.second_order.kfac.transform import (
-    average,
     clip_kl,
-    corrected,
     precondition,
     scale_by_kfac,
 )
@@ -455,18 +453,6 @@ def test_inverses_stay_finite_in_float32(kind, scale):
 
 
 # The transformation.
-
-
-def test_moving_average_is_corrected_for_its_start():
-    one = lambda x: Factors((jnp.full((1, 1), x),), (jnp.full((1, 1), 2 * x),), {})  # noqa: E731
-    factors, weight = one(0.0), jnp.zeros(())
-    assert corrected(factors, weight).a[0] == 0
-    for x in (1.0, 2.0, 5.0):
-        factors, weight = average(factors, weight, one(x), 0.9)
-    wanted = (0.81 * 1 + 0.9 * 2 + 5) / (0.81 + 0.9 + 1)
-    assert weight == pytest.approx(1 - 0.9**3)
-    assert corrected(factors, weight).a[0] == pytest.approx(wanted)
-    assert corrected(factors, weight).g[0] == pytest.approx(2 * wanted)
 
 
 def test_kl_clip_by_hand(x64):
