@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 import purerl
 from purerl import Box, Discrete, NetworkConfig, OnPolicyBatch, Rollout
 from purerl.algorithms.trpo import make_critic_loss, make_policy_step, trust_region_step
-from purerl.pieces.advantages import standardize
+from purerl.pieces.advantages import on_policy_batch, standardize
 from purerl.pieces.gradient import fit, make_optimizer
 from purerl.pieces.losses import surrogate_loss
 
@@ -510,7 +510,7 @@ def test_update_is_policy_step_and_critic_fit(space, shared, x64):
     old = jax.vmap(lambda o: network.apply(state.params, o)[0])(data.obs)
     data = data._replace(log_prob=jax.vmap(lambda d, a: d.log_prob(a))(old, data.action))
     new, info = jax.jit(algorithm.update)(state, data, jax.random.key(1))
-    batch = purerl.algorithms.trpo.make_batch(network, config, state.params, data)
+    batch = on_policy_batch(network, state.params, data, 0.99, 0.95, normalize=True)
     stepped, step_info = make_policy_step(network, config)(state.params, batch)
     assert info["kl"] == pytest.approx(step_info["kl"])
     assert info["accepted"]
@@ -564,18 +564,17 @@ def test_a_critic_that_is_not_finite_refuses_the_policy_too():
 
 
 def test_advantages_and_targets_are_of_the_old_critic(x64):
-    space, config = Discrete(3), purerl.TRPOConfig(gamma=0.9, gae_lambda=0.8)
-    network = purerl.default_network(space, config.network)
+    space = Discrete(3)
+    network = purerl.ActorCritic(space, NetworkConfig(hidden_sizes=(4,)))
     data = rollout(space)
     params = network.init(jax.random.key(0), data.obs[0])
-    batch = purerl.algorithms.trpo.make_batch(network, config, params, data)
+    batch = on_policy_batch(network, params, data, 0.9, 0.8, normalize=True)
     values = [jax.vmap(lambda o: network.apply(params, o)[1])(o) for o in (data.obs, data.next_obs)]
     wanted = purerl.gae(data.reward, *values, data.terminated, data.truncated, 0.9, 0.8)
     np.testing.assert_allclose(batch.target, (wanted + values[0]).ravel(), rtol=1e-12)
     normal = (wanted - wanted.mean()) / (np.std(wanted) + 1e-8)
     np.testing.assert_allclose(batch.advantage, normal.ravel(), rtol=1e-10)
-    raw = purerl.TRPOConfig(gamma=0.9, gae_lambda=0.8, normalize_advantage=False)
-    batch = purerl.algorithms.trpo.make_batch(network, raw, params, data)
+    batch = on_policy_batch(network, params, data, 0.9, 0.8)
     np.testing.assert_allclose(batch.advantage, wanted.ravel(), rtol=1e-12)
 
 

@@ -28,6 +28,7 @@ from purerl.second_order.kfac.factors import (
     to_matrices,
 )
 from purerl.second_order.kfac.layers import Layer
+from purerl.second_order.products import cast_like
 
 DampingKind = Literal["eigenbasis", "factored"]
 Number = float | jax.Array
@@ -198,7 +199,7 @@ def scale_by_kfac(
             plain = optax.clip_by_global_norm(cold_max_norm).update(gradient, optax.EmptyState())[0]
             natural = _keep(warm < 0, plain, natural)
         trust = _keep(finite & (warm >= 0), trust, state.trust)
-        natural = jax.tree.map(lambda x, g: x.astype(jnp.result_type(g)), natural, gradient)
+        natural = cast_like(natural, gradient)
         return natural, KfacState(Clock(now + 1), weight, factors, inverse, trust)
 
     return optax.GradientTransformationExtraArgs(init, update)
