@@ -172,7 +172,9 @@ def prioritized(
     def update_priorities(state: ReplayState, index: jax.Array, td_error: jax.Array) -> ReplayState:
         tree = state.tree
         power = (jnp.abs(td_error) + eps) ** alpha
-        power = jnp.where(jnp.isfinite(power), power, tree.least).astype(tree.leaves.dtype)
+        # The minimum is `least`; without this read the one of `sample` would cost a copy, see Tree.
+        least = jnp.minimum(tree.least, take(tree.leaves, index))
+        power = jnp.where(jnp.isfinite(power), power, least).astype(tree.leaves.dtype)
         tree = tree._replace(largest=jnp.maximum(tree.largest, jnp.max(power)))
         return state._replace(tree=set_leaves(tree, index, power))
 

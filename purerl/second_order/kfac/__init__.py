@@ -3,7 +3,7 @@
 Martens and Grosse 2015, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature".
 """
 
-# ruff: noqa: F401 (names of the folder's modules, to be used as kfac.scale_by_kfac)
+# ruff: noqa: F401, I001 (the names of the folder's modules, for kfac.scale_by_kfac and the like)
 from purerl.second_order.kfac.factors import INVERT, Factors, Inverse, fisher_factors
 from purerl.second_order.kfac.factors import invert_eigenbasis, invert_factored
 from purerl.second_order.kfac.layers import Layer, Tapped, find_layers, reaching, tap

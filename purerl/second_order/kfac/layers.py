@@ -207,7 +207,12 @@ def _used_by(equation: Any, outputs: list[bool]) -> list[bool]:
         branches = [_used(branch, outputs) for branch in params["branches"]]
         return [True, *map(any, zip(*branches, strict=True))]
     if name == "scan":
-        return _used_by_loop(params["jaxpr"], outputs, params["num_consts"], params["num_carry"])
+        body = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
+        # What is scanned over has one axis more outside; versions of JAX differ in the counts' names.
+        same = lambda x, y: x.aval.ndim == y.aval.ndim  # noqa: E731
+        carried = sum(map(same, equation.outvars, body.outvars))
+        constants = sum(map(same, equation.invars, body.invars)) - carried
+        return _used_by_loop(body, outputs, constants, carried)
     if name == "while":
         constants, carried = params["cond_nconsts"], len(outputs)
         predicate = _used(params["cond_jaxpr"], [True])

@@ -211,7 +211,8 @@ def _when(due: jax.Array, always: bool, new: Callable[[], Any], old: Any) -> Any
 
 def _keep(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """``new`` where the condition holds, else ``old``, in the dtypes of ``old``."""
-    return jax.tree.map(lambda n, o: jnp.where(condition, n, o).astype(o.dtype), new, old)
+    kept = jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
+    return cast_like(kept, old)
 
 
 def precondition(layers: Sequence[Layer], inverse: Inverse, gradient: PyTree) -> PyTree:
