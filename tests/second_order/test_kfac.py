@@ -250,7 +250,7 @@ def custom_vjp(p):
 def scan(p, mixed=False):
     def body(carry, x):
         a, b = carry
-        return (a * p["a"] + mixed * b, b * p["b"]), (a, b)
+        return (a * p["a"] + b if mixed else a * p["a"], b * p["b"]), (a, b)
 
     return jax.lax.scan(body, (1.0, 1.0), jnp.arange(3.0))[0]
 

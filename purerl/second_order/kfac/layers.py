@@ -208,7 +208,7 @@ def _used_by(equation: Any, outputs: list[bool]) -> list[bool]:
         return [True, *map(any, zip(*branches, strict=True))]
     if name == "scan":
         body = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
-        # What is scanned over has one axis more outside; versions of JAX differ in the counts' names.
+        # What is scanned over has one axis more outside. (JAX's versions differ in the parameters.)
         same = lambda x, y: x.aval.ndim == y.aval.ndim  # noqa: E731
         carried = sum(map(same, equation.outvars, body.outvars))
         constants = sum(map(same, equation.invars, body.invars)) - carried
@@ -221,7 +221,7 @@ def _used_by(equation: Any, outputs: list[bool]) -> list[bool]:
         return predicate[:constants] + body
     for inner in params.values():
         inner = getattr(inner, "jaxpr", inner)
-        if len(getattr(inner, "invars", ())) == len(equation.invars):
+        if hasattr(inner, "eqns") and len(inner.invars) == len(equation.invars):
             return _used(inner, outputs)
     return [True] * len(equation.invars)
 
