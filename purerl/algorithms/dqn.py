@@ -35,7 +35,7 @@ from purerl.checks import check_action_space, check_batch
 from purerl.config import Config, Number, Schedule, check_kind, choice, count, number, part, switch
 from purerl.pieces import gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies.acting import apply_network
+from purerl.policies.acting import apply_network, init_q_params
 from purerl.policies.networks import NetworkConfig, QNetwork
 from purerl.records import ActionSpace, Clock, Discrete, Info, OffPolicyAlgorithm, PyTree
 from purerl.replay import buffers
@@ -241,28 +241,6 @@ def dqn(config: DQNConfig, action_space: ActionSpace, network: Any = None) -> Of
     return OffPolicyAlgorithm(
         init, act, update, make_replay(config), config.batch_size, config.n_step, config.gamma
     )
-
-
-def init_q_params(network: Any, action_space: Discrete, obs: jax.Array, key: jax.Array) -> PyTree:
-    """Parameters of a Q network, whose outputs are checked against the action space.
-
-    Args:
-        network: ``obs [B, *O] -> q [B, K]``.
-        action_space: Of the environment.
-        obs: ``[N, *O]``.
-        key: PRNG key.
-
-    Raises:
-        ValueError: If the outputs are not ``[N, K]``.
-    """
-    params = network.init(key, obs)
-    q = jax.eval_shape(network.apply, params, obs)
-    wanted = (obs.shape[0], action_space.num_actions)
-    if getattr(q, "shape", None) != wanted:
-        raise ValueError(
-            f"the network returns {q}, wanted q of shape {wanted}, one value an action: [B, K]."
-        )
-    return params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

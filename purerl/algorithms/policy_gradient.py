@@ -294,7 +294,7 @@ def policy_gradient(
     )
 
     def init(obs: jax.Array, key: jax.Array) -> PolicyGradientState:
-        params = acting.init_params(network, action_space, obs, key)
+        params = acting.init_params(network, action_space, obs, key, q=config.critic == "q")
         return PolicyGradientState(params, optimizer.init(params))
 
     def update(
