@@ -98,11 +98,11 @@ def follow(config: DQNConfig, target: PyTree, params: PyTree, clock: Clock) -> P
     def move(target):
         if isinstance(config.target_tau, float | int) and config.target_tau == 1:
             return params  # bit for bit
-        return jax.tree.map(
-            lambda old, new: (old + config.target_tau * (new - old)).astype(old.dtype),
-            target,
-            params,
-        )
+
+        def towards(old, new):
+            return (old + config.target_tau * (new - old)).astype(old.dtype)
+
+        return jax.tree.map(towards, target, params)
 
     if config.target_every == 1:
         return move(target)
@@ -209,14 +209,7 @@ def dqn(config: DQNConfig, action_space: ActionSpace, network: Any = None) -> Of
         copy = jax.tree.map(jnp.copy, params)  # of its own, so that both may be donated
         return DQNState(params, copy, optimizer.init(params), Clock(jnp.zeros((), jnp.int32)))
 
-    def act(
-        state: DQNState,
-        obs: jax.Array,
-        key: jax.Array,
-        *,
-        greedy: bool = False,
-        progress: Number = 1.0,
-    ) -> tuple[jax.Array, Info]:
+    def act(state, obs, key, *, greedy: bool = False, progress: Number = 1.0):
         q = apply_network(network, state.params, obs)
         best = jnp.argmax(q, axis=-1).astype(jnp.int32)
         epsilon = 0.0 if greedy else epsilon_at(config, progress)
