@@ -25,7 +25,8 @@ from purerl.host.store.checkpoint import Snapshot, without_late_noise
 from purerl.host.store.folder import RunFolder
 from purerl.host.store.retention import RunCheckpoints
 from purerl.training.evaluation import Evaluation
-from purerl.training.train import Totals, TrainState, evaluation_iterations
+from purerl.training.sizes import spread
+from purerl.training.state import Totals, TrainState
 
 ROWS = 20  # of the log, where nothing is evaluated
 AFTER_CTRL_C = b"\nthe run stops after the chunk it has begun; Ctrl-C again ends it at once\n"
@@ -85,8 +86,8 @@ class Session:
         self.folder, self.description, self.options = folder, description, options
         self.main = jax.process_index() == 0  # of several hosts, the one that writes
         train = driver.train
-        every = train.evaluate_every if evaluated else -(-train.iterations // ROWS)
-        self.points = evaluation_iterations(train.iterations, every)  # rows of the log
+        # The iterations after which the log gets a row.
+        self.points = train.evaluate_at if evaluated else spread(train.iterations, ROWS)
         self.chunk, self.trial = 0, 1  # iterations; chunk is 0 until it is calibrated
         self.cold = True
         self.steps: list[int] = []

@@ -14,7 +14,7 @@ from purerl.host.devices import Layout
 from purerl.host.store.checkpoint import Snapshot
 from purerl.records import Clock, PyTree
 from purerl.training.evaluation import Evaluation
-from purerl.training.train import Totals, Train, TrainState
+from purerl.training.state import Totals, Train, TrainState
 
 
 class Report(NamedTuple):

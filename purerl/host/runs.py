@@ -19,7 +19,7 @@ from purerl.host.resources import check_replay, format_bytes
 from purerl.host.store.folder import PLOT, RunFolder, check_same
 from purerl.host.store.policy import read_run
 from purerl.training.seeds import use_all_cores
-from purerl.training.train import TrainState
+from purerl.training.state import TrainState
 
 
 class RunResult(NamedTuple):

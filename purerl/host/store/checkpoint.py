@@ -25,7 +25,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from purerl.host.devices import Layout, any_host, from_hosts, gathered, with_keys, without_keys
 from purerl.records import PyTree
-from purerl.training.train import TrainState
+from purerl.training.state import TrainState
 
 FORMAT = 1
 # What the error of a file that may be whole says.

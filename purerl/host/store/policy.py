@@ -17,7 +17,7 @@ from purerl.host.sweep.result import load_sweep, read_host, sweep_parts
 from purerl.records import Box, Clock
 from purerl.training.evaluation import Evaluation
 from purerl.training.seeds import use_all_cores, vectorize
-from purerl.training.train import TrainState
+from purerl.training.state import TrainState
 
 
 class _Row(NamedTuple):
