@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import pathlib
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from purerl.host.devices import Layout, any_host, from_hosts, gathered, with_key
 from purerl.records import PyTree
 from purerl.training.state import TrainState
 
-FORMAT = 1
+FORMAT = 2
 # What the error of a file that may be whole says.
 UNDAMAGED = (
     *("MemoryError", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED"),
@@ -57,6 +58,7 @@ class Checkpoints:
         """
         _quieten()
         self.path, self._keep = path, keep
+        self._unseen: int | None = None  # iteration whose files were not looked at yet
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -100,6 +102,7 @@ class Checkpoints:
             host=ocp.args.JsonSave(host),
         )
         self._write(lambda: self._manager.save(iteration, args=args, force=True))
+        self._unseen = iteration
 
     def wait(self) -> None:
         """Returns when the last checkpoint is written; all hosts call it.
@@ -107,7 +110,18 @@ class Checkpoints:
         Raises:
             OSError: If it cannot be written; what was written of it is deleted.
         """
-        self._write(self._manager.wait_until_finished)
+        self._write(self._finish)
+
+    def _finish(self) -> None:
+        self._manager.wait_until_finished()
+        if (iteration := self._unseen) is None or jax.process_index() != 0:
+            return
+        self._unseen = None
+        for part in ("policy", "rest"):
+            manifest = self.path / str(iteration) / part / "manifest.ocdbt"
+            if not manifest.exists():
+                shutil.rmtree(self.path / str(iteration))
+                raise OSError(f"{manifest} is missing")
 
     def close(self) -> None:
         """Ends the threads that write; what trouble they had, :meth:`wait` tells."""
@@ -250,7 +264,7 @@ class Checkpoints:
             # Orbax leaves the torn folder, which takes space, and loses count of older ones.
             with contextlib.suppress(Exception):
                 self._manager.close()
-            self._manager = self._open()
+            self._manager, self._unseen = self._open(), None
         if trouble is not None:
             lines = str(trouble).strip().splitlines() or [type(trouble).__name__]
             why = os.strerror(errno.ENOSPC)

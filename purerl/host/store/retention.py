@@ -10,7 +10,7 @@ from purerl.host.devices import Layout, Shard
 from purerl.host.options import RunOptions
 from purerl.host.report.aggregate import iqm
 from purerl.host.store.checkpoint import BEST, NEWEST, Checkpoints, Snapshot
-from purerl.host.store.folder import check_same
+from purerl.host.store.folder import check_run, check_same
 from purerl.host.store.provenance import environment
 
 INEXACT = (
@@ -20,8 +20,8 @@ INEXACT = (
 )
 
 
-class RunCheckpoints:
-    """A run's checkpoints; trouble in writing them is told, and does not end the run."""
+class Retention:
+    """Which checkpoints of a run are kept; trouble in writing them does not end the run."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class RunCheckpoints:
             return None
         where = str(self._newest.path / str(iterations[-1]))
         host = self._newest.read_host(iterations[-1])
-        check_same(self._about["run"], host["run"], where)
+        check_run(self._about["run"], host["run"], where)
         if not self._inexact:
             check_same(self._about["environment"], host["environment"], where, INEXACT)
         return host
