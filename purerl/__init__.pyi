@@ -50,11 +50,21 @@ from purerl.pieces.returns import (
 )
 from purerl.pieces.rollout import unroll as unroll
 from purerl.policies.acting import default_network as default_network
-from purerl.policies.distributions import Categorical as Categorical, DiagGaussian as DiagGaussian
+from purerl.policies.adapters import (
+    NetworkFunctions as NetworkFunctions,
+    from_equinox as from_equinox,
+    from_nnx as from_nnx,
+)
+from purerl.policies.distributions import (
+    Categorical as Categorical,
+    DiagGaussian as DiagGaussian,
+    Distribution as Distribution,
+)
 from purerl.policies.networks import (
     MLP as MLP,
     ActorCritic as ActorCritic,
     ActorQCritic as ActorQCritic,
+    Network as Network,
     NetworkConfig as NetworkConfig,
     QNetwork as QNetwork,
 )

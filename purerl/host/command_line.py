@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import pathlib
 from typing import Any, Literal
 
@@ -168,7 +169,7 @@ def resumed(options: list[str]) -> str | None:
     Args:
         options: Words of the command line.
     """
-    for word, after in zip(options, [*options[1:], ""], strict=True):
+    for word, after in itertools.pairwise([*options, ""]):
         name, equals, value = word.partition("=")
         if name == "--resume":
             return value if equals else "" if after.startswith("-") else after

@@ -201,13 +201,14 @@ def test_a_result_is_a_table_of_seeds_and_evaluations():
     }
 
 
-def test_a_table_needs_pandas(monkeypatch):
-    made = []
-    stand_in = type(sys)("pandas")
-    stand_in.DataFrame = made.append
-    monkeypatch.setitem(sys.modules, "pandas", stand_in)
-    made_up().to_pandas()
-    assert made[0]["step"].tolist() == [9, 18, 9, 18, 9]
+def test_a_result_as_a_data_frame():
+    pytest.importorskip("pandas")
+    table = made_up().to_pandas()
+    assert table.groupby("clip")["return"].max().tolist() == [1.0, 2.0, 3.0]
+    assert table.dtypes["step"] == np.int64
+
+
+def test_a_data_frame_needs_pandas(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match="which is not installed: pip install pandas"):
         made_up().to_pandas()
@@ -426,8 +427,8 @@ def test_an_algorithm_by_name_with_a_grid(swept):
         functools.partial(purerl.make_experiment, "a2c"), points, seeds=2, progress=False
     )
     np.testing.assert_array_equal(result.returns, swept[1].returns[::2])
-    named = [{k: x for k, x in point.items() if k != "env"} for point in points]
-    again = purerl.sweep("a2c", "CartPole-v1", grid=named, seeds=2, progress=False)
+    rates = {"learning_rate": RATES}
+    again = purerl.sweep("a2c", "CartPole-v1", grid=rates, seeds=2, progress=False, **SMALL)
     np.testing.assert_array_equal(again.returns, result.returns)
 
 

@@ -1,6 +1,7 @@
 """Sweeps: hyper-parameters x seeds in as few compilations as their shapes allow."""
 
 import csv
+import dataclasses
 import functools
 import io
 import math
@@ -74,7 +75,8 @@ def sweep(
         resume: Go on with the sweep in that folder, if there is one; it must be this one.
         memory: Bytes that one part may take on all devices together; by default nine tenths of what
             they have.
-        **options: Fields of :class:`purerl.RunOptions`.
+        **options: Fields of :class:`purerl.RunOptions`; with ``grid`` also what
+            :func:`purerl.make_experiment` takes.
 
     Raises:
         ValueError: If there is no point, a number is out of range, not even one seed a device fits
@@ -90,12 +92,14 @@ def sweep(
         >>> len(result.ranked()), result.returns.shape, result.compilations
         (2, (2, 2, 1), 1)
     """
+    if grid is not None:
+        names = {field.name for field in dataclasses.fields(RunOptions)}
+        numbers = {name: options.pop(name) for name in [*options] if name not in names}
+        experiment, values = functools.partial(make_experiment, experiment, values, **numbers), grid
     chosen = RunOptions.of(options)
-    check_integer("sweep", "seeds", seeds, 1)
+    seeds, seed = check_integer("sweep", "seeds", seeds, 1), check_integer("sweep", "seed", seed, 0)
     if resume and (out is None or overwrite):
         raise ValueError("sweep: resume goes on with the sweep in out; give out, and no overwrite.")
-    if grid is not None:
-        experiment, values = functools.partial(make_experiment, experiment, values), grid
     make = experiment.replace if isinstance(experiment, Experiment) else experiment
     if not callable(make) or not isinstance(values, Mapping | Sequence) or isinstance(values, str):
         raise TypeError(
@@ -112,7 +116,7 @@ def sweep(
         "points": plain(points),
         "experiments": [experiment.to_json() for experiment in experiments],
         "seeds": seeds,
-        "seed": python_number(seed),
+        "seed": seed,
     }
     folder = None if out is None else RunFolder(out)
     begun = agreed(folder is not None and resume and folder.begun())

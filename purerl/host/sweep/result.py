@@ -207,11 +207,8 @@ class Collected:
         for (point, seed), (steps, returns) in self.curves.items():
             all_steps[point, : len(steps)] = steps
             all_returns[point, seed, : len(steps)] = returns
-        finished = self.finished.all(axis=1)
-        return SweepResult(
-            *(self.points, all_steps, all_returns, self.failed, finished),
-            *(self.seconds, compilations, stopped, trouble),
-        )
+        about = all_steps, all_returns, self.failed, np.all(self.finished, axis=1)
+        return SweepResult(self.points, *about, self.seconds, compilations, stopped, trouble)
 
 
 def load_sweep(path: str | pathlib.Path) -> SweepResult:
