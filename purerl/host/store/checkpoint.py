@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from purerl.host.devices import Layout, any_host, from_hosts, gathered, with_keys, without_keys
+from purerl.host.store.folder import differences
 from purerl.records import PyTree
 from purerl.training.state import TrainState
 
@@ -208,17 +209,10 @@ class Checkpoints:
 
     def _check_arrays(self, iteration: int, wanted: dict[str, Any], found: dict[str, str]) -> None:
         described = {name: describe(x) for name, x in wanted.items()}
-        differences = [
-            f"{name} is {found.get(name, 'missing')}, wanted {described.get(name, 'nothing')}"
-            for name in sorted({*found, *described})
-            if found.get(name) != described.get(name)
-        ]
-        if differences:
+        if told := differences(found, described):
             raise ValueError(
-                f"{self.path / str(iteration)} does not hold this run's arrays: "
-                f"{'; '.join(differences[:3])}"
-                f"{f'; and {len(differences) - 3} more' if differences[3:] else ''}. Continue the "
-                "run with the version of purerl that began it."
+                f"{self.path / str(iteration)} does not hold this run's arrays: {told}. Continue "
+                "the run with the version of purerl that began it."
             )
 
     def _check_sums(
