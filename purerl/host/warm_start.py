@@ -8,7 +8,8 @@ import numpy as np
 
 from purerl.host.devices import gathered, without_keys
 from purerl.host.experiment import Experiment
-from purerl.host.store.checkpoint import checksums, describe, of_all_hosts
+from purerl.host.store.checkpoint import describe
+from purerl.host.store.checksums import checksums, of_all_hosts
 from purerl.host.store.folder import RunFolder, differences
 from purerl.host.store.policy import learned_part, learned_shapes, load_learned
 from purerl.training.seeds import take_seeds
