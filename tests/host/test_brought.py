@@ -182,7 +182,8 @@ def test_killed_resumed_swept_and_played_in_another_process(package, tmp_path):
     assert config["env_params"] == {"reward": 2.0}
     assert config["config"]["epochs"] == 3
 
-    resumed = purerl.resume(out, progress=False)  # without a word of what it is
+    # Without a word of what it is.
+    resumed = purerl.resume(out, progress=False, checkpoint_seconds=300.0)
     assert main(["train", *NAMES, *OPTIONS, *steps, "--out", str(tmp_path / "whole")]) == 0
     assert final(out) == final(tmp_path / "whole")
 
