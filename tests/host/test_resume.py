@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint
 import pytest
-from run_folders import NotedDriver, child_environment, driven, final
+from run_folders import NotedDriver, child_environment, driven, final, read_rows
 
 import purerl
 from purerl.cli import main
@@ -129,6 +129,33 @@ def test_resuming_another_run_names_the_fields(copied, capsys):
     (copied / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"config.clip is 0.2 there, 0.4 here"):
         purerl.resume(copied, progress=False)
+
+
+def test_an_interrupted_run_is_extended_to_what_the_longer_one_is(tmp_path, capsys):
+    """Where nothing is annealed; also the sums of the log that was in the middle of a row."""
+    changes = {"learning_rate_schedule": "constant"}
+    options = {"seeds": 2, "progress": False}
+    cut = driven(at=4)
+    out = tmp_path / "cut"
+    purerl.run(make("a2c", **changes), out=out, surroundings=cut, **options)
+    longer = make("a2c", steps=1280, **changes)
+    share = __name__, "longer"
+    whole = purerl.run(longer, out=tmp_path / "whole", surroundings=driven(share=share), **options)
+    found = purerl.resume(out, steps=1280, surroundings=driven(share=share))
+    told = "extended from 640 to 1,280 steps; progress of the new length"
+    assert told in capsys.readouterr().err
+    assert found.experiment == longer
+    for a, b in zip(
+        jax.tree.leaves(found.state.learner), jax.tree.leaves(whole.state.learner), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    ended = [
+        sum(int(row["train_episodes"]) for row in read_rows(folder))
+        for folder in (out, tmp_path / "whole")
+    ]
+    assert ended[0] == ended[1]
+    with pytest.raises(ValueError, match=r"steps=64 is less than the run's 1280"):
+        purerl.resume(out, steps=64)
 
 
 def change_checkpoint(folder, change):
