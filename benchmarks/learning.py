@@ -20,7 +20,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import purerl
-from purerl.host.presets import PRESETS
+from purerl.host.presets import preset
 from purerl.host.report.plotting import draw_curves, plot_curves, save_plot
 from purerl.host.store.provenance import provenance
 
@@ -62,7 +62,7 @@ CELLS = [
         algorithm="a2c",
         env="Breakout-MinAtar",
         seeds=4,
-        changes={"network": PRESETS["acktr"]["Breakout-MinAtar"]["network"]},
+        changes={"network": preset("acktr", "Breakout-MinAtar")["network"]},
     ),
     Cell(algorithm="trpo", env="CartPole-v1", target=490),
     Cell(algorithm="trpo", env="Acrobot-v1", target=-90),

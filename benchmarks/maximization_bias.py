@@ -114,9 +114,7 @@ def curves(double: bool, options: Options) -> dict[str, Any]:
         network=purerl.NetworkConfig(hidden_sizes=(32,), activation="relu"),
     )
     algorithm = purerl.dqn(config, env.action_space)
-    train = purerl.make_off_policy_train(
-        algorithm, env, options.steps, num_envs=4, warmup=100, evaluations=0
-    )
+    train = purerl.make_train(algorithm, env, options.steps, num_envs=4, warmup=100, evaluations=0)
     network = purerl.QNetwork(env.action_space, config.network)
     every = train.iterations // options.points
 

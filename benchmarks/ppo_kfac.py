@@ -63,7 +63,8 @@ def ppo_kfac(
     import optax
 
     from purerl.algorithms.acktr import score
-    from purerl.algorithms.ppo import make_batch, make_clip_loss
+    from purerl.algorithms.ppo import make_loss
+    from purerl.pieces.advantages import on_policy_batch
     from purerl.pieces.gradient import gradient_step, keep_if_finite
     from purerl.pieces.minibatches import minibatches
     from purerl.pieces.schedules import scheduled
@@ -94,9 +95,10 @@ def ppo_kfac(
         return State(params, optimizer(params, obs, 1.0).init(params))
 
     def update(state, rollout, key, *, progress=0.0):
-        batch = make_batch(network, config, state.params, rollout, action_space)
+        discounts = config.gamma, config.gae_lambda
+        batch = on_policy_batch(network, state.params, rollout, *discounts)
         variance = jnp.maximum(jnp.mean(jnp.square(batch.target - batch.value)), 1e-8)
-        loss = make_clip_loss(network, config, progress=progress)
+        loss = make_loss(network, config, progress=progress)
         learning_rate = scheduled(options.learning_rate, "linear", progress)
 
         def step(state, minibatch_and_key):
@@ -129,7 +131,7 @@ def ppo_kfac(
         info = jax.tree.map(jnp.mean, info) | {"finite": finite}
         return State(params, learned.opt_state), info
 
-    return purerl.OnPolicyAlgorithm(init, make_act(network), update)
+    return purerl.OnPolicyAlgorithm(init, make_act(network), update, gamma=config.gamma)
 
 
 def measure(env_name: str, options: Options) -> dict[str, Any]:
@@ -138,7 +140,6 @@ def measure(env_name: str, options: Options) -> dict[str, Any]:
     import numpy as np
 
     experiment = purerl.make_experiment("ppo_clip", env_name)
-    loop = {name: x for name, x in vars(experiment.loop).items() if name != "steps"}
     env = purerl.make_env(env_name)
     keys = jax.random.split(jax.random.key(0), options.seeds)
     cell: dict[str, Any] = {"env": env_name, "experiment": experiment.to_json()}
@@ -146,9 +147,7 @@ def measure(env_name: str, options: Options) -> dict[str, Any]:
         "Adam": purerl.ppo_clip(experiment.config, env.action_space),
         "K-FAC": ppo_kfac(experiment.config, options, env.action_space),
     }.items():
-        train = purerl.make_train(
-            algorithm, env, experiment.loop.steps, reward_gamma=experiment.config.gamma, **loop
-        )
+        train = purerl.make_train(algorithm, env, **vars(experiment.loop))
         compiled = jax.jit(purerl.vectorize(train.train)).lower(keys).compile()
         start = time.perf_counter()
         result = jax.block_until_ready(compiled(keys))

@@ -2,157 +2,39 @@
 
 Whole training runs are pure functions of a key, under ``jit`` and ``vmap``; algorithms are records
 of pure functions; every piece is usable alone.
+
+``import purerl`` loads nothing: each name is loaded when it is used first. The names and their
+modules are listed in ``__init__.pyi``, which type checkers read too.
 """
 
-from purerl.algorithms import ALGORITHMS
-from purerl.algorithms.a2c import A2CConfig, a2c
-from purerl.algorithms.acktr import ACKTRConfig, acktr
-from purerl.algorithms.dqn import DQNConfig, dqn
-from purerl.algorithms.policy_gradient import PolicyGradientConfig, policy_gradient
-from purerl.algorithms.ppo import PPOClipConfig, PPOPenaltyConfig, ppo_clip, ppo_penalty
-from purerl.algorithms.trpo import NPGConfig, TRPOConfig, npg, trpo
-from purerl.envs.make import Env, list_envs, make_env
-from purerl.host.experiment import (
-    Experiment,
-    LoopConfig,
-    OffPolicyLoopConfig,
-    OnPolicyLoopConfig,
-    make_experiment,
-)
-from purerl.host.options import RunOptions, Terminated
-from purerl.host.report.aggregate import iqm, iqm_interval
-from purerl.host.report.plotting import plot_curves
-from purerl.host.report.writers import Writer
-from purerl.host.runs import RunResult, resume, run
-from purerl.host.store.policy import evaluate_run, load_policy
-from purerl.host.sweep.parts import resume_sweep, sweep
-from purerl.host.sweep.points import samples
-from purerl.host.sweep.result import SweepResult, load_sweep
-from purerl.pieces.minibatches import minibatches, permutation
-from purerl.pieces.returns import discounted_return, gae, lambda_return, n_step_return, return_to_go
-from purerl.pieces.rollout import unroll
-from purerl.policies.acting import default_network
-from purerl.policies.distributions import Categorical, DiagGaussian
-from purerl.policies.networks import MLP, ActorCritic, ActorQCritic, NetworkConfig, QNetwork
-from purerl.records import (
-    ActionSpace,
-    Box,
-    Clock,
-    Cursor,
-    Discrete,
-    OffPolicyAlgorithm,
-    OffPolicyBatch,
-    OnPolicyAlgorithm,
-    OnPolicyBatch,
-    Rollout,
-    Transition,
-)
-from purerl.replay.buffers import Replay, prioritized, uniform
-from purerl.replay.transitions import ReplayMemory, replay_memory
-from purerl.second_order.conjugate_gradient import CGResult, CGStop, conjugate_gradient
-from purerl.second_order.line_search import LineSearchResult, backtracking_line_search
-from purerl.second_order.products import fisher_diagonal, fisher_vector_product, hvp
-from purerl.training.evaluation import Evaluation, evaluate
-from purerl.training.off_policy import make_off_policy_train
-from purerl.training.on_policy import make_train
-from purerl.training.seeds import use_all_cores, vectorize
-from purerl.training.train import Train, TrainResult, TrainState
+import ast
+import importlib
+import pathlib
+from typing import Any
 
-__all__ = [
-    # Environments
-    "ActionSpace",
-    "Box",
-    "Discrete",
-    "Env",
-    "list_envs",
-    "make_env",
-    # Algorithms
-    "ALGORITHMS",
-    "A2CConfig",
-    "ACKTRConfig",
-    "DQNConfig",
-    "NPGConfig",
-    "OffPolicyAlgorithm",
-    "OnPolicyAlgorithm",
-    "PPOClipConfig",
-    "PPOPenaltyConfig",
-    "PolicyGradientConfig",
-    "TRPOConfig",
-    "a2c",
-    "acktr",
-    "dqn",
-    "npg",
-    "policy_gradient",
-    "ppo_clip",
-    "ppo_penalty",
-    "trpo",
-    # Whole runs
-    "Clock",
-    "Cursor",
-    "Evaluation",
-    "Train",
-    "TrainResult",
-    "TrainState",
-    "evaluate",
-    "make_off_policy_train",
-    "make_train",
-    "use_all_cores",
-    "vectorize",
-    # From the host
-    "Experiment",
-    "LoopConfig",
-    "OffPolicyLoopConfig",
-    "OnPolicyLoopConfig",
-    "RunOptions",
-    "RunResult",
-    "SweepResult",
-    "Terminated",
-    "Writer",
-    "evaluate_run",
-    "iqm",
-    "iqm_interval",
-    "load_policy",
-    "load_sweep",
-    "make_experiment",
-    "plot_curves",
-    "resume",
-    "resume_sweep",
-    "run",
-    "samples",
-    "sweep",
-    # Second order
-    "CGResult",
-    "CGStop",
-    "LineSearchResult",
-    "backtracking_line_search",
-    "conjugate_gradient",
-    "fisher_diagonal",
-    "fisher_vector_product",
-    "hvp",
-    # Pieces
-    "ActorCritic",
-    "ActorQCritic",
-    "OffPolicyBatch",
-    "Categorical",
-    "DiagGaussian",
-    "MLP",
-    "NetworkConfig",
-    "OnPolicyBatch",
-    "QNetwork",
-    "Replay",
-    "ReplayMemory",
-    "Rollout",
-    "Transition",
-    "default_network",
-    "discounted_return",
-    "gae",
-    "lambda_return",
-    "minibatches",
-    "n_step_return",
-    "permutation",
-    "prioritized",
-    "replay_memory",
-    "return_to_go",
-    "uniform",
-    "unroll",
-]
+_STUB = ast.parse(pathlib.Path(__file__).with_suffix(".pyi").read_text())
+_HOME = {
+    alias.name: node.module
+    for node in _STUB.body
+    if isinstance(node, ast.ImportFrom) and node.module
+    for alias in node.names
+}
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("purerl")
+    if name not in _HOME:
+        from purerl.config import suggest
+
+        raise AttributeError(f"module 'purerl' has no attribute {name!r}. {suggest(name, _HOME)}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

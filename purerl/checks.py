@@ -1,7 +1,6 @@
 """Checks of what users pass in: messages say what was got, what was wanted and how to mend it.
 
-Configurations may hold tracers (a sweep puts them there), so values are checked only where they
-are Python numbers. Shapes and dtypes are known while tracing and are always checked.
+Shapes and dtypes are known while tracing, so they are always checked.
 """
 
 from typing import Any
@@ -19,6 +18,52 @@ from purerl.records import (
     Rollout,
 )
 
+LEGEND = "T: time steps, N: environments, B: samples, *O: an observation's axes, *A: an action's"
+KINDS = {"bool": jnp.bool_, "integer": jnp.integer, "floating": jnp.floating, "any": jnp.generic}
+# The fields that have these axes and this kind; the first one with an axis says how long it is.
+STEPS = {
+    "T N floating": "reward log_prob",
+    "T N bool": "terminated truncated",
+    "T N integer": "episode_step",
+    "T N *O any": "obs next_obs",
+}
+REPLAYED = {
+    "B floating": "reward discount weight",
+    "B integer": "action indices",
+    "B *O any": "obs next_obs",
+}
+SAMPLES = {"B *O any": "obs", "B floating": "log_prob advantage", "B *A any": "action"}
+
+
+def check_fields(where: str, record: Any, layout: dict[str, str], **sizes: Any) -> None:
+    """Raises ValueError, naming the field, unless shapes and dtypes are those of a layout.
+
+    Args:
+        where: The record's name, for the message.
+        record: Fields are arrays.
+        layout: From axes and kind to the fields that have them: ``{"T N *A floating": "action"}``.
+        **sizes: Lengths of axes that are known.
+    """
+    for text, name in ((text, name) for text, names in layout.items() for name in names.split()):
+        *axes, kind = text.split()
+        got, dtype = jnp.shape(getattr(record, name)), jnp.result_type(getattr(record, name))
+        head = len([axis for axis in axes if axis[0] != "*"])
+        parts = dict(zip(axes, (*got[:head], got[head:]), strict=False))
+        wanted = {axis: sizes.get(axis, axis) for axis in axes}
+        fits = len(got) == head or (len(got) > head and head < len(axes))
+        if not fits or any(wanted[axis] not in (axis, parts[axis]) for axis in axes):
+            lengths = (str(length).strip("(,)") for length in wanted.values())
+            raise ValueError(
+                f"{where}.{name} has shape {got}, wanted [{', '.join(filter(None, lengths))}], "
+                f"its axes {' '.join(axes)} ({LEGEND}); reshape it, or add the axes that it lacks: "
+                "x[:, None]."
+            )
+        sizes |= parts
+        if not jnp.issubdtype(dtype, KINDS[kind]):
+            raise ValueError(
+                f"{where}.{name} has dtype {dtype}, wanted {kind}; convert it with astype."
+            )
+
 
 def check_rollout(rollout: Rollout, action_space: ActionSpace) -> None:
     """Raises ValueError, naming the field, unless shapes and dtypes are those of a Rollout.
@@ -27,33 +72,11 @@ def check_rollout(rollout: Rollout, action_space: ActionSpace) -> None:
         rollout: As given to ``update``.
         action_space: What the algorithm was built for.
     """
-    if jnp.ndim(rollout.reward) != 2:
-        raise ValueError(
-            f"rollout.reward has shape {jnp.shape(rollout.reward)}, wanted [T, N] (time steps, "
-            "environments); for a single environment add an axis: reward[:, None]."
-        )
-    lead = jnp.shape(rollout.reward)
-    for name in ("log_prob", "terminated", "truncated", "episode_step"):
-        _check_shape(f"rollout.{name}", getattr(rollout, name), lead, "as rollout.reward")
-    for name in ("terminated", "truncated"):
-        _check_kind(f"rollout.{name}", getattr(rollout, name), jnp.bool_, "bool")
-    _check_kind("rollout.episode_step", rollout.episode_step, jnp.integer, "integer")
-    for name in ("reward", "log_prob"):
-        _check_kind(f"rollout.{name}", getattr(rollout, name), jnp.floating, "floating point")
-    obs_shape = jnp.shape(rollout.obs)
-    if obs_shape[:2] != lead:
-        raise ValueError(
-            f"rollout.obs has shape {obs_shape}, wanted {lead} + observation shape, since "
-            f"rollout.reward has shape {lead}."
-        )
-    _check_shape("rollout.next_obs", rollout.next_obs, obs_shape, "as rollout.obs")
     if isinstance(action_space, Discrete):
-        _check_shape("rollout.action", rollout.action, lead, "for discrete actions")
-        _check_kind("rollout.action", rollout.action, jnp.integer, "integer (discrete actions)")
+        check_fields("rollout", rollout, STEPS | {"T N integer": "episode_step action"})
     else:
-        wanted = lead + tuple(action_space.shape)
-        _check_shape("rollout.action", rollout.action, wanted, f"for {action_space.shape} actions")
-        _check_kind("rollout.action", rollout.action, jnp.floating, "floating point (Box actions)")
+        layout = STEPS | {"T N *A floating": "action"}
+        check_fields("rollout", rollout, layout, **{"*A": action_space.shape})
 
 
 def check_batch(batch: OffPolicyBatch) -> None:
@@ -62,36 +85,7 @@ def check_batch(batch: OffPolicyBatch) -> None:
     Args:
         batch: As given to ``update``; with discrete actions.
     """
-    if jnp.ndim(batch.reward) != 1:
-        raise ValueError(
-            f"batch.reward has shape {jnp.shape(batch.reward)}, wanted [B]; flatten time and "
-            "environments: reward.reshape(-1)."
-        )
-    lead = jnp.shape(batch.reward)
-    for name in ("action", "discount", "weight", "indices"):
-        _check_shape(f"batch.{name}", getattr(batch, name), lead, "as batch.reward")
-    for name in ("reward", "discount", "weight"):
-        _check_kind(f"batch.{name}", getattr(batch, name), jnp.floating, "floating point")
-    for name in ("action", "indices"):
-        _check_kind(f"batch.{name}", getattr(batch, name), jnp.integer, "integer")
-    obs_shape = jnp.shape(batch.obs)
-    if obs_shape[:1] != lead:
-        raise ValueError(
-            f"batch.obs has shape {obs_shape}, wanted {lead} + observation shape, since "
-            f"batch.reward has shape {lead}."
-        )
-    _check_shape("batch.next_obs", batch.next_obs, obs_shape, "as batch.obs")
-
-
-def _check_shape(name: str, array: Any, wanted: tuple[int, ...], why: str) -> None:
-    if jnp.shape(array) != wanted:
-        raise ValueError(f"{name} has shape {jnp.shape(array)}, wanted {wanted} ({why}).")
-
-
-def _check_kind(name: str, array: Any, kind: Any, wanted: str) -> None:
-    dtype = jnp.result_type(array)
-    if not jnp.issubdtype(dtype, kind):
-        raise ValueError(f"{name} has dtype {dtype}, wanted {wanted}; convert it with astype.")
+    check_fields("batch", batch, REPLAYED)
 
 
 def check_on_policy_batch(batch: OnPolicyBatch) -> None:
@@ -100,17 +94,7 @@ def check_on_policy_batch(batch: OnPolicyBatch) -> None:
     Args:
         batch: With ``obs``, ``action``, ``log_prob`` and ``advantage``.
     """
-    size = jnp.shape(batch.obs)[:1]
-    if not size:
-        raise ValueError("batch.obs has no axes, wanted [B, *O], one row a sample.")
-    for name in ("log_prob", "advantage"):
-        _check_shape(f"batch.{name}", getattr(batch, name), size, "one number a row of batch.obs")
-        _check_kind(f"batch.{name}", getattr(batch, name), jnp.floating, "floating point")
-    if jnp.shape(batch.action)[:1] != size:
-        raise ValueError(
-            f"batch.action has shape {jnp.shape(batch.action)}, wanted {size} + action shape, one "
-            f"row for each of batch.obs, which has shape {jnp.shape(batch.obs)}."
-        )
+    check_fields("batch", batch, SAMPLES)
 
 
 def check_like(name: str, tree: PyTree, like: PyTree, like_name: str) -> None:
@@ -136,9 +120,14 @@ def check_action_space(action_space: ActionSpace) -> None:
     if isinstance(action_space, Discrete):
         return
     if not isinstance(action_space, Box):
+        advice = "make_env(name).action_space is one"
+        if hasattr(action_space, "n"):  # gymnasium's and gymnax's
+            advice = f"write purerl.Discrete({action_space.n})"
+        elif hasattr(action_space, "low"):
+            advice = f"write purerl.Box({tuple(action_space.shape)}, space.low, space.high)"
+        kind = f"{type(action_space).__module__.split('.')[0]}.{type(action_space).__name__}"
         raise TypeError(
-            f"action_space is a {type(action_space).__name__}, wanted purerl.Discrete or "
-            "purerl.Box; make_env(name).action_space is one."
+            f"action_space is a {kind}, wanted purerl.Discrete or purerl.Box; {advice}."
         )
     if len(action_space.shape) != 1:
         raise TypeError(

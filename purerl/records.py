@@ -11,123 +11,250 @@ Shape letters, used throughout the package:
 =====  ==========================================================
 """
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+
+from purerl.config import check_integer
 
 PyTree = Any
 Info = dict[str, jax.Array]
 
 
-class Discrete(NamedTuple):
-    """Actions ``0 ... num_actions - 1``, as int32 scalars."""
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+    """Actions ``0 ... num_actions - 1``, as int32 scalars.
+
+    Attributes:
+        num_actions: At least 1.
+
+    Raises:
+        ValueError: If it is no positive integer.
+    """
 
     num_actions: int
 
+    def __post_init__(self):
+        count = check_integer("Discrete", "num_actions", self.num_actions, 1)
+        object.__setattr__(self, "num_actions", count)
 
-class Box(NamedTuple):
-    """Real-valued actions of a fixed shape, between ``low`` and ``high`` (element-wise)."""
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Box:
+    """Real-valued actions of a fixed shape, between ``low`` and ``high`` (element-wise).
+
+    Hashable, and equal to a Box of the same shape and bounds.
+
+    Attributes:
+        shape: Of one action, ``(D,)``.
+        low: Lower bounds: a number, stored as a float, or an array ``[D]``, stored as NumPy's.
+        high: Upper bounds, each larger than the lower one.
+
+    Raises:
+        ValueError: If the bounds have another shape than the actions, or a lower one is not lower.
+
+    Example:
+        >>> Box((2,), [-1.0, -1.0], 1.0) == Box((2,), -1.0, 1.0)
+        True
+    """
 
     shape: tuple[int, ...]
-    low: Any = -float("inf")
-    high: Any = float("inf")
+    low: Any = -math.inf
+    high: Any = math.inf
+
+    def __post_init__(self):
+        if not isinstance(self.shape, tuple | list):
+            raise ValueError(f"Box: shape={self.shape!r}, wanted a tuple of integers: (3,).")
+        shape = tuple(check_integer("Box", "an axis of shape", axis, 1) for axis in self.shape)
+        object.__setattr__(self, "shape", shape)
+        for name in ("low", "high"):
+            object.__setattr__(self, name, self._bound(name, getattr(self, name)))
+        traced = any(isinstance(x, jax.core.Tracer) for x in (self.low, self.high))
+        if not traced and not np.all(self.low < self.high):  # written so that NaN fails
+            raise ValueError(
+                f"Box: low={self.low} is not below high={self.high} everywhere; exchange the two, "
+                "or leave out what cannot vary."
+            )
+
+    def _bound(self, name: str, bound: Any) -> Any:
+        if np.shape(bound) not in ((), self.shape):
+            raise ValueError(
+                f"Box: {name} has shape {np.shape(bound)}, wanted a number or shape {self.shape}, "
+                "that of an action."
+            )
+        if isinstance(bound, jax.core.Tracer):
+            return bound
+        bound = np.array(bound, float)
+        bound.setflags(write=False)
+        return float(bound.flat[0]) if bound.size and np.all(bound == bound.flat[0]) else bound
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.shape, *(tuple(np.ravel(bound).tolist()) for bound in (self.low, self.high))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Box) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
 
 ActionSpace = Discrete | Box
 
 
 class Rollout(NamedTuple):
-    """What N environments did in T steps.
+    """What N environments did in T steps; JAX's or NumPy's arrays.
 
     ``terminated`` and ``truncated`` are never merged. After ``terminated`` nothing follows, so a
     bootstrap is zero; after ``truncated`` the episode was only cut off, so a bootstrap is the value
     of ``next_obs``, which is the observation *before* any reset. With both set, terminated wins.
+
+    Attributes:
+        obs: ``[T, N, *O]``, what the policy saw.
+        action: ``[T, N, *A]``, what it chose; Gaussian actions unclipped.
+        log_prob: ``[T, N]``, log pi(action | obs) when it chose, in nats.
+        reward: ``[T, N]``.
+        terminated: bool ``[T, N]``, whether the step ended its episode.
+        truncated: bool ``[T, N]``, whether the episode was cut off after the step.
+        next_obs: ``[T, N, *O]``, the observation that the step led to, before any reset.
+        episode_step: int32 ``[T, N]``, 0 at the first step of an episode.
     """
 
-    obs: jax.Array  # [T, N, *O] what the policy saw
-    action: jax.Array  # [T, N, *A] what it chose; Gaussian actions unclipped
-    log_prob: jax.Array  # [T, N] log pi(action | obs) when it chose
-    reward: jax.Array  # [T, N]
-    terminated: jax.Array  # [T, N] bool
-    truncated: jax.Array  # [T, N] bool
-    next_obs: jax.Array  # [T, N, *O] the observation the step led to, before any reset
-    episode_step: jax.Array  # [T, N] int32, 0 at the first step of an episode
+    obs: jax.Array
+    action: jax.Array
+    log_prob: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    next_obs: jax.Array
+    episode_step: jax.Array
 
 
 class OnPolicyBatch(NamedTuple):
-    """One minibatch of a rollout, as the on-policy losses take it."""
+    """One minibatch of a rollout, as the on-policy losses take it.
 
-    obs: jax.Array  # [B, *O]
-    action: jax.Array  # [B, *A]
-    log_prob: jax.Array  # [B] log pi_old(action | obs)
-    value: jax.Array  # [B] V_old(obs)
-    advantage: jax.Array  # [B]
-    target: jax.Array  # [B] what the critic is regressed on
-    distribution: PyTree = None  # pi_old(. | obs), where a loss needs the whole of it
+    Attributes:
+        obs: ``[B, *O]``.
+        action: ``[B, *A]``.
+        log_prob: ``[B]``, log pi_old(action | obs), in nats.
+        value: ``[B]``, V_old(obs).
+        advantage: ``[B]``.
+        target: ``[B]``, what the critic is regressed on.
+        distribution: pi_old(. | obs), leaves ``[B, ...]``, where a loss needs the whole of it.
+    """
+
+    obs: jax.Array
+    action: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
+    advantage: jax.Array
+    target: jax.Array
+    distribution: PyTree = None
 
 
 class OnPolicyAlgorithm(NamedTuple):
     """An on-policy algorithm: three pure functions, as an optax transformation is two.
 
     The configuration and the network are bound when the record is built, so the functions depend on
-    nothing but their arguments, and can be jitted, scanned and vmapped. The loop reads two entries
-    of what they return: ``extras["log_prob"]`` ``[N]``, which goes into the rollout, and
-    ``info["finite"]``, a bool scalar: False where the update was refused and the state kept.
+    nothing but their arguments, and can be jitted, scanned and vmapped. An algorithm of your own is
+    a record of three functions that keep to the following.
+
+    Attributes:
+        init: ``(obs [N, *O], key) -> state``, any pytree of arrays.
+        act: ``(state, obs [N, *O], key, *, greedy=False, progress=1.0) -> (action, extras)``.
+            Actions are ``[N, *A]``, int32 or floating point; ``greedy`` (a Python bool) asks for
+            the best action instead of a sample. ``extras["log_prob"]`` ``[N]`` goes into the
+            rollout.
+        update: ``(state, rollout, key, *, progress=0.0) -> (state, info)`` with a :class:`Rollout`
+            ``[T, N]``. The state keeps its structure, shapes and dtypes. Every entry of ``info`` is
+            a scalar; ``info["finite"]``, a bool, is False where the update was refused because of
+            numbers that are not finite (:func:`purerl.pieces.gradient.keep_if_finite`).
+        whole_episodes: Whether each rollout starts at a reset and holds the first episode whole.
+        gamma: Discount factor; only what normalizes rewards needs it.
+
+    ``progress`` is the finished fraction of the run, a scalar in [0, 1] that the loop passes; what
+    is annealed follows it. By hand, acting defaults to the end of a run and updating to its
+    beginning.
     """
 
-    init: Callable[..., Any]  # (obs [N, *O], key) -> state
-    act: Callable[..., Any]  # (state, obs [N, *O], key, *, greedy, progress) -> (action, extras)
-    update: Callable[..., Any]  # (state, rollout [T, N], key, *, progress) -> (state, info)
-    whole_episodes: bool = False  # each rollout starts at a reset and holds the first episode whole
-    gamma: Any = None  # discount factor; only what normalizes rewards needs it
+    init: Callable[..., Any]
+    act: Callable[..., Any]
+    update: Callable[..., Any]
+    whole_episodes: bool = False
+    gamma: Any = None
 
 
 class Transition(NamedTuple):
     """What N environments did in one step, as a replay buffer holds it.
 
-    ``next_obs`` is the observation *before* any reset; the flags are never merged.
+    Attributes:
+        obs: ``[N, *O]``.
+        action: ``[N, *A]``.
+        reward: ``[N]``.
+        terminated: bool ``[N]``, whether the step ended its episode.
+        truncated: bool ``[N]``, whether the episode was cut off after it; never merged with it.
+        next_obs: ``[N, *O]``, the observation *before* any reset.
     """
 
-    obs: jax.Array  # [N, *O]
-    action: jax.Array  # [N, *A]
-    reward: jax.Array  # [N]
-    terminated: jax.Array  # [N] bool
-    truncated: jax.Array  # [N] bool
-    next_obs: jax.Array  # [N, *O]
+    obs: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    next_obs: jax.Array
 
 
 class OffPolicyBatch(NamedTuple):
-    """What an off-policy algorithm learns from.
+    """What an off-policy algorithm learns from; JAX's or NumPy's arrays.
 
     A target is ``reward + discount * (value of next_obs)``. With one-step returns ``discount`` is
     gamma, and zero after ``terminated``; n-step returns have gamma to the power of the steps that
     each of them really spans.
+
+    Attributes:
+        obs: ``[B, *O]``.
+        action: ``[B, *A]``.
+        reward: ``[B]``, of one or several steps, discounted.
+        discount: ``[B]``, what the value of next_obs is multiplied with.
+        next_obs: ``[B, *O]``; any observation where ``discount`` is 0.
+        weight: ``[B]``, importance weights in (0, 1]; ones for uniform replay.
+        indices: int32 ``[B]``, places in the replay buffer.
     """
 
-    obs: jax.Array  # [B, *O]
-    action: jax.Array  # [B, *A]
-    reward: jax.Array  # [B] of one or several steps, discounted
-    discount: jax.Array  # [B] what the value of next_obs is multiplied with
-    next_obs: jax.Array  # [B, *O]
-    weight: jax.Array  # [B] importance weights in (0, 1]; ones for uniform replay
-    indices: jax.Array  # [B] int32, places in the replay buffer
+    obs: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    discount: jax.Array
+    next_obs: jax.Array
+    weight: jax.Array
+    indices: jax.Array
 
 
 class OffPolicyAlgorithm(NamedTuple):
     """An off-policy algorithm: the three functions of an on-policy one, and what it replays.
 
-    ``update`` takes a batch instead of a rollout. The loop reads two entries of its info:
-    ``finite``, as for an on-policy algorithm, and ``td_error`` ``[B]``, the new priorities.
+    Attributes:
+        init: As of :class:`OnPolicyAlgorithm`.
+        act: As of :class:`OnPolicyAlgorithm`.
+        update: ``(state, batch, key, *, progress=0.0) -> (state, info)`` with an
+            :class:`OffPolicyBatch` ``[B]``. ``info`` is that of an on-policy update, and besides
+            its scalars has ``td_error`` ``[B]``, from which new priorities are made.
+        replay: :class:`purerl.Replay`: where transitions are kept and how they are drawn.
+        batch_size: B.
+        n_step: Rewards in a return.
+        gamma: Discount factor of those returns.
     """
 
-    init: Callable[..., Any]  # (obs [N, *O], key) -> state
-    act: Callable[..., Any]  # (state, obs [N, *O], key, *, greedy, progress) -> (action, extras)
-    update: Callable[..., Any]  # (state, batch [B], key, *, progress) -> (state, info)
-    replay: Any  # purerl.replay.Replay: where transitions are kept and how they are drawn
-    batch_size: int  # B
-    n_step: int  # rewards in a return
-    gamma: float | jax.Array  # discount factor of those returns
+    init: Callable[..., Any]
+    act: Callable[..., Any]
+    update: Callable[..., Any]
+    replay: Any
+    batch_size: int
+    n_step: int
+    gamma: float | jax.Array
 
 
 class Clock(NamedTuple):
@@ -135,9 +262,12 @@ class Clock(NamedTuple):
 
     Under ``jax.vmap`` a batched predicate turns ``lax.cond`` into a select that runs both branches
     for every seed at every step. ``purerl.vectorize`` therefore maps a Clock with axis ``None``.
+
+    Attributes:
+        iteration: int32 ``[]``, iterations finished.
     """
 
-    iteration: jax.Array  # [] int32, iterations finished
+    iteration: jax.Array
 
 
 class Cursor(NamedTuple):
@@ -145,7 +275,11 @@ class Cursor(NamedTuple):
 
     All seeds write to the same place of their buffers, so that adding under ``jax.vmap`` is one
     write of N rows a seed; with a place of its own for each seed it would be a scatter of rows.
+
+    Attributes:
+        next: int32 ``[]``, the place of the next item.
+        size: int32 ``[]``, items held.
     """
 
-    next: jax.Array  # [] int32, the place of the next item
-    size: jax.Array  # [] int32, items held
+    next: jax.Array
+    size: jax.Array

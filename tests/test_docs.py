@@ -1,93 +1,96 @@
-"""What the documentation shows works as printed."""
+"""What README and docs/ print works as printed, at small sizes."""
 
 import pathlib
 import re
+import shlex
 
-import jax
 import jax.numpy as jnp
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
 import purerl
+from purerl.cli import main
 
 ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
+# Sizes of what is printed, and those at which it is run here.
+SMALLER = {
+    r"\b10_000_000\b": "2_048",
+    r"\b10000000\b": "2048",
+    r"\b(50_000|200_000)\b": "4_096",
+    r"\b20_000_000\b": "4_096",
+    r"\b600000\b": "8192",
+    r"\b(500000|200000)\b": "4096",
+    r", 16\)\)": ", 2))",
+    r"seeds=(64|16)": "seeds=2",
+    r"--seeds (64|32|16)": "--seeds 2",
+    r"--samples 32": "--samples 2",
+    r"--episodes 1000": "--episodes 2",
+    r"3e-4, 1e-3, 3e-3\]": "1e-3]",
+    r"1e-4,3e-4,1e-3,3e-3": "1e-3,3e-3",
+}
+GIVEN = {"README.md": {}, "long_runs.md": {"obs": jnp.zeros((3, 4))}}
+PLACEHOLDER = re.compile(r"\b(ALGORITHM|RUN|FOLDER|mypackage)\b")
 
 
-def test_python_blocks_of_the_readme_run():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    notebook, sweep, record = blocks[:3]
-    names = {}
-    exec(notebook.replace("50_000", "4_000").replace(", 16)", ", 4)"), names)
-    assert names["result"].curve.evaluation.mean_return.shape[0] == 4
-    exec(sweep.replace("50_000", "4_000"), names)
-    assert names["results"].failed.tolist() == [False] * 4
-    assert re.findall(r"algorithm\.(\w+)", record) == list(purerl.OnPolicyAlgorithm._fields[:3])
+def smaller(text):
+    for printed, small in SMALLER.items():
+        text = re.sub(printed, small, text)
+    return text
 
 
-def test_second_order_block_of_the_readme_runs():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (block,) = (block for block in blocks if "make_policy_step" in block)
-    env = purerl.make_env("CartPole-v1")
-    network = purerl.ActorCritic(env.action_space)
-    obs = jax.random.normal(jax.random.key(0), (64, 4))
-    params = network.init(jax.random.key(1), obs)
-    policy = lambda params, obs: network.apply(params, obs)[0]  # noqa: E731
-    action = policy(params, obs).sample(jax.random.key(2))
-    log_prob = policy(params, obs).log_prob(action)
-    names = {
-        "purerl": purerl,
-        "env": env,
-        "params": params,
-        "obs": obs,
-        "policy": policy,
-        "batch": purerl.OnPolicyBatch(obs, action, log_prob, None, obs[:, 0], None),
-        "gradient": jax.tree.map(jnp.ones_like, params),
-        "step": jax.tree.map(lambda x: 1e-3 * jnp.ones_like(x), params),
-        "evaluate": lambda params: (policy(params, obs).log_probs()[:, 0].mean(), 0.0),
-        "value": jnp.float32(-1e6),
-    }
-    exec(block, names)
-    assert names["info"]["accepted"]
-    (kfac,) = (block for block in blocks if "scale_by_kfac" in block)
-    exec(kfac, names | {"network": network, "key": jax.random.key(3)})
-    assert names["solution"].iterations > 0
-    assert names["found"].accepted
-
-
-def test_blocks_on_long_runs_of_the_readme_run(tmp_path, monkeypatch):
-    """On a small run; and its sweep is smaller."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (policy,) = (block for block in blocks if "load_policy" in block)
-    (sweep,) = (block for block in blocks if "purerl.sweep" in block)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_of_a_page_run_one_after_another(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"purerl": purerl, "obs": jnp.zeros((3, 4))}
-    exec(policy.replace("10_000_000", "4_000").replace("seeds=64", "seeds=2"), names)
-    assert names["result"].returns.shape == (2, 20)
-    assert names["action"].shape == (3,)
-    assert names["result"].stopped is None
-    changed = sweep.replace("50_000", "2_048").replace("seeds=4", "seeds=1")
-    exec(changed.replace("[3e-4, 1e-3, 3e-3]", "[1e-3]"), names)
-    assert len(names["result"].ranked()) == 2
+    names = dict(GIVEN.get(page.name, {}))
+    pattern = r"<!-- hidden\n(.*?)-->|```python\n(.*?)```"
+    for hidden, block in re.findall(pattern, page.read_text(), re.DOTALL):
+        if block.startswith("algorithm.init(obs, key)"):  # README's three functions, as a list
+            assert re.findall(r"algorithm\.(\w+)", block) == ["init", "act", "update"]
+            continue
+        exec(compile(smaller(hidden or block), str(page), "exec"), names)
 
 
-def test_readme_has_two_commands_and_they_name_what_exists():
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+def test_commands_of_a_page_run_one_after_another(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in smaller(block).replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] != ["purerl"] or PLACEHOLDER.search(line):
+                continue
+            begins = words[1] in ("train", "sweep") and "--resume" not in words
+            if begins and "--help" not in words:
+                words += ["--evaluations", "1", "--evaluation-episodes", "2", "--no-progress"]
+                words += [] if "--steps" in words else ["--steps", "4096"]
+                words += [] if "--seeds" in words else ["--seeds", "2"]
+            try:
+                status = main(words[1:])
+            except SystemExit as end:  # a help
+                status = end.code or 0
+            assert status == 0, line
+
+
+def test_readme_is_short_and_has_two_commands_that_name_what_exists():
+    assert len(README.splitlines()) < 150
     commands = re.findall(r"```bash\n(python3 -m venv.*?)```", README, re.DOTALL)
     assert len(commands) == 2
     assert "purerl train ppo_clip CartPole-v1" in commands[0]
     assert README.index("<!-- test command -->") < README.index(commands[1])
 
 
-def test_links_of_the_readme_point_to_files():
-    for link in re.findall(r"\]\(([^)h#][^)]*)\)", README):
-        assert (ROOT / link.partition("#")[0]).exists(), link
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda p: p.name)
+def test_links_of_a_page_point_to_files(page):
+    for link in re.findall(r"\]\(([^)h#][^)]*)\)", page.read_text()):
+        assert (page.parent / link.partition("#")[0]).exists(), link
 
 
 def test_public_names_are_all_there_and_have_docstrings():
     for name in purerl.__all__:
         thing = getattr(purerl, name)
-        assert thing.__doc__ or name in ("ALGORITHMS", "ActionSpace"), name
+        assert thing.__doc__ or name in ("ALGORITHMS", "ActionSpace", "__version__"), name
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda p: p.name)

@@ -29,7 +29,7 @@ def main() -> None:
         exploration=SETTING.exploration,
         network=purerl.NetworkConfig(hidden_sizes=SETTING.hidden, activation="relu"),
     )
-    train = purerl.make_off_policy_train(
+    train = purerl.make_train(
         purerl.dqn(config, env.action_space),
         env,
         steps=options.steps,

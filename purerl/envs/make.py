@@ -1,78 +1,118 @@
-"""Environments: the one file that knows gymnax.
+"""The record of an environment, and :func:`make_env`, which makes one of what a user has."""
 
-gymnax is imported where it is used: importing it computes with JAX, which fixes the number of
-devices, and then ``use_all_cores`` would come too late for everyone who imports purerl first.
-"""
-
-import dataclasses
 import functools
 import inspect
+import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from purerl.config import suggest
 from purerl.records import ActionSpace, Box, Discrete, PyTree
 
-NEEDS_DOWNLOAD = {
-    "MNISTBandit-bsuite": "it downloads the MNIST images when it is made; give a gymnax object of "
-    "it, made by yourself, to make_env instead of the name"
-}
+LANES = 8  # environments of the trial that make_env makes of a user's own
+TRIAL = 1000  # its most steps
+
+_checked: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()  # their step functions
 
 
 class Step(NamedTuple):
-    """What one environment step gives."""
+    """What one environment step gives.
 
-    obs: jax.Array  # [*O] what to act on next: after a reset, if the episode ended
-    next_obs: jax.Array  # [*O] what the action led to, before any reset
-    reward: jax.Array  # []
-    terminated: jax.Array  # [] bool
-    truncated: jax.Array  # [] bool
+    Attributes:
+        obs: ``[*O]`` what to act on next: the first of a new episode, if one ended.
+        next_obs: ``[*O]`` what the action led to, before any reset.
+        reward: ``[]`` floating point.
+        terminated: ``[]`` bool, the episode ended in a state after which nothing follows.
+        truncated: ``[]`` bool, the episode was cut off, by a time limit for example.
+    """
+
+    obs: jax.Array
+    next_obs: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
 
 
 class Env(NamedTuple):
     """A single environment as two pure functions; loops ``vmap`` them.
 
-    ``step(state, action, key, fresh)`` goes on from ``fresh``, a result of ``reset``, if the
-    episode ends; without it, from a reset of its own. A loop draws the resets of many steps at
-    once: random numbers cost far less in one long array than in many short ones.
+    A new episode begins within ``step``: where one ends, ``obs`` and ``state`` are those of
+    ``fresh``, a result of ``reset``, or, without it, of a reset drawn from ``key``. Observations
+    and rewards are floating point; ``state`` is a pytree of arrays whose shapes and dtypes no step
+    changes. Extra arguments of a record of one's own may be left at their defaults.
+
+    Attributes:
+        name: For messages.
+        reset: ``(key) -> (obs [*O], state)``.
+        step: ``(state, action, key, fresh=None) -> (Step, state)``.
+        action_space: What ``step`` takes. A finite Box is [-1, 1], whatever the environment's own.
+        obs_shape: ``O``.
+        max_episode_steps: Time limit in steps, after which an episode has ended; None if there is
+            none, or it is not known.
+        truncation_interval: No two truncations of an environment in fewer steps than this; 1 where
+            nothing is known.
+        obs_range: Smallest and largest value of observations that are integers or booleans, cast to
+            floating point; None where they are real numbers.
+        resets: Where :func:`purerl.unroll` has the resets from: ``"ahead"``, one for each step of a
+            rollout, drawn in one batch (the fastest where a reset costs less than some
+            microseconds); ``"due"``, one for each episode that ended, drawn when it ended;
+            ``"own"``, none, since ``step`` does not look at ``fresh``.
+        to_env_action: ``(action) -> action``, from ``action_space`` to the environment's own
+            actions (clipped to its bounds), as ``step`` does it. A policy that plays the
+            environment elsewhere needs it.
     """
 
     name: str
-    reset: Callable[[jax.Array], tuple[jax.Array, PyTree]]  # (key) -> (obs, state)
-    step: Callable[..., tuple[Step, PyTree]]  # (state, action, key, fresh=None) -> (step, state)
+    reset: Callable[[jax.Array], tuple[jax.Array, PyTree]]
+    step: Callable[..., tuple[Step, PyTree]]
     action_space: ActionSpace
     obs_shape: tuple[int, ...]
-    max_episode_steps: int | None  # the time limit, where it is known
-    truncation_interval: int = 1  # no two truncations in fewer steps; 1 where nothing is known
+    max_episode_steps: int | None
+    truncation_interval: int = 1
+    obs_range: tuple[float, float] | None = None
+    resets: Literal["ahead", "due", "own"] = "ahead"
+    to_env_action: Callable[[jax.Array], jax.Array] = lambda action: action
 
 
 def list_envs() -> list[str]:
     """Names that :func:`make_env` takes."""
-    import gymnax
+    from purerl.envs import gymnax_adapter
 
-    return [name for name in gymnax.registered_envs if name not in NEEDS_DOWNLOAD]
+    return gymnax_adapter.list_envs()
 
 
 def make_env(env: Any, **params: Any) -> Env:
-    """An environment by its gymnax name, or from an object with gymnax's interface.
+    """An environment by its gymnax name, or of what a user has.
 
     Observations come as floating-point arrays (integers and booleans are cast, a discrete
-    observation becomes one-hot) and rewards as floating-point scalars. Actions for a Box are
-    clipped to its bounds here, and only here: a learner sees the Gaussian's own, unclipped ones.
+    observation becomes one-hot) and rewards as floating-point scalars. Actions with finite bounds
+    are [-1, 1] to a learner and scaled here; an action that is bounded on one side, or on none, is
+    not scaled. Actions beyond the bounds are clipped to them here, and only here: a learner sees
+    its Gaussian's own.
+
+    An object has ``default_params``, ``action_space(params)`` and ``observation_space(params)``
+    (objects like gymnax's or Gymnasium's ``Discrete`` and ``Box``), ``reset(key, params) -> (obs,
+    state)``, and either gymnax's base class with its ``step_env``, or a ``step(key, state, action,
+    params)`` of its own. That gives gymnax 1.0's six values ``(obs, state, reward, terminated,
+    truncated, info)`` and begins again by itself: where an episode ended, ``obs`` and ``state`` are
+    of a new one, and ``info["final_observation"]`` is always what the action led to. What is not a
+    name is checked: shapes and dtypes by tracing, and where ``step`` begins again by itself, by
+    some hundred random steps that new episodes begin, and that none exceeds the time limit.
 
     Args:
-        env: A name out of :func:`list_envs`, or an object with ``reset(key, params)``,
-            ``step(key, state, action, params)`` giving gymnax 1.0's six values,
-            ``default_params``, ``action_space(params)`` and ``observation_space(params)``.
+        env: A name out of :func:`list_envs`; an :class:`Env`; an object with gymnax's interface; or
+            a class or function that returns one of the last two.
         **params: Fields of the environment's parameters (``max_steps_in_episode=200``), or
             arguments of its constructor.
 
     Raises:
-        ValueError: If the name or a parameter is unknown, or the environment needs a download.
-        TypeError: If the object lacks gymnax's interface, or its spaces are not supported.
+        ValueError: If the name or a parameter is unknown, the environment needs a download, or
+            episodes do not begin again or exceed their limit.
+        TypeError: If the object is of another kind, or a function of it returns something else than
+            it should.
 
     Example:
         >>> import jax
@@ -81,173 +121,135 @@ def make_env(env: Any, **params: Any) -> Env:
         >>> obs.shape, env.action_space, env.max_episode_steps
         ((4,), Discrete(num_actions=2), 200)
     """
-    if isinstance(env, str):
-        name = env
-        env, params = _construct(name, params)
-    else:
-        name = getattr(env, "name", type(env).__name__)
-    for attribute in ("reset", "step", "default_params", "action_space", "observation_space"):
-        if not hasattr(env, attribute):
+    with jax.ensure_compile_time_eval():  # it may be called where a function is traced
+        if isinstance(env, Env) and env.step in _checked and not params:
+            return env
+        if isinstance(env, str):
+            from purerl.envs import gymnax_adapter
+
+            return gymnax_adapter.named(env, params)
+        if inspect.isclass(env) or inspect.isroutine(env):
+            accepted = inspect.signature(env).parameters
+            env = env(**{key: params.pop(key) for key in accepted if key in params})
+        if not isinstance(env, Env):
+            from purerl.envs import gymnax_adapter
+
+            env = gymnax_adapter.adapt(env, params)
+        elif params:
             raise TypeError(
-                f"{name} has no attribute {attribute!r}; make_env takes a name out of list_envs() "
-                "or an object with the interface of gymnax.environments.environment.Environment."
+                f"{env.name} is an Env record, which has no parameters; got {', '.join(params)}. "
+                "Give them to what makes the record."
             )
-    env_params = _replace(name, env.default_params, params)
-    action_space = _action_space(name, env.action_space(env_params))
-    convert, obs_shape = _observation(name, env.observation_space(env_params))
-
-    advance = _without_reset(env) if _resets_as_gymnax_does(env) else None
-
-    @_lenient
-    def reset(key):
-        obs, state = env.reset(key, env_params)
-        return convert(obs), _fix_weak_types(state)
-
-    @_lenient
-    def step(state, action, key, fresh=None):
-        if isinstance(action_space, Box):
-            action = jnp.clip(action, action_space.low, action_space.high)
-        if advance is None:  # an environment with a way of its own to begin again
-            obs, state, *rest = env.step(key, state, action, env_params)
-            if len(rest) != 4 or "final_observation" not in rest[-1]:
-                raise TypeError(
-                    f"{name}.step gives {len(rest) + 2} values, wanted gymnax 1.0's six (obs, "
-                    "state, reward, terminated, truncated, info), with "
-                    "info['final_observation']."
-                )
-            result = _step(convert, obs, rest[-1]["final_observation"], *rest[:3])
-            return result, _fix_weak_types(state)
-        if fresh is None:
-            key, reset_key = jax.random.split(key)
-            fresh = reset(reset_key)
-        obs, state, *rest = advance(key, state, action, env_params)
-        result = _step(convert, obs, obs, *rest)
-        done = result.terminated | result.truncated
-        obs, state = jax.tree.map(
-            lambda new, old: jnp.where(done, new, old), fresh, (result.obs, _fix_weak_types(state))
-        )
-        return result._replace(obs=obs), state
-
-    limit = getattr(env_params, "max_steps_in_episode", None)
-    limit = None if limit is None else int(limit)
-    interval = max(limit, 1) if limit is not None and _only_truncates_at_limit(env) else 1
-    return Env(name, reset, step, action_space, obs_shape, limit, interval)
+        _check(env)
+        _checked.add(env.step)
+        return env
 
 
-def _lenient(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's strictness about rank promotion is not for the code of environments."""
+def values(where: str, got: Any, wanted: str) -> Any:
+    """The values that a function of an environment returned; raises TypeError if they are others.
 
-    @functools.wraps(function)
-    def lenient(*args, **kwargs):
-        with jax.numpy_rank_promotion("allow"):
-            return function(*args, **kwargs)
-
-    return lenient
-
-
-def _resets_as_gymnax_does(env: Any) -> bool:
-    from gymnax.environments.environment import Environment
-
-    return getattr(type(env), "step", None) is Environment.step
+    Args:
+        where: The function, for the message.
+        got: What it returned.
+        wanted: What it should return: ``"(obs, state)"``.
+    """
+    if not isinstance(got, tuple) or len(got) != wanted.count(",") + 1:
+        what = f"{len(got)} values" if isinstance(got, tuple) else f"a {type(got).__name__}"
+        raise TypeError(f"{where} gives {what}, wanted {wanted}.")
+    return got
 
 
-def _only_truncates_at_limit(env: Any) -> bool:
-    from gymnax.environments.environment import Environment
+def random_action(space: ActionSpace, key: jax.Array) -> jax.Array:
+    """A random action; in [-1, 1], as far as the bounds allow, if it is real.
 
-    gymnaxs = _resets_as_gymnax_does(env)
-    return gymnaxs and type(env).is_truncated is Environment.is_truncated
-
-
-def _without_reset(env: Any) -> Callable[..., Any]:
-    """The ``step`` of gymnax up to where it would begin a new episode."""
-
-    def advance(key, state, action, env_params):
-        obs, state, reward, terminated, _ = env.step_env(key, state, action, env_params)
-        return obs, state, reward, terminated, env.is_truncated(state, env_params)
-
-    return advance
+    Args:
+        space: Of the actions.
+        key: PRNG key.
+    """
+    if isinstance(space, Discrete):
+        return jax.random.randint(key, (), 0, space.num_actions)
+    return jnp.clip(jax.random.uniform(key, space.shape, minval=-1), space.low, space.high)
 
 
-def _step(
-    convert: Callable[[Any], jax.Array],
-    obs: Any,
-    next_obs: Any,
-    reward: Any,
-    terminated: Any,
-    truncated: Any,
-) -> Step:
-    """A step with the shapes and dtypes that it promises."""
-    return Step(
-        convert(obs),
-        convert(next_obs),
-        jnp.asarray(reward, jnp.result_type(float)).reshape(()),
-        jnp.asarray(terminated, bool).reshape(()),
-        jnp.asarray(truncated, bool).reshape(()),
-    )
-
-
-def _construct(name: str, params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The gymnax object, and the parameters that its constructor did not take."""
-    import gymnax
-
-    if name in NEEDS_DOWNLOAD:
-        raise ValueError(f"{name} is left out: {NEEDS_DOWNLOAD[name]}.")
-    if name not in gymnax.registered_envs:
-        raise ValueError(f"unknown environment {name!r}. {suggest(name, list_envs())}")
-    env = gymnax.make(name)[0]
-    accepted = inspect.signature(type(env)).parameters
-    own = {key: value for key, value in params.items() if key in accepted}
-    if own:
-        env = gymnax.make(name, **own)[0]
-    return env, {key: value for key, value in params.items() if key not in own}
-
-
-def _replace(name: str, env_params: Any, changes: dict[str, Any]) -> Any:
-    if not changes:
-        return env_params
-    if not dataclasses.is_dataclass(env_params) or isinstance(env_params, type):
+def _check(env: Env) -> None:
+    """Traces ``reset`` and ``step``; plays where it is the environment that begins again."""
+    name, key = env.name, jax.random.key(0)
+    if not isinstance(env.action_space, Discrete | Box):
         raise TypeError(
-            f"{name}'s default_params are a {type(env_params).__name__}, wanted a dataclass to "
-            "change fields of; make them a flax.struct.dataclass, as gymnax has them."
+            f"{name}.action_space is {env.action_space!r}, wanted a Discrete or a Box of "
+            "purerl.records."
         )
-    known = [field.name for field in dataclasses.fields(env_params)]
-    for key in changes:
-        if key not in known:
-            raise ValueError(f"{name} has no parameter {key!r}. {suggest(key, known)}")
-    return dataclasses.replace(env_params, **changes)
+    action = random_action(env.action_space, key)
+    before = values(f"{name}.reset", jax.eval_shape(env.reset, key), "(obs, state)")
+    outputs = jax.eval_shape(env.step, before[1], action, key, before)
+    step, state = values(f"{name}.step", outputs, "(Step, state)")
+    if not isinstance(step, Step):
+        raise TypeError(f"{name}.step gives a {type(step).__name__} first, wanted a Step.")
+    real, flag = jnp.floating, jnp.bool_
+    for what, got, shape, kind in (
+        ("reset: obs", before[0], env.obs_shape, real),
+        ("step: obs", step.obs, env.obs_shape, real),
+        ("step: the final observation", step.next_obs, env.obs_shape, real),
+        ("step: reward", step.reward, (), real),
+        ("step: terminated", step.terminated, (), flag),
+        ("step: truncated", step.truncated, (), flag),
+    ):
+        if jnp.shape(got) != shape:
+            raise TypeError(f"{name}.{what} has shape {jnp.shape(got)}, wanted {shape}.")
+        if not jnp.issubdtype(got.dtype, kind):
+            raise TypeError(f"{name}.{what} is {got.dtype}, wanted {kind.__name__}; cast it.")
+    was, now = (_leaves({"obs": x, "state": y}) for x, y in (before, (step.obs, state)))
+    for leaf in was | now:
+        if was.get(leaf) != now.get(leaf):
+            raise TypeError(
+                f"{name}: {leaf} is {was.get(leaf)} after reset and {now.get(leaf)} after step; "
+                "what a scan carries must not change, so cast or keep it in one of the two."
+            )
+    if env.resets == "own" or env.step.__module__ != "purerl.envs.gymnax_adapter":
+        _try_out(env)
 
 
-def _action_space(name: str, space: Any) -> ActionSpace:
-    from gymnax.environments import spaces
-
-    if isinstance(space, spaces.Discrete):
-        return Discrete(int(space.n))
-    if isinstance(space, spaces.Box):
-        shape = tuple(space.shape)
-        low, high = (jnp.broadcast_to(jnp.asarray(b), shape) for b in (space.low, space.high))
-        return Box(shape, low, high)
-    raise TypeError(
-        f"{name} has actions of {type(space).__name__}; Discrete and Box are supported, so "
-        "flatten the action inside the environment."
-    )
+def _leaves(tree: PyTree) -> dict[str, str]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
 
 
-def _observation(name: str, space: Any) -> tuple[Callable[[Any], jax.Array], tuple[int, ...]]:
-    """A function that makes observations floating point, and their shape."""
-    from gymnax.environments import spaces
+def _try_out(env: Env) -> None:
+    """Raises ValueError if episodes do not begin again or are longer than the time limit."""
+    limit = env.max_episode_steps
+    length = min(limit or TRIAL // 4, TRIAL) + LANES
 
-    real = jnp.result_type(float)
-    if isinstance(space, spaces.Discrete):
-        return lambda obs: jax.nn.one_hot(obs, space.n, dtype=real), (int(space.n),)
-    if isinstance(space, spaces.Box):
-        shape = tuple(space.shape) or (1,)
-        return lambda obs: jnp.asarray(obs, real).reshape(shape), shape
-    raise TypeError(
-        f"{name} has observations of {type(space).__name__}; Discrete and Box are supported, so "
-        "concatenate the parts inside the environment."
-    )
+    def play(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        starts = jax.vmap(env.reset)(jax.random.split(key, LANES))
+        others = jax.tree.map(lambda x: x[::-1], starts)
+        equal = functools.partial(jnp.array_equal, equal_nan=True)
 
+        def lane(start: Any, fresh: Any, key: jax.Array) -> Any:
+            def step(state, key):
+                result, state = env.step(state, random_action(env.action_space, key), key, fresh)
+                of_a_reset = jax.vmap(equal, (0, None))(starts[0], result.obs).any()
+                goes_on = equal(result.obs, result.next_obs) & ~of_a_reset
+                return state, (result.terminated | result.truncated, goes_on)
 
-def _fix_weak_types(state: PyTree) -> PyTree:
-    """Weakly typed leaves (Python numbers in a reset) would make a scan's carry change its type."""
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)
+            return jax.lax.scan(step, start[1], jax.random.split(key, length))[1]
+
+        return jax.vmap(lane)(starts, others, jax.random.split(key, LANES))
+
+    done, goes_on = map(np.asarray, jax.jit(play)(jax.random.key(0)))
+    gaps = [np.diff(np.flatnonzero(row), prepend=-1, append=length) for row in done]
+    first = np.array([x[0] for x in gaps])
+    later = np.concatenate([x[1:-1] for x in gaps])
+    dead = len(later) >= LANES and np.all(later == 1) and np.all(first > 1)
+    if dead or (done.sum() > 2 and goes_on[done].all()):
+        raise ValueError(
+            f"{env.name}.step goes on from the state in which an episode ended; where terminated "
+            "or truncated is true, it has to give obs and state of a new episode (as reset does), "
+            "and what the action led to as the final observation."
+        )
+    longest = max(x.max() for x in gaps)
+    if limit is not None and limit <= TRIAL and longest > limit:
+        raise ValueError(
+            f"{env.name}: an episode took more than {limit} steps, its time limit "
+            "(max_steps_in_episode of its params, or max_episode_steps); let step truncate by that "
+            "number, or give the number by which it truncates."
+        )

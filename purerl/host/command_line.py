@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import pathlib
 from typing import Any, Literal
 
@@ -12,15 +13,35 @@ from purerl.host import options as run_options
 class DriveOptions(run_options.RunOptions):
     """How a run is driven; none of it changes a number of the run."""
 
-    writers: tuple[Literal["csv", "jsonl", "tensorboard", "wandb"], ...] = ("csv",)
-    """Where rows go."""
+    writers: tuple[Literal["csv", "jsonl", "tensorboard", "wandb"], ...] = dataclasses.field(
+        default=("csv",), metadata=run_options.RunOptions.__dataclass_fields__["writers"].metadata
+    )
     resume: pathlib.Path | None = None
     """Go on with the run in this folder; given names and options, they must be the run's, and one
     that is not there yet is begun."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOptions(DriveOptions):
+class ResumeOptions(DriveOptions):
+    """What can be changed when a run is resumed; by default it is as it was begun."""
+
+    steps: int | None = None
+    """Extend the run to so many environment steps of each seed; schedules follow the new length."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BroughtOptions:
+    """What is brought to a run."""
+
+    network: str | None = None
+    """Import path package.module:function of a function of the action space that gives a network,
+    instead of the default one."""
+    env_params: tuple[str, ...] = ()
+    """KEY=VALUE ..., parameters of the environment, or arguments of what makes it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions(DriveOptions, BroughtOptions):
     """How many seeds, where to write, and how a run is driven."""
 
     seeds: int = 16
@@ -42,6 +63,11 @@ class TableOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ResumeSweepOptions(DriveOptions, TableOptions):
+    """What can be changed when a sweep is resumed; by default it is as it was begun."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepOptions(RunOptions, TableOptions):
     """What is swept, how many seeds, where to write, and how it is driven."""
 
@@ -55,36 +81,14 @@ class SweepOptions(RunOptions, TableOptions):
     """Random points, with --sample."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """How to evaluate."""
-
-    episodes: int = 128
-    """Episodes of each seed."""
-    seed: int = 0
-    """Random seed of the episodes."""
-    greedy: bool = True
-    """Act by the policy's most probable action instead of samples."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlotOptions:
-    """Where to write."""
-
-    out: pathlib.Path = pathlib.Path("learning_curves.png")
-    """The picture."""
-    overwrite: bool = False
-    """Replace the picture if it exists."""
-
-
-def positional(arguments: list[str]) -> tuple[list[str], list[str]]:
+def positional(words: list[str]) -> tuple[list[str], list[str]]:
     """The names at the front, and the options after them.
 
     Args:
-        arguments: What follows the command.
+        words: What follows the command.
     """
-    first = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
-    return arguments[:first], arguments[first:]
+    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    return words[:first], words[first:]
 
 
 def parse(program: str, options: list[str], *defaults: Any) -> tuple[Any, ...]:
@@ -134,18 +138,20 @@ def parse(program: str, options: list[str], *defaults: Any) -> tuple[Any, ...]:
     return tuple(getattr(chosen, type(default).__name__) for default in defaults)
 
 
-def numbered(chosen: RunOptions) -> dict[str, Any]:
-    """Arguments that ``run`` and ``sweep`` share, but for the folder.
+def brought(options: list[str]) -> dict[str, Any]:
+    """The network and the environment's parameters, which are needed before other options are read.
 
     Args:
-        chosen: Options that were read.
+        options: Words of the command line.
     """
+    import tyro
+
+    words = [word for word in options if word not in ("-h", "--help")]
+    chosen, _ = tyro.cli(BroughtOptions, args=words, return_unknown_args=True)
+    params = dict(map(_named, chosen.env_params))
     return {
-        "seeds": chosen.seeds,
-        "seed": chosen.seed,
-        "overwrite": chosen.overwrite,
-        "resume": chosen.resume is not None,
-        **driven(chosen),
+        "network": chosen.network,
+        "env_params": {name: _values(text)[0] for name, text in params.items()},
     }
 
 
@@ -158,19 +164,29 @@ def driven(chosen: run_options.RunOptions) -> dict[str, Any]:
     return {f.name: getattr(chosen, f.name) for f in dataclasses.fields(run_options.RunOptions)}
 
 
-def begun_with(options: list[str]) -> DriveOptions:
-    """The options that the run after ``--resume`` was begun with, as defaults.
+def resumed(options: list[str]) -> str | None:
+    """The folder after ``--resume``; empty if it is missing, None without the option.
 
     Args:
-        options: Words of the command line, ``--resume`` among them.
+        options: Words of the command line.
+    """
+    for word, after in itertools.pairwise([*options, ""]):
+        name, equals, value = word.partition("=")
+        if name == "--resume":
+            return value if equals else "" if after.startswith("-") else after
+    return None
+
+
+def begun_with(folder: str, kind: type[DriveOptions]) -> Any:
+    """The options that the run in a folder was begun with, as defaults.
+
+    Args:
+        folder: The run's; empty: the general defaults.
+        kind: What is read.
     """
     from purerl.host.store.folder import RunFolder
 
-    word = next(i for i, x in enumerate(options) if x.partition("=")[0] == "--resume")
-    path = options[word].partition("=")[2] or " ".join(options[word + 1 : word + 2])
-    if path in ("", "-h", "--help"):
-        return DriveOptions()
-    return DriveOptions.of(RunFolder(path).read_config().get("options", {}))
+    return kind.of(RunFolder(folder).read_config().get("options", {}) if folder else {})
 
 
 def grid_values(texts: tuple[str, ...]) -> dict[str, list[Any]]:
@@ -181,13 +197,7 @@ def grid_values(texts: tuple[str, ...]) -> dict[str, list[Any]]:
     Args:
         texts: One a name.
     """
-    values: dict[str, list[Any]] = {}
-    for name, text in map(_named, texts):
-        try:
-            values[name] = list(ast.literal_eval(f"[{text}]"))
-        except (ValueError, SyntaxError):
-            values[name] = [word.strip() for word in text.split(",")]
-    return values
+    return {name: _values(text) for name, text in map(_named, texts)}
 
 
 def sample_ranges(texts: tuple[str, ...]) -> dict[str, Any]:
@@ -205,6 +215,13 @@ def sample_ranges(texts: tuple[str, ...]) -> dict[str, Any]:
             wanted = f"{name}=LOW:HIGH or LOW:HIGH:log"
             raise ValueError(f"got {name}={text}, wanted {wanted}.") from None
     return ranges
+
+
+def _values(text: str) -> list[Any]:
+    try:
+        return list(ast.literal_eval(f"[{text}]"))
+    except (ValueError, SyntaxError):
+        return [word.strip() for word in text.split(",")]
 
 
 def _named(text: str) -> tuple[str, str]:

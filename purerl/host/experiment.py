@@ -1,184 +1,255 @@
 """A run as data: which algorithm, where, with which numbers; to JSON and back."""
 
 import dataclasses
+import functools
 import json
 import typing
 from typing import Any
 
-from purerl.algorithms import ALGORITHMS
-from purerl.config import check_choice, suggest
-from purerl.envs.make import Env, make_env
+import jax
+
+from purerl.config import plain, suggest
+from purerl.envs.make import Env
+from purerl.host import brought
 from purerl.host.presets import preset
-from purerl.training.off_policy import ObsDtype, make_off_policy_train
-from purerl.training.on_policy import make_train
-from purerl.training.train import Train
+from purerl.policies.networks import NetworkConfig
+from purerl.records import OffPolicyAlgorithm
+from purerl.training.sizes import LoopConfig, OffPolicyLoopConfig, OnPolicyLoopConfig
+from purerl.training.state import Train
+from purerl.training.train import make_train
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """Sizes of a run; all static."""
-
-    steps: int = 100_000
-    """Environment steps of each seed; rounded up to whole iterations."""
-    num_envs: int = 8
-    """Environments side by side."""
-    rollout_length: int = 128
-    """Steps of each environment in one iteration."""
-    evaluations: int = 20
-    """About how many evaluations; the interval is a whole number of iterations."""
-    evaluation_episodes: int = 128
-    """Episodes of one evaluation."""
-    greedy_evaluation: bool = True
-    """Evaluate the policy's most probable action instead of samples."""
-    normalize_obs: bool = False
-    """Observations to running mean 0 and standard deviation 1."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OnPolicyLoopConfig(LoopConfig):
-    """Sizes of an on-policy run; all static."""
-
-    normalize_reward: bool = False
-    """Rewards divided by the running standard deviation of the discounted return."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OffPolicyLoopConfig(LoopConfig):
-    """Sizes of an off-policy run; all static."""
-
-    rollout_length: int = 1
-    """Steps of each environment in one iteration."""
-    updates: int = 1
-    """Updates in one iteration."""
-    warmup: int = 1000
-    """Environment steps before the first iteration; they only fill the replay buffer."""
-    replay_obs: ObsDtype = "float"
-    """How the replay buffer holds observations; uint8 and bool take a quarter of the memory."""
+FORMAT = 2  # of config.json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One algorithm on one environment, with all its numbers."""
+    """One algorithm on one environment, with all its numbers; :func:`make_experiment` makes one.
 
-    algorithm: str
-    env: str
+    Algorithm, environment and network are each a name, an import path ``package.module:object``, or
+    an object. The environment is made once, when it is first used, and so is the run.
+    """
+
+    algorithm: Any
+    env: Any
     config: Any
     loop: LoopConfig
+    network: Any = None
     env_params: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What is trained where, in words."""
+        return f"{brought.short_name(self.algorithm)} on {brought.short_name(self.env)}"
+
+    @functools.cached_property
+    def environment(self) -> Env:
+        """The environment."""
+        return brought.environment(self.env, self.env_params)
+
+    def parts(self) -> tuple[Any, Env]:
+        """The algorithm, on-policy or off-policy, and the environment."""
+        return self._algorithm, self.environment
+
+    def build(self) -> Train:
+        """The training run, as pure functions."""
+        return self._train
+
+    @functools.cached_property
+    def _network(self) -> Any:
+        return brought.network(self.network, self.environment.action_space)
+
+    @functools.cached_property
+    def _algorithm(self) -> Any:
+        entry = brought.algorithm_entry(self.algorithm)
+        return entry.build(self.config, self.environment.action_space, self._network)
+
+    @functools.cached_property
+    def _train(self) -> Train:
+        return make_train(*self.parts(), **vars(self.loop))
+
+    def options(self) -> dict[str, set[str]]:
+        """What :meth:`replace` can change: names in the loop, the configuration, its network."""
+        of_network = getattr(self.config, "network", None)
+        parts = {"loop": self.loop, "config": self.config, "network": of_network}
+        return {
+            part: {field.name for field in dataclasses.fields(x)}
+            for part, x in parts.items()
+            if x is not None
+        }
 
     def replace(self, **changes: Any) -> "Experiment":
         """A copy with other numbers.
 
         Args:
-            **changes: Fields of the loop, of the algorithm's configuration, or of its network's.
+            **changes: Fields of the loop, of the algorithm's configuration, or of its network's;
+                ``network``, a configuration or a network; ``env_params``.
 
         Raises:
             ValueError: If a field is unknown or a number out of range.
         """
-        network: Any = self.config.network
-        parts = {"loop": self.loop, "config": self.config, "network": network}
-        fields = {k: {f.name for f in dataclasses.fields(part)} for k, part in parts.items()}
+        if not changes:
+            return self
+        own = {"env_params": changes.pop("env_params")} if "env_params" in changes else {}
+        if "network" in changes and not isinstance(changes["network"], NetworkConfig):
+            own["network"] = brought.named(changes.pop("network"))
+        fields = self.options()
+        known = set().union(*fields.values())
         for name in changes:
-            if not any(name in names for names in fields.values()):
-                near = suggest(name, sorted(set().union(*fields.values())))
-                raise ValueError(f"{self.algorithm} has no option {name!r}. {near}")
+            if name not in known:
+                near = suggest(name, sorted(known))
+                raise ValueError(
+                    f"{brought.short_name(self.algorithm)} has no option {name!r}. {near}"
+                )
         chosen = {
             part: {name: x for name, x in changes.items() if name in names}
             for part, names in fields.items()
         }
-        if chosen["network"]:
-            network = chosen["config"].get("network", network)
-            chosen["config"]["network"] = dataclasses.replace(network, **chosen["network"])
-        return dataclasses.replace(
+        if of_network := chosen.pop("network", {}):
+            network: Any = chosen["config"].get("network", getattr(self.config, "network", None))
+            chosen["config"]["network"] = dataclasses.replace(network, **of_network)
+        changed = dataclasses.replace(
             self,
             loop=dataclasses.replace(self.loop, **chosen["loop"]),
             config=dataclasses.replace(self.config, **chosen["config"]),
+            **own,
         )
-
-    def parts(self) -> tuple[Any, Env]:
-        """The algorithm, on-policy or off-policy, and the environment."""
-        env = make_env(self.env, **self.env_params)
-        return ALGORITHMS[self.algorithm].build(self.config, env.action_space), env
-
-    def build(self) -> Train:
-        """The training run, as pure functions."""
-        algorithm, env = self.parts()
-        loop = {k: v for k, v in vars(self.loop).items() if k != "steps"}
-        if ALGORITHMS[self.algorithm].off_policy:
-            return make_off_policy_train(algorithm, env, self.loop.steps, **loop)
-        return make_train(algorithm, env, self.loop.steps, reward_gamma=self.config.gamma, **loop)
+        if "env_params" not in own and "environment" in vars(self):
+            vars(changed)["environment"] = self.environment
+        changed.parts()  # what does not fit together is refused here
+        return changed
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready values; :meth:`from_json` is the inverse."""
-        return dataclasses.asdict(self)
+        """JSON-ready values; :meth:`from_json` is the inverse. Objects are described."""
+        key = jax.random.key(0)
+
+        def initial(learns: Any) -> Any:
+            obs = jax.tree.map(lambda x: x[None], self.environment.reset(key)[0])
+            return learns(obs)
+
+        return {
+            "format": FORMAT,
+            "algorithm": brought.recorded(
+                self.algorithm, lambda: initial(lambda obs: self._algorithm.init(obs, key))
+            ),
+            "env": brought.recorded(self.env, lambda: self.environment.reset(key)),
+            "network": brought.recorded(
+                self.network, lambda: initial(lambda obs: self._network.init(key, obs))
+            ),
+            "config": plain(self.config),
+            "loop": plain(self.loop),
+            "env_params": plain(self.env_params),
+        }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Experiment":
+    def from_json(cls, data: dict[str, Any], **given: Any) -> "Experiment":
         """An experiment from :meth:`to_json`'s values.
 
         Args:
-            data: As read from a run's ``config.json``.
+            data: As read from a run's ``config.json``; the code that its import paths name is
+                imported.
+            **given: ``algorithm``, ``env``, ``network``, where they were objects, and what was a
+                function of progress.
 
         Raises:
-            ValueError: If the algorithm or a field is unknown to this version of purerl.
+            ValueError: If the algorithm or a field is unknown to this version of purerl, or what
+                was an object is not given.
         """
-        check_choice("config.json", "algorithm", data["algorithm"], ALGORITHMS)
-        config = ALGORITHMS[data["algorithm"]].config
-        return cls(
-            algorithm=data["algorithm"],
-            env=data["env"],
-            config=_from_dict(config, data["config"]),
-            loop=_from_dict(_loop_config(data["algorithm"]), data["loop"]),
+        if data.get("format") != FORMAT:
+            raise ValueError(
+                f"config.json has the format {data.get('format', 1)}, this version of purerl reads "
+                f"format {FORMAT}: of an older run the evaluations and their plot can be read, but "
+                "not continued, evaluated again, or acted with; use the version that wrote it."
+            )
+        parts = {
+            name: brought.given_again(name, data.get(name), given.pop(name, None))
+            for name in ("algorithm", "env", "network")
+        }
+        config = brought.algorithm_entry(parts["algorithm"]).config
+        loop_type = OffPolicyLoopConfig if "replay_obs" in data["loop"] else OnPolicyLoopConfig
+        made = cls(
+            **parts,
+            config=_from_dict(config, data["config"], given),
+            loop=_from_dict(loop_type, data["loop"], given),
             env_params=data["env_params"],
         )
+        if given:
+            near = suggest(next(iter(given)), ["algorithm", "env", "network"])
+            raise ValueError(f"{', '.join(given)} need not be given again. {near}")
+        return made
 
 
-def make_experiment(algorithm: str, env: str, **changes: Any) -> Experiment:
+def make_experiment(
+    algorithm: Any,
+    env: Any,
+    *,
+    network: Any = None,
+    env_params: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Experiment:
     """An experiment with this environment's default numbers, and some of them changed.
 
     Args:
-        algorithm: A name out of ``purerl.ALGORITHMS``.
-        env: A name out of ``purerl.list_envs()``.
+        algorithm: A name out of ``purerl.ALGORITHMS``; an import path ``package.module:function``
+            of a function ``(action_space, *, network=None, **options)`` that returns an algorithm,
+            whose options become fields of the configuration; such a function; or an algorithm.
+        env: A name out of ``purerl.list_envs()``; an import path of a function or class that makes
+            an environment; an object with gymnax's interface; or a :class:`purerl.Env`.
+        network: A :class:`purerl.NetworkConfig` of the default network; a network; or an import
+            path of a function of the action space that makes one.
+        env_params: Fields of the environment's parameters, or keyword arguments of what makes it.
         **changes: Fields of the loop, of the algorithm's configuration, or of its network's.
 
     Raises:
-        ValueError: If a name or a field is unknown.
+        ValueError: If a name or a field is unknown, a number out of range, or the algorithm does
+            not fit the environment.
+        TypeError: If something is none of these.
 
     Example:
         >>> experiment = make_experiment("ppo_clip", "CartPole-v1", steps=50_000, clip=0.1)
         >>> experiment.loop.steps, experiment.config.clip
         (50000, 0.1)
     """
-    check_choice("make_experiment", "algorithm", algorithm, ALGORITHMS)
-    numbers = preset(algorithm, env)
-    config_type, loop_type = ALGORITHMS[algorithm].config, _loop_config(algorithm)
-    of_loop = {field.name for field in dataclasses.fields(loop_type)}
+    algorithm, env = brought.named(algorithm), brought.named(env)
+    entry = brought.algorithm_entry(algorithm)
+    environment = brought.environment(env, env_params or {})
+    of_config = network if isinstance(network, NetworkConfig) else None
+    own = None if of_config else brought.named(network)
+    made = entry.build(
+        entry.config(), environment.action_space, brought.network(own, environment.action_space)
+    )
+    off_policy = isinstance(made, OffPolicyAlgorithm)
+    numbers = preset(algorithm, env) if isinstance(algorithm, str) else {}
     default = Experiment(
         algorithm=algorithm,
         env=env,
-        config=config_type(**{k: v for k, v in numbers.items() if k not in of_loop}),
-        loop=loop_type(**{k: v for k, v in numbers.items() if k in of_loop}),
+        network=own,
+        config=entry.config(),
+        loop=OffPolicyLoopConfig() if off_policy else OnPolicyLoopConfig(),
+        env_params=dict(env_params or {}),
     )
-    return default.replace(**changes)
+    vars(default)["environment"] = environment
+    return default.replace(**numbers | ({"network": of_config} if of_config else {}) | changes)
 
 
-def _loop_config(algorithm: str) -> type[LoopConfig]:
-    return OffPolicyLoopConfig if ALGORITHMS[algorithm].off_policy else OnPolicyLoopConfig
-
-
-def _from_dict(cls: type, data: dict[str, Any]) -> Any:
-    """A (nested) dataclass from JSON's dictionaries and lists."""
+def _from_dict(cls: type, data: dict[str, Any], given: dict[str, Any]) -> Any:
+    """A (nested) configuration from JSON's dictionaries and lists."""
     types = typing.get_type_hints(cls)
-    for name in data:
+    values = {}
+    for name, value in data.items():
         if name not in types:
             raise ValueError(
                 f"config.json has the field {cls.__name__}.{name}, which this version of purerl "
                 f"does not know. {suggest(name, types)}"
             )
-    values = {}
-    for name, value in data.items():
         if dataclasses.is_dataclass(types[name]):
-            value = _from_dict(types[name], value)
+            value = _from_dict(types[name], value, given)
+        elif isinstance(value, dict):  # a function, recorded by some of its values
+            if name not in given:
+                raise ValueError(
+                    f"this run was begun with a function of progress for {name}, which takes the "
+                    f"values {value['schedule']}; give it again ({name}=...)."
+                )
+            value = given.pop(name)
         values[name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
 

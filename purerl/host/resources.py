@@ -10,7 +10,7 @@ import numpy as np
 
 from purerl.host.devices import from_hosts
 from purerl.records import PyTree
-from purerl.training.train import Train
+from purerl.training.state import Train
 
 
 def tree_bytes(tree: PyTree) -> int:

@@ -34,7 +34,8 @@ def values(network: Any, params: PyTree, rollout: Rollout) -> tuple[jax.Array, j
     obs, next_obs = flatten_time((rollout.obs, rollout.next_obs))
     value = apply_network(network, params, obs)[1]
     next_value = apply_network(network, params, next_obs)[1]
-    return value.reshape(lead), next_value.reshape(lead)
+    dtype = jnp.result_type(value, rollout.reward)  # a network's precision may be another one
+    return value.reshape(lead).astype(dtype), next_value.reshape(lead).astype(dtype)
 
 
 def on_policy_batch(
@@ -68,27 +69,43 @@ def on_policy_batch(
     return batch._replace(advantage=standardize(batch.advantage)) if normalize else batch
 
 
-advantage_batch = on_policy_batch  # its former name
-
-
-def standardize(x: jax.Array, eps: float = 1e-8) -> jax.Array:
-    """Mean 0 and (population) standard deviation 1.
+def standardize(x: jax.Array, weights: jax.Array | None = None, eps: float = 1e-8) -> jax.Array:
+    """Mean 0 and (population) standard deviation 1; exactly 0 where all are equal.
 
     Args:
-        x: ``[B]``.
+        x: ``[B]``, or of any shape.
+        weights: How much each counts in mean and deviation, shaped like ``x``; 0: not at all, and
+            the result is that of the least one. None: all the same.
         eps: Added to the standard deviation.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> standardize(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 1.0, 0.0])).tolist()[:2]
+        [-1.0, 1.0]
     """
-    x = x - jnp.mean(x)
-    # Again, since of equal numbers the first mean may leave a rounding error, large beside eps.
-    x = x - jnp.mean(x)
-    return x / (jnp.std(x) + eps)
+    x = _centred(x, weights)
+    x = x - jnp.average(x, weights=weights)
+    return x / (jnp.sqrt(jnp.average(jnp.square(x), weights=weights)) + eps)
+
+
+def _centred(x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """``x`` minus its mean. The mean of equal numbers is rounded, and the deviations from it would
+    be all that is left; a mean is never below the least number or above the greatest one.
+    """
+    if weights is not None:
+        x = jnp.where(weights > 0, x, jnp.min(x, initial=jnp.inf, where=weights > 0))
+    return x - jnp.clip(jnp.average(x, weights=weights), jnp.min(x), jnp.max(x))
 
 
 def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
     """1 - var(target - value) / var(target): 1 for a perfect critic, 0 for a constant one.
 
+    Of targets that are all equal nothing can be explained: 0.
+
     Args:
         value: ``[B]``.
         target: ``[B]``.
     """
-    return 1 - jnp.var(target - value) / jnp.var(target)
+    spread = jnp.mean(jnp.square(_centred(target)))
+    constant = spread == 0
+    return jnp.where(constant, 0, 1 - jnp.var(target - value) / jnp.where(constant, 1, spread))

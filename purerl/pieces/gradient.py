@@ -63,12 +63,14 @@ def gradient_step(
         **extra: What the optimizer's ``update`` takes besides; it is told the learning rate, too.
 
     Returns:
-        ``(params, opt_state)``.
+        ``(params, opt_state)``; parameters keep their dtype.
     """
     extra["learning_rate"] = learning_rate
     update = optax.with_extra_args_support(optimizer).update
     direction, opt_state = update(gradient, opt_state, params, **extra)
-    return jax.tree.map(lambda p, d: p - learning_rate * d, params, direction), opt_state
+    # A bfloat16 parameter, or a float32 one under x64, keeps its dtype; so a scan's carry does.
+    new = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
+    return new, opt_state
 
 
 def fit(
@@ -118,17 +120,15 @@ def fit(
         updated, info = jax.lax.scan(minibatch_step, learned, samples)
         info = jax.tree.map(jnp.mean, info)
         if max_kl is None or "kl" not in info:
-            return (updated, stopped), (info, 1.0)
+            return (updated, stopped), (info, True)
         # A mask and not a branch: under vmap some seeds stop and others go on.
         learned = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), updated, learned)
-        made = 1.0 - stopped
-        return (learned, stopped | (info["kl"] > max_kl)), (info, made)
+        return (learned, stopped | (info["kl"] > max_kl)), (info, ~stopped)
 
     start = ((params, opt_state), jnp.array(False))
     keys = jax.random.split(key, num_epochs)
     ((params, opt_state), _), (info, made) = jax.lax.scan(epoch, start, keys)
-    info = jax.tree.map(lambda x: jnp.sum(x * made) / jnp.sum(made), info)
-    return params, opt_state, info
+    return params, opt_state, jax.tree.map(lambda x: jnp.mean(x, where=made), info)
 
 
 def keep_if_finite(

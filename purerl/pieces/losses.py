@@ -41,8 +41,7 @@ def policy_gradient_loss(log_prob: jax.Array, weight: jax.Array) -> jax.Array:
 def value_loss(value: jax.Array, target: jax.Array) -> jax.Array:
     r""":math:`\tfrac12 (V_\phi(s) - \hat G)^2`.
 
-    The target is constant, so a target that holds :math:`V_\phi(s')` gives the semi-gradient
-    (document 002 prints the semi-gradient as the gradient of the whole square).
+    The target is constant, so a target that holds :math:`V_\phi(s')` gives the semi-gradient.
 
     Args:
         value: :math:`V_\phi(s)`, ``[B]``.
@@ -85,6 +84,24 @@ def clipped_value_loss(
     return jnp.maximum(value_loss(value, target), value_loss(clipped, target))
 
 
+MAX_LOG_RATIO = 40.0  # exp(40) = 2e17, whose square is finite in float32 too
+
+
+def probability_ratio(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
+    r""":math:`\ell = \pi_\theta(a|s) / \pi_{old}(a|s)`, at most exp(40).
+
+    Beyond the bound it is constant, so that its gradient is 0 instead of infinite.
+
+    Args:
+        log_prob: :math:`\log \pi_\theta(a|s)`, ``[B]``.
+        old_log_prob: :math:`\log \pi_{old}(a|s)`, ``[B]``; constant.
+
+    Returns:
+        ``[B]``.
+    """
+    return jnp.exp(jnp.minimum(log_prob - stop(old_log_prob), MAX_LOG_RATIO))
+
+
 def surrogate_loss(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array) -> jax.Array:
     r""":math:`-\ell A`, with :math:`\ell = \pi_\theta(a|s) / \pi_{old}(a|s)`.
 
@@ -102,13 +119,10 @@ def surrogate_loss(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.
         [-6.0]
 
     References:
-        Schulman et al. 2015 (TRPO), eq. 14; document 001, eq. 5.30.
-
-    Differs from:
-        Documents 003 and 004 drop the factor 1 / (1 - gamma) between its mean and the change of the
-        return on the way, document 002 keeps it; a maximization does not see it.
+        Schulman et al. 2015 (TRPO), eq. 14. Between its mean and the change of the return there is
+        a factor 1 / (1 - gamma), which a maximization does not see.
     """
-    return -jnp.exp(log_prob - stop(old_log_prob)) * stop(advantage)
+    return -probability_ratio(log_prob, old_log_prob) * stop(advantage)
 
 
 def clipped_surrogate_loss(
@@ -136,9 +150,9 @@ def clipped_surrogate_loss(
         [-1.25, 2.0]
 
     References:
-        Schulman et al. 2017 (PPO), eq. 7; document 001, eq. 5.38.
+        Schulman et al. 2017 (PPO), eq. 7.
     """
-    ratio = jnp.exp(log_prob - stop(old_log_prob))
+    ratio = probability_ratio(log_prob, old_log_prob)
     advantage = stop(advantage)
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
 
@@ -169,11 +183,7 @@ def kl_penalized_surrogate_loss(
         [0.5]
 
     References:
-        Schulman et al. 2017 (PPO), eq. 8; document 001, eq. 5.37.
-
-    Differs from:
-        Document 002 has KL(new || old) and maximizes over the old parameters; the old policy comes
-        first in the KL, and the maximization is over the new one.
+        Schulman et al. 2017 (PPO), eq. 8. The old policy comes first in the KL.
     """
     return surrogate_loss(log_prob, old_log_prob, advantage) + stop(beta) * kl
 
@@ -237,7 +247,7 @@ def q_target(reward: jax.Array, discount: jax.Array, next_q: jax.Array) -> jax.A
     References:
         Mnih et al. 2015, "Human-level control through deep reinforcement learning", algorithm 1.
     """
-    return stop(reward + discount * jnp.max(next_q, axis=-1))
+    return _bootstrap(reward, discount, jnp.max(next_q, axis=-1))
 
 
 def double_q_target(
@@ -262,11 +272,13 @@ def double_q_target(
 
     References:
         van Hasselt et al. 2016, "Deep Reinforcement Learning with Double Q-learning", eq. 4.
-
-    Differs from:
-        Document 002 leaves out that the bootstrap is zero after a terminal state.
     """
-    return stop(reward + discount * taken(next_q, jnp.argmax(selector, axis=-1)))
+    return _bootstrap(reward, discount, taken(next_q, jnp.argmax(selector, axis=-1)))
+
+
+def _bootstrap(reward: jax.Array, discount: jax.Array, value: jax.Array) -> jax.Array:
+    """Where nothing follows, the value of what was observed last may be anything, NaN too."""
+    return stop(reward + discount * jnp.where(discount == 0, 0, value))
 
 
 def taken(q: jax.Array, action: jax.Array) -> jax.Array:
@@ -314,7 +326,8 @@ def actor_critic_loss(
 def approximate_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
     r"""An unbiased estimate of :math:`KL(\pi_{old} \| \pi_\theta)` that is never negative.
 
-    :math:`(\ell - 1) - \log \ell` with :math:`\ell = \pi_\theta(a|s) / \pi_{old}(a|s)`.
+    :math:`(\ell - 1) - \log \ell` with :math:`\ell = \pi_\theta(a|s) / \pi_{old}(a|s)`, at most
+    exp(40).
 
     Args:
         log_prob: ``[B]``, of actions drawn from the old policy.
@@ -326,5 +339,5 @@ def approximate_kl(log_prob: jax.Array, old_log_prob: jax.Array) -> jax.Array:
     References:
         Schulman 2020, "Approximating KL Divergence", the estimator k3.
     """
-    log_ratio = log_prob - old_log_prob
+    log_ratio = jnp.minimum(log_prob - old_log_prob, MAX_LOG_RATIO)
     return jnp.expm1(log_ratio) - log_ratio

@@ -51,17 +51,18 @@ def minibatches(key: jax.Array, batch: PyTree, count: int, shuffle: bool = True)
 
     Args:
         key: PRNG key of the shuffle.
-        batch: Arrays ``[B, ...]``.
+        batch: JAX's or NumPy's arrays ``[B, ...]``.
         count: Number of minibatches; must divide B.
         shuffle: Whether to shuffle first.
 
     Returns:
-        The same pytree with arrays ``[count, B / count, ...]``.
+        The same pytree with JAX's arrays ``[count, B / count, ...]``.
 
     Raises:
         ValueError: If ``count`` does not divide B.
     """
     check_integer("minibatches", "count", count, 1)
+    batch = jax.tree.map(jnp.asarray, batch)
     size = jax.tree.leaves(batch)[0].shape[0]
     if size % count:
         raise ValueError(

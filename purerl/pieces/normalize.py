@@ -1,7 +1,10 @@
 """Running normalization of observations and rewards.
 
 The moments are constant within a rollout and merged with the rollout's own once after it, so that
-all values of a rollout are computed in one batch under one normalization.
+all values of a rollout are computed in one batch under one normalization. Before anything was seen
+nothing is changed. A sample that is not finite is left out of the moments, whole: one broken sensor
+reading must not end all learning, and the rest of its row may be broken too. It is not repaired
+either: the learner gets it, and refuses its update.
 """
 
 from typing import NamedTuple
@@ -11,11 +14,17 @@ import jax.numpy as jnp
 
 
 class Moments(NamedTuple):
-    """Number, mean and variance (population) of what was seen so far."""
+    """Number, mean and variance (population) of what was seen so far.
 
-    seen: jax.Array  # [] how many
-    mean: jax.Array  # [...]
-    var: jax.Array  # [...]
+    Attributes:
+        seen: ``[]``, how many samples.
+        mean: ``[...]``, of the shape of one sample.
+        var: ``[...]``.
+    """
+
+    seen: jax.Array
+    mean: jax.Array
+    var: jax.Array
 
 
 def init_moments(shape: tuple[int, ...] = (), dtype: jnp.dtype | None = None) -> Moments:
@@ -34,26 +43,30 @@ def merge_moments(moments: Moments, batch: jax.Array) -> Moments:
 
     Args:
         moments: Of samples of shape ``[...]``.
-        batch: New samples, any number of leading axes: ``[T, N, ...]``.
+        batch: New samples, any number of leading axes: ``[T, N, ...]``. One with an element that is
+            not finite does not count.
 
     References:
         Chan, Golub and LeVeque 1983, eq. 2.1.
     """
-    axes = tuple(range(batch.ndim - moments.mean.ndim))
-    batch = batch.astype(moments.mean.dtype)
-    size = batch.size // max(1, moments.mean.size)
-    mean, var = jnp.mean(batch, axes), jnp.var(batch, axes)
+    batch = jnp.asarray(batch, moments.mean.dtype)
+    lead = batch.ndim - moments.mean.ndim
+    finite = jnp.all(jnp.isfinite(batch), range(lead, batch.ndim), keepdims=True)
+    size = jnp.sum(finite, dtype=batch.dtype)
+    counted = jnp.broadcast_to(finite, batch.shape)
+    mean, var = (f(batch, range(lead), where=counted) for f in (jnp.mean, jnp.var))
     count = moments.seen + size
     delta = mean - moments.mean
     between = jnp.square(delta) * (moments.seen * size / count)
     within = moments.var * moments.seen + var * size
-    return Moments(count, moments.mean + delta * (size / count), (within + between) / count)
+    merged = Moments(count, moments.mean + delta * (size / count), (within + between) / count)
+    return jax.tree.map(lambda new, old: jnp.where(size > 0, new, old), merged, moments)
 
 
 def normalize(
     x: jax.Array, moments: Moments, clip: float | None = 10.0, eps: float = 1e-8
 ) -> jax.Array:
-    """``(x - mean) / std``, clipped.
+    """``(x - mean) / std``, clipped; ``x`` as it is before anything was seen.
 
     Args:
         x: ``[..., *shape]`` of the moments' shape.
@@ -61,17 +74,23 @@ def normalize(
         clip: Bound on the absolute result, in standard deviations; None: no bound.
         eps: Added to the variance.
     """
-    x = x.astype(moments.mean.dtype)
+    x = jnp.asarray(x, moments.mean.dtype)
     mean, var = (jnp.broadcast_to(m, x.shape) for m in (moments.mean, moments.var))
     y = (x - mean) / jnp.sqrt(var + eps)
-    return y if clip is None else jnp.clip(y, -clip, clip)
+    y = y if clip is None else jnp.clip(y, -clip, clip)
+    return jnp.where(moments.seen > 0, y, x)
 
 
 class RewardScaler(NamedTuple):
-    """Divides rewards by the standard deviation of the running discounted return."""
+    """Divides rewards by the standard deviation of the running discounted return.
 
-    running: jax.Array  # [N] discounted sum of rewards so far, of each environment
-    moments: Moments  # of that sum, []
+    Attributes:
+        running: ``[N]``, discounted sum of the episode's rewards so far, of each environment.
+        moments: ``[]``, of that sum at all steps.
+    """
+
+    running: jax.Array
+    moments: Moments
 
 
 def init_reward_scaler(num_envs: int, dtype: jnp.dtype | None = None) -> RewardScaler:
@@ -94,6 +113,8 @@ def scale_rewards(
 ) -> tuple[jax.Array, RewardScaler]:
     """Rewards divided by the standard deviation known before them, and the scaler after them.
 
+    A running sum that is not finite is left out of the moments and starts anew.
+
     Args:
         scaler: For N environments.
         reward: ``[T, N]``.
@@ -109,14 +130,14 @@ def scale_rewards(
         Detail 7 of the continuous-action details of Huang et al. 2022, "The 37 Implementation
         Details of PPO".
     """
+    real = scaler.running.dtype
 
     def step(running, transition):
         r, d = transition
-        total = running * gamma + r
-        return jnp.where(d, 0, total), total
+        total = (running * gamma + r).astype(real)
+        return jnp.where(d | ~jnp.isfinite(total), 0, total), total
 
-    running, totals = jax.lax.scan(step, scaler.running, (reward, done))
-    scaled = reward / jnp.sqrt(scaler.moments.var + eps)
-    if clip is not None:
-        scaled = jnp.clip(scaled, -clip, clip)
+    running, totals = jax.lax.scan(step, scaler.running, (jnp.asarray(reward, real), done))
+    mean = jnp.zeros((), real)  # rewards are divided and not centred, so that they keep their sign
+    scaled = normalize(reward, scaler.moments._replace(mean=mean), clip, eps)
     return scaled, RewardScaler(running, merge_moments(scaler.moments, totals))

@@ -6,46 +6,47 @@ axes), and returns one array of the same shape. A rollout may hold many episodes
 ``terminated`` and ``truncated`` have different meanings: a sum stops at either, but only a
 truncated episode would have gone on, so there the sum goes on with ``next_value``, the value
 :math:`V(s_{t+1})` of the observation *before* the reset. It is also what the rollout's last step is
-continued with. After ``terminated`` the bootstrap is zero, also if ``truncated`` is set too.
+continued with. After ``terminated`` the bootstrap is zero, also if ``truncated`` is set too. What
+these masks exclude has no part in a result or in its gradient, NaN included: an environment may
+give NaN as its terminal observation.
+
+Lecture notes in circulation print GAE's recursion without the termination mask and the value of the
+final observation; both are needed as soon as a rollout crosses an episode's end.
 
 References:
     Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage
     Estimation" (GAE), eqs. 10-16. Sutton and Barto 2018, eqs. 3.8, 7.1, 12.2.
-
-Differs from:
-    The documents' recursion for GAE (002, 003, 004) has neither the termination mask nor the value
-    of the final observation; both are needed as soon as a rollout crosses an episode's end.
-    Document 002 has bias and variance of the n-step estimate reversed: one step has much bias and
-    little variance, many steps little bias and much variance.
 """
 
 import jax
 import jax.numpy as jnp
 
 
-def linear_recurrence(a: jax.Array, b: jax.Array, last: jax.Array) -> jax.Array:
-    r"""Solves :math:`x_t = a_t + b_t x_{t+1}` backwards in time from :math:`x_T` = ``last``.
+def linear_recurrence(
+    a: jax.Array, factor: float | jax.Array, goes_on: jax.Array, last: jax.Array
+) -> jax.Array:
+    r"""Solves :math:`x_t = a_t + b \, x_{t+1}` backwards in time; :math:`x_t = a_t` at an end.
 
     Args:
         a: Inhomogeneous terms, ``[T, ...]``.
-        b: Factors, ``[T, ...]``.
-        last: The value after the last step, ``[...]``.
+        factor: :math:`b`, a scalar.
+        goes_on: bool ``[T, ...]``; False at an end: what follows is not looked at.
+        last: :math:`x_T`, the value after the last step, ``[...]``.
 
     Returns:
-        The solution ``x``, ``[T, ...]``.
+        The solution ``x``, ``[T, ...]``, in the common dtype of all three.
     """
+    dtype = jnp.result_type(a, factor, last)
 
     def step(following, terms):
-        a_t, b_t = terms
-        x_t = a_t + b_t * following
+        a_t, on = terms
+        # The mask is on the factor's argument: a product with a masked NaN has a NaN gradient.
+        x_t = a_t + jnp.asarray(factor, dtype) * jnp.where(on, following, 0)
         return x_t, x_t
 
     # Unrolled: the body is two flops, so a loop iteration on its own is nearly all overhead.
-    return jax.lax.scan(step, last, (a, b), reverse=True, unroll=8)[1]
-
-
-def _not(flag: jax.Array, like: jax.Array) -> jax.Array:
-    return 1 - flag.astype(like.dtype)
+    start, terms = jnp.asarray(last, dtype), (jnp.asarray(a, dtype), goes_on)
+    return jax.lax.scan(step, start, terms, reverse=True, unroll=8)[1]
 
 
 def return_to_go(
@@ -77,7 +78,10 @@ def return_to_go(
     reward = jnp.asarray(reward, jnp.result_type(reward, float))
     if next_value is None:
         next_value = jnp.zeros_like(reward)
-    return lambda_return(reward, next_value, terminated, truncated, gamma, 1.0)
+    done = jnp.logical_or(terminated, truncated)
+    cut_off = jnp.logical_and(done, jnp.logical_not(terminated))
+    bootstrap = gamma * jnp.where(cut_off, next_value, 0)
+    return linear_recurrence(reward + bootstrap, gamma, ~done, next_value[-1])
 
 
 def discounted_return(
@@ -109,11 +113,11 @@ def discounted_return(
         [3.0, 3.0, 3.0]
     """
     to_go = return_to_go(reward, terminated, truncated, gamma, next_value)
-    done = terminated | truncated
-    start = jnp.concatenate([jnp.ones_like(done[:1]), done[:-1]]).astype(to_go.dtype)
+    done = jnp.logical_or(terminated, truncated)
+    start = jnp.concatenate([jnp.ones_like(done[:1]), done[:-1]])
     # x_t = G_t where an episode starts, else x_{t-1}: the same recurrence, forwards.
-    filled = linear_recurrence((start * to_go)[::-1], (1 - start)[::-1], jnp.zeros_like(to_go[0]))
-    return filled[::-1]
+    filled = jnp.where(start, to_go, 0)[::-1]
+    return linear_recurrence(filled, 1.0, ~start[::-1], jnp.zeros_like(to_go[0]))[::-1]
 
 
 def n_step_return(
@@ -151,13 +155,13 @@ def n_step_return(
     if n < 1:
         raise ValueError(f"n_step_return needs n >= 1, got n={n}; n=1 is the one-step TD target.")
     n = min(n, reward.shape[0])  # the rollout holds no more
-    done = terminated | truncated
-    one_step = reward + gamma * _not(terminated, reward) * next_value
-    result = one_step
+    goes_on = ~jnp.logical_or(terminated, truncated)[:-1]
+    bootstrap = jnp.where(terminated, 0, next_value)
+    result = reward + gamma * bootstrap
     for _ in range(n - 1):
         # One reward more where the episode goes on and the rollout holds the next step.
-        longer = reward[:-1] + gamma * result[1:]
-        result = jnp.concatenate([jnp.where(done[:-1], one_step[:-1], longer), one_step[-1:]])
+        following = jnp.where(goes_on, result[1:], bootstrap[:-1])
+        result = jnp.concatenate([reward[:-1] + gamma * following, result[-1:]])
     return result
 
 
@@ -190,11 +194,10 @@ def lambda_return(
         >>> lambda_return(jnp.array([1.0, 2.0]), value, no, no, 0.5, 0.5).tolist()
         [3.0, 4.0]
     """
-    carry_on = lam * _not(terminated | truncated, reward)
-    bootstrap = _not(terminated, reward) * next_value
-    return linear_recurrence(
-        reward + gamma * (1 - carry_on) * bootstrap, gamma * carry_on, next_value[-1]
-    )
+    goes_on = ~jnp.logical_or(terminated, truncated)
+    bootstrap = jnp.where(terminated, 0, next_value)
+    one_step = reward + gamma * jnp.where(goes_on, 1 - lam, 1) * bootstrap
+    return linear_recurrence(one_step, gamma * lam, goes_on, next_value[-1])
 
 
 def gae(
@@ -233,6 +236,6 @@ def gae(
     References:
         Schulman et al. 2016 (GAE), eqs. 11, 12 and 16.
     """
-    delta = reward + gamma * _not(terminated, reward) * next_value - value
-    decay = gamma * lam * _not(terminated | truncated, reward)
-    return linear_recurrence(delta, decay, jnp.zeros_like(value[-1]))
+    goes_on = ~jnp.logical_or(terminated, truncated)
+    delta = reward + gamma * jnp.where(terminated, 0, next_value) - value
+    return linear_recurrence(delta, gamma * lam, goes_on, jnp.zeros_like(value[-1]))

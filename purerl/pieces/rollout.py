@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purerl.envs.make import Env
+from purerl.envs import Env
 from purerl.records import PyTree, Rollout
 
 
@@ -80,14 +80,19 @@ def unroll(
     # short ones. On a CPU the hashes were a third of the time of a rollout of CartPole.
     keys = jax.random.split(key, (length, 1 + 2 * num_envs))
     act_keys, env_keys, reset_keys = keys[:, 0], keys[:, 1::2], keys[:, 2::2]
-    fresh = jax.vmap(jax.vmap(env.reset))(reset_keys)
+    ahead = jax.vmap(jax.vmap(env.reset))(reset_keys) if env.resets == "ahead" else None
 
     def step(carry, inputs):
         actors, statistics, counted = carry
-        act_key, env_keys, fresh = inputs
+        act_key, env_keys, reset_keys, fresh = inputs
+        if fresh is None:  # anything of that shape: it is not looked at, or replaced below
+            fresh = (actors.obs, actors.env_state)
         action, extras = act(actors.obs, act_key)
         result, env_state = jax.vmap(env.step)(actors.env_state, action, env_keys, fresh)
         done = result.terminated | result.truncated
+        obs = result.obs
+        if env.resets == "due":
+            obs, env_state = _reset_where(env, done, reset_keys, (obs, env_state))
         episodes, statistics = _count(actors.episodes, statistics, result.reward, done, counted)
         counted = counted & ~done if first_only else counted
         seen = Rollout(
@@ -100,13 +105,32 @@ def unroll(
             next_obs=result.next_obs,
             episode_step=actors.episodes.length,
         )
-        return (Actors(env_state, result.obs, episodes), statistics, counted), seen
+        return (Actors(env_state, obs, episodes), statistics, counted), seen
 
     zero = jnp.zeros((), jnp.int32)
     statistics = EpisodeStatistics(zero, jnp.zeros_like(actors.episodes.ret[0]), zero)
     start = (actors, statistics, jnp.ones(num_envs, bool))
-    (actors, statistics, _), rollout = jax.lax.scan(step, start, (act_keys, env_keys, fresh))
+    inputs = (act_keys, env_keys, reset_keys, ahead)
+    (actors, statistics, _), rollout = jax.lax.scan(step, start, inputs)
     return actors, rollout, statistics
+
+
+def _reset_where(env: Env, done: jax.Array, keys: jax.Array, current: PyTree) -> PyTree:
+    """``current`` with resets where an episode ended, a few environments at a time.
+
+    A loop and not a ``cond``, which under ``vmap`` would draw resets at every step.
+    """
+    num_envs = len(keys)
+    few = -(-num_envs // 16)
+
+    def some(carry):
+        left, current = carry
+        (rows,) = jnp.nonzero(left, size=few, fill_value=num_envs)
+        fresh = jax.vmap(env.reset)(keys[rows])
+        current = jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), current, fresh)
+        return left.at[rows].set(False, mode="drop"), current
+
+    return jax.lax.while_loop(lambda carry: jnp.any(carry[0]), some, (done, current))[1]
 
 
 def _count(

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from purerl.config import check_range
 from purerl.envs.make import Env
 from purerl.pieces import rollout as rollouts
 from purerl.pieces.normalize import (
@@ -13,93 +12,33 @@ from purerl.pieces.normalize import (
     normalize,
     scale_rewards,
 )
-from purerl.records import Clock, OffPolicyAlgorithm, OnPolicyAlgorithm
-from purerl.training.train import Metrics, Normalizer, Sizes, Train, TrainState, assemble, start
+from purerl.records import Clock, OnPolicyAlgorithm
+from purerl.training.sizes import OnPolicyLoopConfig
+from purerl.training.state import Loop, Metrics, Normalizer, TrainState, start
 
 
-def make_train(
-    algorithm: OnPolicyAlgorithm,
-    env: Env,
-    steps: int,
-    *,
-    num_envs: int = 8,
-    rollout_length: int = 128,
-    evaluations: int = 20,
-    evaluation_episodes: int = 128,
-    greedy_evaluation: bool = True,
-    max_episode_steps: int | None = None,
-    normalize_obs: bool = False,
-    normalize_reward: bool = False,
-    reward_gamma: float | jax.Array = 0.99,
-) -> Train:
-    """A whole run as pure functions.
-
-    Iteration i uses the key ``fold_in(key, i)`` and nothing outside the state, so that a run cut in
-    pieces by ``advance`` equals the run in one piece, bit for bit. Evaluation has keys of its own.
+def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig) -> Loop:
+    """The beginning of a run and one iteration of it.
 
     Args:
-        algorithm: An on-policy algorithm.
+        algorithm: On-policy.
         env: Environment.
-        steps: Environment steps, over all ``num_envs``; rounded up to whole iterations of
-            ``num_envs * rollout_length`` steps.
-        num_envs: N, environments side by side.
-        rollout_length: T, steps of each between two updates.
-        evaluations: About how many evaluations; the interval is a whole number of iterations, and
-            the last iteration is always followed by one. 0 for none.
-        evaluation_episodes: Episodes of one evaluation.
-        greedy_evaluation: Evaluate the policy's mode; else samples of it.
-        max_episode_steps: Length at which an evaluation's episode is cut off; the environment's
-            limit by default.
-        normalize_obs: Subtract the running mean of observations and divide by their standard
-            deviation.
-        normalize_reward: Divide rewards by the standard deviation of the discounted return.
-            Reported returns are of raw rewards.
-        reward_gamma: Discount of that return: the algorithm's gamma.
+        sizes: Of the run.
 
     Raises:
-        TypeError: If ``algorithm`` is not an on-policy one.
-        ValueError: If a size is out of range, or ``steps`` is less than one iteration.
-
-    Example:
-        >>> import jax, purerl
-        >>> env = purerl.make_env("CartPole-v1")
-        >>> algorithm = purerl.ppo_clip(purerl.PPOClipConfig(), env.action_space)
-        >>> train = make_train(algorithm, env, 4000, num_envs=4, rollout_length=128, evaluations=2)
-        >>> keys = jax.random.split(jax.random.key(0), 2)
-        >>> result = jax.jit(purerl.vectorize(train.train))(keys)
-        >>> result.curve.step[0].tolist(), result.curve.evaluation.mean_return.shape
-        ([2048, 4096], (2, 2))
+        ValueError: If the algorithm needs whole episodes, and rollouts are shorter.
     """
-    if not isinstance(algorithm, OnPolicyAlgorithm):
-        advice = (
-            "train it with purerl.make_off_policy_train"
-            if isinstance(algorithm, OffPolicyAlgorithm)
-            else "purerl.ppo_clip(config, env.action_space) returns one"
-        )
-        raise TypeError(
-            f"algorithm is a {type(algorithm).__name__}, wanted an OnPolicyAlgorithm: {advice}."
-        )
-    sizes = Sizes(
-        steps,
-        num_envs,
-        rollout_length,
-        evaluations,
-        evaluation_episodes,
-        greedy_evaluation,
-        max_episode_steps,
-    )
-    sizes.check("make_train", env)
-    check_range("make_train", "reward_gamma", reward_gamma, "[0, 1]")
+    num_envs, rollout_length = sizes.num_envs, sizes.rollout_length
     if algorithm.whole_episodes:
         _check_whole_episodes(env, rollout_length)
     real = jnp.result_type(float)
 
     def init(key: jax.Array) -> TrainState:
         normalizer = Normalizer(
-            init_moments(env.obs_shape, real) if normalize_obs else None,
-            init_reward_scaler(num_envs, real) if normalize_reward else None,
+            init_moments(env.obs_shape, real) if sizes.normalize_obs else None,
+            init_reward_scaler(num_envs, real) if sizes.normalize_reward else None,
         )
-        return start(algorithm, env, sizes, normalizer, key)
+        return start(algorithm, env, num_envs, normalizer, key)
 
     def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
         progress = state.clock.iteration / sizes.iterations
@@ -119,14 +58,14 @@ def make_train(
         actors, rollout, statistics = rollouts.unroll(
             act, env, actors, unroll_key, rollout_length, first_only=whole
         )
-        rollout, normalizer = _normalize_rollout(rollout, normalizer, reward_gamma)
+        rollout, normalizer = _normalize_rollout(rollout, normalizer, algorithm.gamma)
         learner, info = algorithm.update(state.learner, rollout, update_key, progress=progress)
         iteration = state.clock.iteration + 1
         refused = state.refused + ~info["finite"]
         state = TrainState(Clock(iteration), state.key, learner, actors, normalizer, refused)
         return state, Metrics(sizes.step(iteration), statistics, info)
 
-    return assemble(algorithm, env, sizes, init, iterate)
+    return Loop(init, iterate)
 
 
 def _normalize_rollout(rollout, normalizer: Normalizer, gamma):

@@ -6,6 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
+import purerl
 from purerl.pieces import losses
 
 B = 64
@@ -193,3 +194,84 @@ def test_one_number_a_sample(loss, learned, constant):
     assert got.shape == (B,)
     reverse = loss(**{k: v[::-1] for k, v in x.items()}, **settings)
     np.testing.assert_array_equal(got[::-1], reverse)
+
+
+RATIO_LOSSES = {
+    "surrogate": losses.surrogate_loss,
+    "clipped": lambda *x: losses.clipped_surrogate_loss(*x, 0.2),
+    "penalized": lambda *x: losses.kl_penalized_surrogate_loss(*x, jnp.float32(0.0), 1.0),
+}
+
+
+@pytest.mark.parametrize("loss", RATIO_LOSSES.values(), ids=RATIO_LOSSES.keys())
+@pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
+def test_a_probability_that_exploded_has_a_finite_loss_and_gradient(loss, advantage):
+    """exp(89) is infinite in float32, and so is the square of exp(50), which Adam takes."""
+    for log_prob in (50.0, 89.0, 1e30):
+        x = jnp.float32(log_prob), jnp.float32(0.0), jnp.float32(advantage)
+        value, gradient = jax.value_and_grad(loss)(*x)
+        assert jnp.isfinite(value)
+        assert gradient == 0
+
+
+def test_the_bound_of_the_ratio_changes_no_ordinary_one():
+    x = jnp.linspace(-30.0, 39.0, 100)
+    np.testing.assert_array_equal(losses.probability_ratio(x, jnp.zeros(100)), jnp.exp(x))
+    np.testing.assert_array_equal(
+        jax.vmap(jax.grad(losses.probability_ratio))(x, 0 * x), jnp.exp(x)
+    )
+    kl = losses.approximate_kl(jnp.array([0.5, 89.0, 1e30]), jnp.zeros(3))
+    np.testing.assert_allclose(kl, [np.expm1(0.5) - 0.5, *[np.exp(40.0)] * 2], rtol=1e-5)
+
+
+def test_approximate_kl_by_hand_and_in_the_mean(x64):
+    """Its mean over actions of the old policy is KL(old || new)."""
+    old, new = np.array([0.2, 0.8]), np.array([0.5, 0.5])
+    each = losses.approximate_kl(jnp.log(new), jnp.log(old))
+    np.testing.assert_allclose(each, new / old - 1 - np.log(new / old), rtol=1e-12)
+    np.testing.assert_allclose(old @ each, old @ np.log(old / new), rtol=1e-12)
+
+
+def test_targets_of_terminal_states_do_not_look_at_what_was_observed_last():
+    reward, discount = jnp.array([1.0, 2.0]), jnp.array([0.0, 0.5])
+    next_q = jnp.array([[jnp.nan, jnp.inf], [4.0, 6.0]])
+    assert losses.q_target(reward, discount, next_q).tolist() == [1.0, 5.0]
+    for selector in (next_q, next_q[:, ::-1]):
+        target = losses.double_q_target(reward, discount, next_q, selector)
+        assert target[0] == 1.0
+    assert losses.double_q_target(reward, discount, next_q, -next_q).tolist() == [1.0, 4.0]
+
+
+def test_targets_are_constant():
+    x = jnp.ones((2, 3))
+    gradient = jax.grad(lambda q: jnp.sum(losses.q_target(jnp.ones(2), jnp.ones(2), q)))(x)
+    assert not gradient.any()
+    double = lambda q, s: jnp.sum(losses.double_q_target(jnp.ones(2), jnp.ones(2), q, s))  # noqa: E731
+    assert not any(g.any() for g in jax.grad(double, (0, 1))(x, x))
+
+
+def test_taken_picks_and_its_gradient_reaches_only_what_is_taken():
+    q, action = jnp.arange(6.0).reshape(2, 3), jnp.array([2, 0])
+    assert losses.taken(q, action).tolist() == [2.0, 3.0]
+    gradient = jax.grad(lambda q: jnp.sum(losses.taken(q, action)))(q)
+    assert gradient.tolist() == [[0, 0, 1], [1, 0, 0]]
+
+
+def test_actor_critic_loss_is_the_sum_of_its_terms():
+    policy = purerl.Categorical(jnp.log(jnp.array([[0.25, 0.75], [0.5, 0.5]])))
+    batch = purerl.OnPolicyBatch(
+        obs=None,
+        action=jnp.array([0, 1]),
+        log_prob=None,
+        value=None,
+        advantage=jnp.array([1.0, -2.0]),
+        target=jnp.array([3.0, 1.0]),
+    )
+    total, info = losses.actor_critic_loss(policy, jnp.array([1.0, 1.0]), batch, 0.5, 0.1)
+    entropy = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75) + np.log(0.5)) / 2
+    gain = (-np.log(0.25) + 2 * np.log(0.5)) / 2
+    np.testing.assert_allclose(info["policy_loss"], gain, rtol=1e-6)
+    np.testing.assert_allclose(info["value_loss"], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(info["entropy"], entropy, rtol=1e-6)
+    np.testing.assert_allclose(total, gain + 0.5 - 0.1 * entropy, rtol=1e-6)
+    assert info["loss"] == total

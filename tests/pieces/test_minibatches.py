@@ -138,3 +138,11 @@ def test_a_count_that_does_not_divide_is_an_error(key):
     message = "12 samples cannot be split into 5 equal minibatches; choose a number of minibatches"
     with pytest.raises(ValueError, match=message):
         minibatches(key, batch_of(12), 5)
+
+
+def test_numpy_batches():
+    batch = {"x": np.arange(12.0).reshape(6, 2), "i": np.arange(6)}
+    got = minibatches(jax.random.key(0), batch, 3)
+    same = minibatches(jax.random.key(0), jax.tree.map(jnp.asarray, batch), 3)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, got, same))
+    assert got["x"].shape == (3, 2, 2)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import purerl
+from purerl.envs.make import Env, Step
 from purerl.pieces.normalize import (
     init_moments,
     init_reward_scaler,
@@ -14,6 +16,7 @@ from purerl.pieces.normalize import (
     normalize,
     scale_rewards,
 )
+from purerl.records import Discrete
 
 
 def merged(parts, shape):
@@ -63,9 +66,16 @@ def test_normalized_data_have_mean_0_and_deviation_1(x64):
     np.testing.assert_allclose(x.std(0), 1, rtol=1e-7)
 
 
-def test_nothing_seen_changes_nothing(x64):
-    x = jnp.array([[1.0, -2.0], [0.5, 9.0]])
-    np.testing.assert_allclose(normalize(x, init_moments((2,))), x, rtol=1e-7)
+def test_nothing_seen_changes_nothing():
+    """No clip either: CartPole's first rollout held a 1000 that became 10."""
+    x = jnp.array([[1.0, -2.0], [0.5, 1000.0]])
+    np.testing.assert_array_equal(normalize(x, init_moments((2,))), x)
+    reward = jnp.array([[-16.0], [1.0]])
+    done = jnp.zeros((2, 1), bool)
+    scaled, scaler = scale_rewards(init_reward_scaler(1), reward, done, 0.9)
+    np.testing.assert_array_equal(scaled, reward)
+    scaled, _ = scale_rewards(scaler, 10 * reward, done, 0.9)
+    assert scaled[0] == -10
 
 
 def test_a_constant_becomes_zero():
@@ -74,7 +84,7 @@ def test_a_constant_becomes_zero():
 
 
 def test_clip_bounds_the_result():
-    moments = init_moments(())
+    moments = init_moments(())._replace(seen=jnp.float32(1))
     x = jnp.array([-50.0, 1.0, 50.0])
     np.testing.assert_allclose(normalize(x, moments), [-10, 1, 10], rtol=1e-6)
     np.testing.assert_allclose(normalize(x, moments, clip=2.0), [-2, 1, 2], rtol=1e-6)
@@ -92,7 +102,7 @@ def test_reward_scaler_equals_a_loop(x64):
     scaler, running, totals = init_reward_scaler(3), np.zeros(3), []
     for i in range(3):
         reward, done = 2 * rng.normal(size=(6, 3)), rng.random((6, 3)) < 0.3
-        std = np.sqrt((np.var(totals) if i else 1.0) + 1e-8)
+        std = np.sqrt(np.var(totals) + 1e-8) if i else 1.0
         scaled, scaler = scale_rewards(scaler, jnp.asarray(reward), jnp.asarray(done), 0.9)
         np.testing.assert_allclose(scaled, reward / std, rtol=1e-10)
         for t in range(6):
@@ -106,9 +116,67 @@ def test_reward_scaler_equals_a_loop(x64):
 
 def test_scaled_rewards_are_clipped():
     reward, done = jnp.array([[30.0], [-1.0]]), jnp.zeros((2, 1), bool)
-    scale = lambda **kw: scale_rewards(init_reward_scaler(1), reward, done, 0.9, **kw)[0]  # noqa: E731
+    start = init_reward_scaler(1)
+    start = start._replace(moments=start.moments._replace(seen=jnp.float32(1)))
+    scale = lambda **kw: scale_rewards(start, reward, done, 0.9, **kw)[0]  # noqa: E731
     np.testing.assert_allclose(scale(), [[10.0], [-1.0]], rtol=1e-6)
     np.testing.assert_allclose(scale(clip=None), reward, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_samples_that_are_not_finite_are_left_out_whole(bad):
+    rng = np.random.default_rng(5)
+    data = rng.normal(2, 3, size=(6, 2, 3)).astype(np.float32)
+    data[1, 0, 2] = data[4, 1, 0] = bad
+    good = data.reshape(-1, 3)[np.isfinite(data).all(-1).ravel()]
+    moments = merged([data[:3], data[3:]], (3,))
+    assert moments.seen == len(good) == 10
+    np.testing.assert_allclose(moments.mean, good.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(moments.var, good.var(0), rtol=1e-5)
+    nothing = jnp.full((2, 3), bad)
+    for before in (moments, init_moments((3,))):
+        after = merge_moments(before, nothing)
+        assert jax.tree.map(jnp.array_equal, after, before) == (True, True, True)
+    assert not jnp.isfinite(normalize(nothing, moments, clip=None)).any()  # not repaired
+
+
+def test_a_reward_that_is_not_finite_ends_the_running_return_and_nothing_else():
+    reward = jnp.array([[1.0, 1.0], [jnp.nan, 1.0], [1.0, 1.0]])
+    done = jnp.zeros((3, 2), bool)
+    scaled, scaler = scale_rewards(init_reward_scaler(2), reward, done, 0.5)
+    np.testing.assert_array_equal(scaled, reward)
+    np.testing.assert_allclose(scaler.running, [1.0, 1.75])
+    assert scaler.moments.seen == 5
+    np.testing.assert_allclose(scaler.moments.var, np.var([1, 1, 1, 1.5, 1.75]), rtol=1e-6)
+
+
+def test_the_running_return_ends_with_the_episodes_of_a_run():
+    """Whole episodes: each iteration starts at a reset, so what the last one left is no return of
+    the next. Three steps of reward 1 an episode, four steps a rollout.
+    """
+    done = lambda state: state == 2  # noqa: E731
+
+    def step(state, action, key, fresh=None):
+        end, after = done(state), jnp.where(done(state), 0, state + 1)
+        return Step(jnp.ones(1), jnp.ones(1), jnp.float32(1), end, jnp.array(False)), after
+
+    env = Env("three", lambda key: (jnp.ones(1), jnp.int32(0)), step, Discrete(2), (1,), 3)
+    config = purerl.PolicyGradientConfig(
+        estimator="return_to_go", gamma=0.99, network=purerl.NetworkConfig(hidden_sizes=(4,))
+    )
+    train = purerl.make_train(
+        purerl.policy_gradient(config, Discrete(2)),
+        env,
+        16,
+        num_envs=2,
+        rollout_length=4,
+        evaluations=0,
+        normalize_reward=True,
+    )
+    state, _ = jax.jit(train.advance, static_argnums=1)(train.init(jax.random.key(0)), 2)
+    totals = [1, 1.99, 1 + 0.99 * 1.99, 1]
+    np.testing.assert_allclose(state.normalizer.reward.moments.mean, np.mean(totals), rtol=1e-5)
+    np.testing.assert_allclose(state.normalizer.reward.moments.var, np.var(totals), rtol=1e-5)
 
 
 def test_the_sign_of_a_reward_stays():

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -258,11 +259,62 @@ def test_sums_equal_scipy_filter(x64):
 
 def test_linear_recurrence_equals_a_loop(x64):
     rng = np.random.default_rng(13)
-    a, b, x = rng.normal(size=(T, 2)), rng.normal(size=(T, 2)), rng.normal(size=2)
-    got = returns.linear_recurrence(jnp.asarray(a), jnp.asarray(b), jnp.asarray(x))
+    a, on, x = rng.normal(size=(T, 2)), rng.random((T, 2)) < 0.8, rng.normal(size=2)
+    got = returns.linear_recurrence(jnp.asarray(a), 0.7, jnp.asarray(on), jnp.asarray(x))
     for t in reversed(range(T)):
-        x = a[t] + b[t] * x
+        x = a[t] + 0.7 * on[t] * x
         np.testing.assert_allclose(got[t], x, rtol=1e-12)
+
+
+NAN = np.nan
+# Reward 1, step 1 terminates into an observation that has no value.
+AFTER_THE_END = {
+    "return_to_go": [1.9, 1.0, 1.0],
+    "discounted_return": [1.9, 1.9, 1.0],
+    "n_step_return": [1.9, 1.0, 1.0],
+    "lambda_return": [1.81, 1.0, 1.0],
+    "gae": [1.81, 1.0, 1.0],
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_terminal_observation_without_a_value_harms_nothing(name):
+    """Neither the numbers, nor any of their derivatives."""
+    no = jnp.zeros(3, bool)
+    next_value = jnp.array([0.0, NAN, 0.0])
+    data = oracles.Transitions(jnp.ones(3), jnp.zeros(3), next_value, no.at[1].set(True), no)
+
+    def total(floats, gamma, lam):
+        got = oracles.estimate(returns, name, data._replace(**floats), gamma, lam, n=2)
+        return jnp.sum(got), got
+
+    floats = {key: getattr(data, key) for key in FLOATS}
+    gradient, got = jax.grad(total, (0, 1, 2), has_aux=True)(floats, 0.9, 0.9)
+    np.testing.assert_allclose(got, AFTER_THE_END[name], rtol=1e-6)
+    chex.assert_tree_all_finite(gradient)
+
+
+@pytest.mark.parametrize("name", ["return_to_go", "discounted_return"])
+def test_sums_of_rewards_look_only_at_values_that_continue_them(name):
+    data = oracles.random_transitions(14, (T,))
+    unused = ~(data.truncated & ~data.terminated)
+    unused[-1] = False
+    assert unused.any()
+    holes = data._replace(next_value=np.where(unused, NAN, data.next_value))
+    np.testing.assert_array_equal(ours(name, holes), ours(name, data))
+
+
+def test_values_of_another_precision_are_promoted():
+    """Of a bfloat16 network, say; NumPy's arrays and JAX's."""
+    data = oracles.random_transitions(15, (T,)).cast(np.float32)
+    rounded = data._replace(
+        value=jnp.asarray(data.value, jnp.bfloat16),
+        next_value=jnp.asarray(data.next_value, jnp.bfloat16),
+    )
+    for name in NAMES:
+        got = ours(name, rounded)
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, ours(name, data), rtol=0.1, atol=0.1)
 
 
 FLAGS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=7, max_size=7)

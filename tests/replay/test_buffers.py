@@ -412,9 +412,7 @@ def loop(kind, interval=500, **kw):
         **kw,
     )
     algorithm = purerl.dqn(config, env.action_space)
-    return purerl.make_off_policy_train(
-        algorithm, env, 2000, num_envs=4, warmup=100, updates=2, evaluations=2
-    )
+    return purerl.make_train(algorithm, env, 2000, num_envs=4, warmup=100, updates=2, evaluations=2)
 
 
 @pytest.mark.parametrize("seeds", [0, 3, 4], ids=["jit", "vmap", "vmap on two devices"])

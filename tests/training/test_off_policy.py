@@ -10,7 +10,7 @@ import pytest
 from test_train import arrays, assert_close, assert_same, key_env, of_others, primitives
 
 import purerl
-from purerl import DQNConfig, NetworkConfig, OffPolicyAlgorithm, make_off_policy_train
+from purerl import DQNConfig, NetworkConfig, OffPolicyAlgorithm, make_train
 from purerl.records import Box, Transition
 from purerl.replay import buffers as replays
 from purerl.replay.packed import unpack
@@ -29,7 +29,7 @@ def learner(env=NOISY, **kw):
 
 def make(iterations, algorithm=None, env=NOISY, **kw):
     algorithm = learner(env) if algorithm is None else algorithm
-    return make_off_policy_train(algorithm, env, 16 + 8 * iterations, **(SIZES | kw))
+    return make_train(algorithm, env, 16 + 8 * iterations, **(SIZES | kw))
 
 
 # Steps.
@@ -39,7 +39,7 @@ def make(iterations, algorithm=None, env=NOISY, **kw):
     ("total", "warmup", "warm", "iterations"), [(24, 16, 16, 1), (25, 16, 16, 2), (100, 13, 16, 11)]
 )
 def test_warmup_counts_and_both_are_rounded_up(total, warmup, warm, iterations):
-    train = make_off_policy_train(learner(), NOISY, total, **(SIZES | {"warmup": warmup}))
+    train = make_train(learner(), NOISY, total, **(SIZES | {"warmup": warmup}))
     assert (train.warmup_steps, train.iterations) == (warm, iterations)
     assert train.steps == warm + 8 * iterations
 
@@ -381,7 +381,7 @@ def test_values_of_the_probes_are_learned_with_every_combination_of_switches(swi
     )
     algorithm = purerl.dqn(config, env.action_space)
     sizes = {"num_envs": 32, "rollout_length": 2, "updates": 4, "warmup": 512, "evaluations": 0}
-    train = make_off_policy_train(algorithm, env, 512 + 64 * 500, **sizes)
+    train = make_train(algorithm, env, 512 + 64 * 500, **sizes)
     q = q_values(train, purerl.QNetwork(env.action_space, network, config.dueling), len(values))
     np.testing.assert_allclose(q.max(1), values, atol=0.1)
     assert q[where["action"]][0, 1] - q[where["action"]][0, 0] == pytest.approx(2, abs=0.1)
@@ -401,7 +401,7 @@ def test_cartpole_is_learned():
     )
     algorithm = purerl.dqn(config, env.action_space)
     sizes = {"num_envs": 4, "evaluations": 1, "evaluation_episodes": 8}
-    train = make_off_policy_train(algorithm, env, 15_000, **sizes)
+    train = make_train(algorithm, env, 15_000, **sizes)
     result = jax.jit(purerl.vectorize(train.train))(jax.random.split(jax.random.key(0), 4))
     assert not result.failed.any()
     assert np.mean(result.curve.evaluation.mean_return[:, -1]) > 80
@@ -410,16 +410,14 @@ def test_cartpole_is_learned():
 # Bad input.
 
 
-def test_an_algorithm_in_the_wrong_loop():
+def test_a_size_of_the_other_kind():
     ppo = purerl.ppo_clip(purerl.PPOClipConfig(network=TINY), NOISY.action_space)
-    with pytest.raises(
-        TypeError, match=r"wanted an OffPolicyAlgorithm: train it with purerl.make_train"
-    ):
-        make_off_policy_train(ppo, NOISY, 10_000)
-    with pytest.raises(TypeError, match=r"wanted an OnPolicyAlgorithm: .*make_off_policy_train"):
-        purerl.make_train(learner(), NOISY, 10_000)
-    with pytest.raises(TypeError, match=r"algorithm is a DQNConfig, .*purerl.dqn\(config"):
-        make_off_policy_train(DQNConfig(), NOISY, 10_000)
+    with pytest.raises(TypeError, match="no size 'warmup': it is one of OffPolicyLoopConfig"):
+        make_train(ppo, NOISY, 10_000, warmup=8)
+    with pytest.raises(TypeError, match="no size 'normalize_reward': it is one of OnPolicyLoop"):
+        make_train(learner(), NOISY, 10_000, normalize_reward=True)
+    with pytest.raises(TypeError, match=r"no size 'warm_up'. Did you mean warmup"):
+        make_train(learner(), NOISY, 10_000, warm_up=8)
 
 
 @pytest.mark.parametrize(
@@ -432,7 +430,7 @@ def test_an_algorithm_in_the_wrong_loop():
         ({"warmup": 7}, "warmup=7 is less than batch_size=8"),
         ({"warmup": 51}, "the warm-up adds 52 transitions to a buffer of capacity=50"),
         ({"num_envs": 32}, "an iteration adds 64 transitions to a buffer of capacity=50"),
-        ({"steps": 20}, "steps=20 is less than warmup=16 and one iteration of 8 steps"),
+        ({"steps": 20}, "steps=20 is less than a warm-up of 16 and one iteration, .* = 8 steps"),
         ({"replay_obs": "uint16"}, "unknown replay_obs 'uint16'. Did you mean uint8"),
         ({"evaluations": -1}, "evaluations=-1 is out of range"),
     ],
@@ -440,8 +438,8 @@ def test_an_algorithm_in_the_wrong_loop():
 )
 def test_sizes_that_do_not_fit(changes, message):
     sizes = {"steps": 1000} | SIZES | changes
-    with pytest.raises(ValueError, match=f"make_off_policy_train: {message}"):
-        make_off_policy_train(learner(), NOISY, **sizes)
+    with pytest.raises(ValueError, match=f"(make_train|OffPolicyLoopConfig): {message}"):
+        make_train(learner(), NOISY, **sizes)
 
 
 @pytest.mark.parametrize("function", ["init", "train"])

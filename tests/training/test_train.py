@@ -10,7 +10,7 @@ import purerl
 from purerl import NetworkConfig
 from purerl.envs.make import Env, Step
 from purerl.records import Box, Clock, Discrete, OnPolicyAlgorithm
-from purerl.training.train import evaluation_iterations
+from purerl.training.sizes import spread
 
 TINY = NetworkConfig(hidden_sizes=(8,))
 NOISY = purerl.make_env(probe_envs.NoisyEnv())
@@ -58,11 +58,17 @@ def test_steps_are_rounded_up_to_whole_iterations_and_reported(asked, iterations
 
 
 @pytest.mark.parametrize(
-    ("iterations", "every", "wanted"),
-    [(10, 2, [2, 4, 6, 8, 10]), (10, 3, [3, 6, 9, 10]), (10, 10, [10]), (3, 7, [3]), (1, 1, [1])],
+    ("iterations", "asked", "wanted"),
+    [(10, 5, (2, 4, 6, 8, 10)), (10, 3, (3, 6, 10)), (10, 1, (10,)), (3, 7, (1, 2, 3)), (9, 0, ())],
 )
-def test_the_last_iteration_is_always_evaluated(iterations, every, wanted):
-    assert evaluation_iterations(iterations, every) == wanted
+def test_evaluations_lie_evenly_and_one_is_the_last(iterations, asked, wanted):
+    assert spread(iterations, asked) == wanted
+    assert make(iterations, evaluations=asked).evaluate_at == wanted
+
+
+@pytest.mark.parametrize("iterations", [20, 29, 30, 31, 500])
+def test_there_are_as_many_evaluations_as_are_asked_for(iterations):
+    assert len(set(make(iterations).evaluate_at)) == 20
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +287,7 @@ def spy(space, whole_episodes=False):
         info = {"rollout": rollout, "key": bits, "progress": progress}
         return state + 1, info | {"finite": jnp.array(True)}
 
-    return OnPolicyAlgorithm(lambda obs, key: jnp.zeros(()), act, update, whole_episodes)
+    return OnPolicyAlgorithm(lambda obs, key: jnp.zeros(()), act, update, whole_episodes, 0.5)
 
 
 def spied(iterations=4, env=NOISY, whole_episodes=False, **kw):
@@ -309,7 +315,7 @@ def test_moments_are_constant_within_a_rollout_and_merged_after_it(x64):
 def test_rewards_are_scaled_by_what_was_known_before(x64):
     env = purerl.make_env(probe_envs.NoisyEnv())
     _, raw = spied(env=env)
-    _, seen = spied(env=env, normalize_reward=True, reward_gamma=0.5)
+    _, seen = spied(env=env, normalize_reward=True)
     rollout = raw.info["rollout"]
     reward, done = np.asarray(rollout.reward), np.asarray(rollout.terminated | rollout.truncated)
     running, totals = np.zeros(4), []

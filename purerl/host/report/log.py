@@ -1,6 +1,7 @@
 """What a run tells of its seeds: rows of the log, and words."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ def named(names: dict[str, np.ndarray], which: np.ndarray) -> str:
     rows = np.flatnonzero(which)
     if not len(rows):
         return ""
-    first = ", ".join("/".join(str(x[i]) for x in names.values()) for i in rows[:5])
-    return f"{'/'.join(names)} {first}{', ...' if len(rows) > 5 else ''}"
+    kinds = [name for name in ("point", "seed") if name in names]
+    first = ", ".join("/".join(str(names[kind][i]) for kind in kinds) for i in rows[:5])
+    return f"{'/'.join(kinds)} {first}{', ...' if len(rows) > 5 else ''}"
 
 
 def train_return(report: Report) -> np.ndarray:
@@ -101,27 +103,24 @@ class Log:
 
     def flush(self) -> str | None:
         """Writes the rows that are waiting; returns as :meth:`write` does."""
-        trouble = None
-        for writer, waiting in self._waiting:
-            try:
-                while waiting:
-                    writer.write(waiting[0])
-                    del waiting[0]
-            except Exception as error:  # a writer's trouble, of whatever kind, must not end a run
-                trouble = _trouble(writer, error)
-        return trouble
+
+        def write(writer: Writer, waiting: list[Rows]) -> None:
+            while waiting:
+                writer.write(waiting[0])
+                del waiting[0]
+
+        return self._each(write)
 
     def close(self) -> str | None:
         """Closes all writers; returns as :meth:`write` does."""
+        return self._each(lambda writer, _: writer.close())
+
+    def _each(self, act: Callable[[Writer, list[Rows]], None]) -> str | None:
         trouble = None
-        for writer, _ in self._waiting:
+        for writer, waiting in self._waiting:
             try:
-                writer.close()
-            except Exception as error:
-                trouble = _trouble(writer, error)
+                act(writer, waiting)
+            except Exception as error:  # a writer's trouble, of whatever kind, must not end a run
+                kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+                trouble = f"{type(writer).__name__}: {kind}{error}"
         return trouble
-
-
-def _trouble(writer: Writer, error: Exception) -> str:
-    kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-    return f"{type(writer).__name__}: {kind}{error}"

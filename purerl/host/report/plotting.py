@@ -1,27 +1,31 @@
-"""Learning curves."""
+"""Learning curves; matplotlib is imported when one is drawn."""
 
 import pathlib
-
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from purerl.host.report.aggregate import iqm, iqm_interval
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-def plot_curves(
-    curves: dict[str, tuple[np.ndarray, np.ndarray]], title: str = "", ylabel: str = "return"
-) -> Figure:
+
+def plot_curves(curves: Mapping[str, Any], title: str = "", ylabel: str = "return") -> "Figure":
     """IQM over seeds of each curve, with its 95 % bootstrap interval.
 
     Args:
-        curves: By label: environment steps ``[E]`` and returns ``[S, E]``.
+        curves: By label: environment steps ``[E]`` and returns ``[S, E]``, or what has both as
+            ``steps`` and ``returns``, such as a run's result. ``SweepResult.curves()`` gives those
+            of a sweep.
         title: Above the plot.
         ylabel: What the returns are.
 
     Returns:
         The figure; a notebook shows it, ``figure.savefig(path)`` writes it.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     draw_curves(figure.add_subplot(), curves)
     figure.axes[0].set(
@@ -30,14 +34,15 @@ def plot_curves(
     return figure
 
 
-def draw_curves(axes: Axes, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+def draw_curves(axes: "Axes", curves: Mapping[str, Any]) -> None:
     """The same into a part of another figure.
 
     Args:
         axes: Where to.
         curves: By label: ``[E]``, of environment steps or of seconds, and returns ``[S, E]``.
     """
-    for label, (along, returns) in curves.items():
+    for label, curve in curves.items():
+        along, returns = (curve.steps, curve.returns) if hasattr(curve, "returns") else curve
         low, high = iqm_interval(returns)
         (line,) = axes.plot(along, iqm(returns), label=f"{label} ({len(returns)} seeds)")
         axes.fill_between(along, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
@@ -47,7 +52,7 @@ def draw_curves(axes: Axes, curves: dict[str, tuple[np.ndarray, np.ndarray]]) ->
     axes.legend()
 
 
-def save_plot(figure: Figure, path: str | pathlib.Path) -> None:
+def save_plot(figure: "Figure", path: str | pathlib.Path) -> None:
     """Writes a figure as PNG.
 
     Args:

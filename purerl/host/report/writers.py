@@ -12,14 +12,15 @@ import json
 import math
 import pathlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from purerl.config import check_choice
+from purerl.config import check_choice, plain
 
-# Columns [S]; "seed" and "step" are among them, and "point" in a part of a sweep.
+# Columns [S]: what names a seed ("seed"; in a sweep "point" and its hyper-parameters before it),
+# "step", and after it the values.
 Rows = dict[str, np.ndarray]
 
 
@@ -50,13 +51,7 @@ class Writer(Protocol):
 class TextWriter:
     """A text file with a line a row, whole after every call, even one that was killed."""
 
-    def __init__(self, name: str):
-        """Of a file in the run's folder.
-
-        Args:
-            name: The file's.
-        """
-        self.name = name
+    name: str  # of the file in the run's folder
 
     def open(self, folder: pathlib.Path, config: dict[str, Any], step: int | None) -> None:
         """See :class:`Writer`."""
@@ -64,7 +59,12 @@ class TextWriter:
         if step is None or not self.path.exists():
             return
         lines = self.path.read_text().splitlines(keepends=True)
-        kept = self._until(lines, step)
+        whole = [line for line in lines if line.endswith("\n")]
+        kept = [
+            line
+            for line, at in zip(whole, self._steps(whole), strict=True)
+            if at is None or at <= step
+        ]
         temporary = self.path.with_suffix(self.path.suffix + ".part")
         temporary.write_text("".join(kept))
         temporary.replace(self.path)
@@ -89,15 +89,15 @@ class TextWriter:
     def _format(self, rows: Rows, first: bool) -> str:
         raise NotImplementedError
 
-    def _until(self, lines: list[str], step: int) -> list[str]:
+    def _steps(self, lines: list[str]) -> Iterable[int | None]:
+        """Of each line; None of a header."""
         raise NotImplementedError
 
 
 class CSVWriter(TextWriter):
     """``evaluations.csv``."""
 
-    def __init__(self) -> None:
-        super().__init__("evaluations.csv")
+    name = "evaluations.csv"
 
     def _format(self, rows: Rows, first: bool) -> str:
         text = io.StringIO()
@@ -107,28 +107,21 @@ class CSVWriter(TextWriter):
         writer.writerows(zip(*rows.values(), strict=True))
         return text.getvalue()
 
-    def _until(self, lines: list[str], step: int) -> list[str]:
-        columns = lines[0].rstrip("\n").split(",") if lines else []
-        kept = [
-            line
-            for line in lines[1:]
-            if line.endswith("\n") and int(line.split(",")[columns.index("step")]) <= step
-        ]
-        return lines[:1] + kept
+    def _steps(self, lines: list[str]) -> Iterable[int | None]:
+        return [None, *(int(row["step"]) for row in csv.DictReader(lines))][: len(lines)]
 
 
 class JSONLWriter(TextWriter):
     """``evaluations.jsonl``; what is not finite is null."""
 
-    def __init__(self) -> None:
-        super().__init__("evaluations.jsonl")
+    name = "evaluations.jsonl"
 
     def _format(self, rows: Rows, first: bool) -> str:
         lines = (dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True))
         return "".join(json.dumps({k: _json(x) for k, x in line.items()}) + "\n" for line in lines)
 
-    def _until(self, lines: list[str], step: int) -> list[str]:
-        return [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]
+    def _steps(self, lines: list[str]) -> Iterable[int | None]:
+        return [json.loads(line)["step"] for line in lines]
 
 
 class TensorBoardWriter:
@@ -216,22 +209,16 @@ def make_writers(writers: Sequence[str | Writer]) -> list[Writer]:
     return made
 
 
-def _by_seed(rows: Rows) -> list[tuple[str, int, dict[str, float]]]:
+def _by_seed(rows: Rows) -> Iterator[tuple[str, int, dict[str, float]]]:
     """Name, step and values of each row."""
-    names = [name for name in rows if name not in ("point", "seed", "step")]
-    prefixes = [f"point-{point:03d}-" for point in rows.get("point", ())] or [""] * len(
-        rows["seed"]
-    )
-    return [
-        (f"{prefix}seed-{seed:03d}", int(step), {name: float(rows[name][i]) for name in names})
-        for i, (prefix, seed, step) in enumerate(
-            zip(prefixes, rows["seed"], rows["step"], strict=True)
-        )
-    ]
+    names = list(rows)[list(rows).index("step") + 1 :]
+    for i, (seed, step) in enumerate(zip(rows["seed"], rows["step"], strict=True)):
+        point = f"point-{rows['point'][i]:03d}-" if "point" in rows else ""
+        yield f"{point}seed-{seed:03d}", int(step), {name: float(rows[name][i]) for name in names}
 
 
-def _json(x: np.generic) -> Any:
-    value = x.item()
+def _json(x: Any) -> Any:
+    value = plain(x)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,16 +1,13 @@
 """The points of a sweep, and which of them share a program."""
 
-import dataclasses
 import itertools
 import json
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from purerl.config import check_integer
+from purerl.config import check_integer, plain, swept_fields
 from purerl.host.experiment import Experiment
 
 
@@ -76,8 +73,12 @@ def make_groups(experiments: list[Experiment]) -> list[Group]:
     for i, experiment in enumerate(experiments):
         swept = _swept(experiment)
         data = experiment.to_json()
-        rest = {k: v for k, v in data["config"].items() if k not in swept}
-        key = json.dumps([{**data, "config": rest}, sorted(swept)], default=str)
+        rest = {k: x for k, x in plain(experiment.config).items() if k not in swept}
+        # What JSON tells of objects and functions does not say whether two are the same.
+        brought = (experiment.algorithm, experiment.env, experiment.network)
+        functions = [x for x in vars(experiment.config).values() if callable(x)]
+        objects = [id(x) for x in (*brought, *functions) if not isinstance(x, str)]
+        key = json.dumps([{**data, "config": rest}, sorted(swept), objects])
         group = groups.setdefault(key, Group(experiment, [], {name: [] for name in swept}))
         group.points.append(i)
         for name, x in swept.items():
@@ -90,10 +91,5 @@ def make_groups(experiments: list[Experiment]) -> list[Group]:
 
 def _swept(experiment: Experiment) -> dict[str, float]:
     """The fields of a configuration that may be tracers, and are numbers."""
-    hints = typing.get_type_hints(type(experiment.config))
-    numbers = {
-        field.name: getattr(experiment.config, field.name)
-        for field in dataclasses.fields(experiment.config)
-        if jax.Array in typing.get_args(hints[field.name])
-    }
+    numbers = {name: getattr(experiment.config, name) for name in swept_fields(experiment.config)}
     return {k: float(x) for k, x in numbers.items() if isinstance(x, int | float)}

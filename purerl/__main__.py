@@ -1,0 +1,7 @@
+"""``python -m purerl``: the command line."""
+
+import sys
+
+from purerl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,174 @@
+"""Sizes of a run, declared once for both regimes."""
+
+import dataclasses
+from typing import Any, Literal
+
+from purerl.config import Config, choice, count, switch
+from purerl.envs.make import Env
+
+ObsDtype = Literal["float", "uint8", "bool"]
+
+EPISODES = 128  # of an evaluation, at most, where their number is not given
+SHARE = 0.1  # of a run's steps that evaluations may cost, where their episodes are not given
+_MOST_STEPS = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig(Config):
+    """Sizes of a run; all static."""
+
+    steps: int = count(
+        100_000,
+        "Environment steps of a seed, over all its environments, rounded up to whole iterations.",
+    )
+    num_envs: int = count(8, "Environments side by side, N.")
+    rollout_length: int = count(128, "Steps of each environment in one iteration, T.")
+    evaluations: int = count(
+        20, "Evaluations, evenly spaced over the iterations; one follows the last.", least=0
+    )
+    evaluation_episodes: int | None = count(
+        None,
+        f"Episodes of one evaluation. None: up to {EPISODES}, as many as keep all evaluations "
+        f"within {SHARE:.0%} of the run's steps if every episode lasts to its time limit, and at "
+        "least one.",
+        optional=True,
+    )
+    greedy_evaluation: bool = switch(
+        True, "Evaluate the most probable actions; else sample them, as at the end of training."
+    )
+    max_episode_steps: int | None = count(
+        None,
+        "Steps after which an evaluation's episode is cut off. None: the environment's limit.",
+        optional=True,
+    )
+    normalize_obs: bool = switch(
+        False, "Subtract the running mean of observations, divide by their standard deviation."
+    )
+
+    def check(self) -> None:
+        """Raises ValueError where sizes do not fit each other."""
+        where, each = type(self).__name__, self.steps_per_iteration
+        if self.steps + each > _MOST_STEPS:
+            raise ValueError(
+                f"{where}: steps={self.steps} is more than an int32 counts ({_MOST_STEPS}); ask "
+                "for fewer steps, or more seeds."
+            )
+        if self.steps < self.warmup_steps + each:
+            warm = f"a warm-up of {self.warmup_steps} and " if self.warmup_steps else ""
+            raise ValueError(
+                f"{where}: steps={self.steps} is less than {warm}one iteration, num_envs * "
+                f"rollout_length = {self.num_envs} * {self.rollout_length} = {each} steps, so "
+                "nothing would be learned; ask for more steps, or make what is before it smaller."
+            )
+
+    @property
+    def warmup_steps(self) -> int:
+        """Environment steps before the first iteration."""
+        return 0
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps of all environments together."""
+        return self.num_envs * self.rollout_length
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of the whole run; the number of steps is rounded up."""
+        return -(-(self.steps - self.warmup_steps) // self.steps_per_iteration)
+
+    @property
+    def evaluate_at(self) -> tuple[int, ...]:
+        """The iterations after which the run is evaluated."""
+        return spread(self.iterations, self.evaluations)
+
+    def step(self, iteration: Any) -> Any:
+        """Environment steps after so many iterations.
+
+        Args:
+            iteration: Iterations finished.
+        """
+        return self.warmup_steps + iteration * self.steps_per_iteration
+
+    def episode_limit(self, env: Env) -> int:
+        """Steps after which an evaluation's episode is cut off.
+
+        Args:
+            env: Environment.
+
+        Raises:
+            ValueError: If there is no such number.
+        """
+        limit = self.max_episode_steps or env.max_episode_steps
+        if limit is None:
+            raise ValueError(
+                f"{type(self).__name__}: {env.name} has no known time limit to end an evaluation "
+                "with; give max_episode_steps, or evaluations=0."
+            )
+        return limit
+
+    def episodes(self, env: Env) -> int:
+        """Episodes of one evaluation.
+
+        Args:
+            env: Environment.
+        """
+        if self.evaluation_episodes is not None or not self.evaluations:
+            return self.evaluation_episodes or EPISODES
+        one = len(self.evaluate_at) * self.episode_limit(env)
+        return min(max(1, int(SHARE * self.steps) // one), EPISODES)
+
+    def evaluation_share(self, env: Env) -> float:
+        """Environment steps of all evaluations, at most, as a fraction of the run's steps.
+
+        Args:
+            env: Environment.
+        """
+        if not self.evaluations:
+            return 0.0
+        steps = len(self.evaluate_at) * self.episodes(env) * self.episode_limit(env)
+        return steps / self.step(self.iterations)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnPolicyLoopConfig(LoopConfig):
+    """Sizes of an on-policy run; all static."""
+
+    normalize_reward: bool = switch(
+        False, "Divide rewards by the running standard deviation of the discounted return."
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OffPolicyLoopConfig(LoopConfig):
+    """Sizes of an off-policy run; all static."""
+
+    rollout_length: int = count(1, "Steps of each environment in one iteration, T.")
+    updates: int = count(1, "Updates in one iteration, each with a batch of its own.")
+    warmup: int = count(
+        1000,
+        "Environment steps before the first iteration, which only fill the replay buffer; rounded "
+        "up to whole steps of all environments.",
+        least=0,
+    )
+    replay_obs: ObsDtype = choice(
+        "float",
+        ObsDtype,
+        "How the buffer holds observations; whole numbers up to 255 (uint8) and zeros and ones "
+        "(bool) take a quarter of the memory.",
+    )
+
+    @property
+    def warmup_steps(self) -> int:
+        """Environment steps before the first iteration."""
+        return -(-self.warmup // self.num_envs) * self.num_envs
+
+
+def spread(iterations: int, points: int) -> tuple[int, ...]:
+    """Iterations that lie evenly in a run, the last of all included; all if there are fewer.
+
+    Args:
+        iterations: Of the whole run.
+        points: How many.
+    """
+    points = min(points, iterations)
+    return tuple(k * iterations // points for k in range(1, points + 1))

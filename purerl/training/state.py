@@ -1,0 +1,172 @@
+"""The records of a run: its state, and what comes of it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purerl.pieces import rollout as rollouts
+from purerl.pieces.normalize import Moments, RewardScaler, normalize
+from purerl.records import Clock, Info, PyTree
+from purerl.training.evaluation import Evaluation
+
+
+class Normalizer(NamedTuple):
+    """Running moments.
+
+    Attributes:
+        obs: Of observations, ``[*O]``; None where they are not normalized.
+        reward: The scale of rewards; None where they are not normalized.
+    """
+
+    obs: Moments | None
+    reward: RewardScaler | None
+
+    def observe(self, obs: jax.Array) -> jax.Array:
+        """Observations as the learner sees them."""
+        return obs if self.obs is None else normalize(obs, self.obs)
+
+
+class TrainState(NamedTuple):
+    """All that the rest of a run depends on; nothing in it depends on the run's length.
+
+    Attributes:
+        clock: Iterations finished; unbatched under :func:`purerl.vectorize`.
+        key: The run's key ``[]``; iteration i uses ``fold_in(key, i)``.
+        learner: The algorithm's state.
+        actors: The environments, in the middle of their episodes ``[N, ...]``.
+        normalizer: Running moments of observations and rewards.
+        refused: Updates that were not finite and therefore not made, ``[]`` int32.
+        replay: The replay memory of an off-policy run; None in an on-policy one.
+    """
+
+    clock: Clock
+    key: jax.Array
+    learner: PyTree
+    actors: rollouts.Actors
+    normalizer: Normalizer
+    refused: jax.Array
+    replay: Any = None
+
+
+class Metrics(NamedTuple):
+    """What happened in each of I iterations.
+
+    Attributes:
+        step: Environment steps finished, ``[I]``.
+        episodes: Statistics of the training episodes that ended, ``[I]``; raw rewards.
+        info: The algorithm's own, ``[I]`` each; off-policy the mean over an iteration's updates.
+    """
+
+    step: jax.Array
+    episodes: rollouts.EpisodeStatistics
+    info: Info
+
+
+class Totals(NamedTuple):
+    """Metrics summed over iterations; their size never grows, however many there are.
+
+    Attributes:
+        episodes: Statistics of the training episodes that ended, ``[]``.
+        info: Sums of the algorithm's own, ``[]`` each, without ``finite``.
+    """
+
+    episodes: rollouts.EpisodeStatistics
+    info: Info
+
+
+class LearningCurve(NamedTuple):
+    """The evaluations of a run.
+
+    Attributes:
+        step: Environment steps before each evaluation, ``[E]`` int32.
+        evaluation: What came of it, ``[E]`` each.
+    """
+
+    step: jax.Array
+    evaluation: Evaluation
+
+
+class TrainResult(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        state: Its last state.
+        metrics: Of each iteration.
+        curve: Its evaluations.
+        failed: Whether an update was refused or something became non-finite, ``[]`` bool.
+    """
+
+    state: TrainState
+    metrics: Metrics
+    curve: LearningCurve
+    failed: jax.Array
+
+
+class Train(NamedTuple):
+    """A whole training run, as pure functions of one seed; ``purerl.vectorize`` maps them.
+
+    Attributes:
+        init: ``(key) -> state``, before the first iteration.
+        advance: ``(state, iterations) -> (state, metrics)``; ``iterations`` is static.
+        totals: ``(state) -> totals``, zeros to begin a sum with.
+        accumulate: ``(state, totals, clock) -> (state, totals)``: as many iterations as the Clock
+            says, which may be traced.
+        evaluate: ``(state) -> evaluation``; changes nothing.
+        train: ``(key) -> result``: ``init``, then all iterations and evaluations.
+        failed: ``(state) -> bool``: whether an update was refused or something is not finite.
+        iterations: Of the whole run.
+        steps_per_iteration: Environment steps of all N environments together.
+        evaluate_at: The iterations after which ``train`` evaluates.
+        steps: Environment steps of the whole run: ``warmup_steps`` and those of all iterations.
+        warmup_steps: Environment steps that ``init`` takes.
+        evaluation_episodes: Episodes of one evaluation.
+        evaluation_share: Environment steps of all evaluations, at most, as a fraction of ``steps``.
+    """
+
+    init: Callable[..., TrainState]
+    advance: Callable[..., tuple[TrainState, Metrics]]
+    totals: Callable[..., Totals]
+    accumulate: Callable[..., tuple[TrainState, Totals]]
+    evaluate: Callable[..., Evaluation]
+    train: Callable[..., TrainResult]
+    failed: Callable[..., jax.Array]
+    iterations: int
+    steps_per_iteration: int
+    evaluate_at: tuple[int, ...]
+    steps: int
+    warmup_steps: int
+    evaluation_episodes: int
+    evaluation_share: float
+
+
+class Loop(NamedTuple):
+    """What a regime of data makes a run of.
+
+    Attributes:
+        init: ``(key) -> state``.
+        iterate: ``(state) -> (state, metrics)``, one iteration.
+    """
+
+    init: Callable[[jax.Array], TrainState]
+    iterate: Callable[[TrainState], tuple[TrainState, Metrics]]
+
+
+def start(
+    algorithm: Any, env: Any, num_envs: int, normalizer: Normalizer, key: jax.Array
+) -> TrainState:
+    """A run before its first iteration.
+
+    Args:
+        algorithm: On-policy or off-policy.
+        env: Environment.
+        num_envs: N.
+        normalizer: That has seen nothing.
+        key: The run's key.
+    """
+    run_key, reset_key, learner_key = jax.random.split(key, 3)
+    actors = rollouts.reset(env, num_envs, reset_key)
+    learner = algorithm.init(actors.obs, learner_key)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(Clock(zero), run_key, learner, actors, normalizer, zero)
