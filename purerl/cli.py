@@ -294,7 +294,7 @@ def _plot(
         env = short_name(config["env"])
         envs.add(env)
         for label, curve in found.items():
-            for more in ("", f" {env}", f" [{folder.path.name}]"):
+            for more in ("", f" {env}", f" [{folder.path}]"):
                 label = label if label not in curves else f"{label}{more}"
             curves[label] = curve
     save_plot(plot_curves(curves, ", ".join(sorted(envs))), out)

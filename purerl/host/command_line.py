@@ -13,8 +13,9 @@ from purerl.host import options as run_options
 class DriveOptions(run_options.RunOptions):
     """How a run is driven; none of it changes a number of the run."""
 
-    writers: tuple[Literal["csv", "jsonl", "tensorboard", "wandb"], ...] = ("csv",)
-    """Where rows go."""
+    writers: tuple[Literal["csv", "jsonl", "tensorboard", "wandb"], ...] = dataclasses.field(
+        default=("csv",), metadata=run_options.RunOptions.__dataclass_fields__["writers"].metadata
+    )
     resume: pathlib.Path | None = None
     """Go on with the run in this folder; given names and options, they must be the run's, and one
     that is not there yet is begun."""
