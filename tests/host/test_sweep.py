@@ -335,7 +335,7 @@ def test_of_equal_iqms_the_higher_interval_is_first():
         finished=np.ones(3, bool),
     )
     assert {row["iqm"] for row in result.ranked()} == {2.0}
-    assert [row["point"] for row in result.ranked()][0] == 1
+    assert result.ranked()[0]["point"] == 1
 
 
 def test_a_sweep_of_an_object_is_resumed_when_it_is_given_again(tmp_path):
