@@ -10,6 +10,13 @@ import purerl
 from purerl.algorithms.a2c import A2CConfig, a2c, make_batch, make_loss
 
 
+@pytest.fixture(autouse=True)
+def _loops_are_python_loops():
+    """Quicker than compiling a loop for each configuration, where a network has few numbers."""
+    with jax.disable_jit():
+        yield
+
+
 def by_hand(config, params, rollout):
     """Advantages and targets [T, N]: the definition, step by step."""
     table = np.asarray(params["params"]["value"])

@@ -359,7 +359,7 @@ def test_a_sweep_is_not_resumed_with_other_versions(swept, tmp_path):
     out, whole = swept
     copy = shutil.copytree(out, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
-    config["environment"]["source"] = "other"
+    config["circumstances"]["source"] = "other"
     (copy / "config.json").write_text(json.dumps(config))
     options = {"seeds": 2, "out": copy, "resume": True, "progress": False}
     with pytest.raises(ValueError, match=r"source is 'other' there.* the sweep would not be"):

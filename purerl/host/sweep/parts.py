@@ -23,7 +23,8 @@ from purerl.host.report import frame
 from purerl.host.resources import memory_bytes, tree_bytes
 from purerl.host.runs import OPTIONS
 from purerl.host.store.folder import RunFolder, check_same
-from purerl.host.store.retention import INEXACT, circumstances
+from purerl.host.store.provenance import circumstances
+from purerl.host.store.retention import INEXACT
 from purerl.host.sweep.points import Group, grid as combinations, make_groups
 from purerl.host.sweep.result import Collected, SweepResult, read_host, read_sweep
 from purerl.training.seeds import use_all_cores
@@ -130,7 +131,9 @@ def sweep(
             check_same({name: description[name]}, there, str(folder.path))
         if not chosen.inexact:
             advice = INEXACT.replace("run", "sweep")
-            check_same(circumstances(chosen.shard), there["environment"], str(folder.path), advice)
+            check_same(
+                circumstances(chosen.shard), there["circumstances"], str(folder.path), advice
+            )
     else:
         if folder is not None:
             folder.check(overwrite)
@@ -329,7 +332,7 @@ class _Sweep:
         if self.folder is None or self.begun:
             return
         self.begun = True
-        description = {**self.description, "environment": circumstances(self.options.shard)}
+        description = {**self.description, "circumstances": circumstances(self.options.shard)}
         from_hosts(np.zeros(()))  # all hosts have looked at the folder before one writes to it
         if jax.process_index() == 0:
             self.folder.create(description, self.options.to_json())
