@@ -368,7 +368,7 @@ def test_a_sweep_is_not_resumed_with_other_versions(swept, tmp_path):
     np.testing.assert_array_equal(again.returns, whole.returns)
 
 
-def test_what_does_not_fit_is_trained_in_parts(tmp_path):
+def test_what_does_not_fit_is_trained_in_parts(swept, tmp_path):
     """Of a program of four rows two fit; of the first part nothing is kept."""
     values, living = {"learning_rate": RATES}, []
 
@@ -378,20 +378,17 @@ def test_what_does_not_fit_is_trained_in_parts(tmp_path):
 
     out = tmp_path / "parts"
     options = {"seeds": 2, "progress": False, "on_row": look}
-    for memory in 2 ** np.arange(12, 30):  # the first that is enough for a part, not for all
-        try:
-            parts = purerl.sweep(make, values, out=out, memory=int(memory), **options)
-            break
-        except ValueError as error:
-            assert "one seed a device needs about" in str(error)  # noqa: PT017
+    with pytest.raises(ValueError, match="one seed a device needs about") as error:
+        purerl.sweep(make, values, out=out, memory=1, **options)
+    of_a_seed = float(str(error.value).split("needs about ")[1].split()[0])
+    parts = purerl.sweep(make, values, out=out, memory=int(2.8 * of_a_seed), **options)
     assert parts.compilations == 2  # one to see what fits; both parts share the other
     assert sorted(path.name for path in (out / "group-000").iterdir()) == [
         "rows-000000-000002",
         "rows-000002-000004",
     ]
     assert living[2] < living[0] + 2000
-    whole = purerl.sweep(make, values, seeds=2, progress=False)
-    np.testing.assert_allclose(parts.returns, whole.returns, rtol=0.1)
+    np.testing.assert_allclose(parts.returns, swept[1].returns[::2], rtol=0.1)
 
 
 @pytest.mark.parametrize(
