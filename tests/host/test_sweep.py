@@ -317,7 +317,7 @@ def test_a_sweep_that_was_stopped_ranks_what_is_finished_first():
     less = result._replace(steps=np.array([[9, 18], [9, 18], [-1, -1]]))
     assert less.table().splitlines()[-1] == "1 of 3 points were not evaluated yet"
     nothing = result._replace(steps=np.full((3, 0), -1), returns=np.zeros((3, 1, 0)))
-    assert nothing.table() == "nothing was evaluated yet"
+    assert repr(nothing) == "nothing was evaluated yet"
     whole = result._replace(finished=np.ones(3, bool))  # trained for different numbers of steps
     assert [row["clip"] for row in whole.ranked()] == [0.3, 0.2, 0.1]
     assert "step" not in whole.ranked()[0]
