@@ -38,6 +38,9 @@ class SweepResult(NamedTuple):
     stopped: Stopped | None = None
     trouble: str | None = None
 
+    def __repr__(self) -> str:
+        return self.table(top=10)
+
     def ranked(self) -> list[dict[str, Any]]:
         """A row a point, the best first.
 
