@@ -64,34 +64,14 @@ class ACKTRState(NamedTuple):
     learning_rate: jax.Array
 
 
-def make_output_loss(
-    config: "ACKTRConfig", shared: bool, *, progress: float | jax.Array = 0.0
-) -> Callable[[Any, OnPolicyBatch], tuple[jax.Array, Info]]:
-    r"""``loss((distribution, value), batch) -> (scalar, info)``, of the network's outputs.
+def make_loss(
+    network: Any, config: "ACKTRConfig", *, progress: float | jax.Array = 0.0
+) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
+    r"""``loss(params, batch) -> (scalar, info)``.
 
     .. math::
         \frac1B \sum_b \Big[-\log \pi(a_b|s_b) \hat A_b
         + \frac{c_1}{2 \sigma^2} (V(s_b) - \hat G_b)^2 - c_2 H(\pi(\cdot|s_b))\Big]
-
-    Args:
-        config: Hyper-parameters.
-        shared: Whether actor and critic have parameters in common.
-        progress: Finished fraction of the run, for the entropy coefficient's schedule.
-    """
-    entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
-
-    def loss(output: Any, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        distribution, value = output
-        value_coef = config.value_coef / _joint_variance(config, shared)
-        return actor_critic_loss(distribution, value, batch, value_coef, entropy_coef)
-
-    return loss
-
-
-def make_loss(
-    network: Any, config: "ACKTRConfig", *, progress: float | jax.Array = 0.0
-) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
-    """``loss(params, batch) -> (scalar, info)``: that of :func:`make_output_loss`.
 
     Args:
         network: ``obs [B, *O] -> (distribution, value [B])``.
@@ -101,8 +81,22 @@ def make_loss(
 
     def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
         shared = _trust_regions(network, params, batch.obs) is None
-        of_output = make_output_loss(config, shared, progress=progress)
+        of_output = _make_output_loss(config, shared, progress)
         return of_output(network.apply(params, batch.obs), batch)
+
+    return loss
+
+
+def _make_output_loss(
+    config: "ACKTRConfig", shared: bool, progress: float | jax.Array
+) -> Callable[[Any, OnPolicyBatch], tuple[jax.Array, Info]]:
+    """``loss((distribution, value), batch)``: the same of the network's outputs."""
+    entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
+
+    def loss(output: Any, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
+        distribution, value = output
+        value_coef = config.value_coef / _joint_variance(config, shared)
+        return actor_critic_loss(distribution, value, batch, value_coef, entropy_coef)
 
     return loss
 
@@ -236,8 +230,8 @@ def acktr(
 
         # 1. The gradient.
         tapped = kfac.tap(network, layers, state.params, batch.obs)
-        output_loss = make_output_loss(config, shared, progress=progress)
-        slope, info = jax.grad(output_loss, has_aux=True)(tapped.output, batch)
+        loss = _make_output_loss(config, shared, progress)
+        slope, info = jax.grad(loss, has_aux=True)(tapped.output, batch)
         gradient, _ = tapped.pullback(slope)
 
         # 2. The factors, where they are due.
