@@ -12,15 +12,14 @@ Kronecker-factored approximation". The loss is A2C's; an update of a rollout is
     \theta \leftarrow \theta - \eta \, \Delta, \qquad
     \eta = \min\left(\eta_{max}, \sqrt{\frac{\delta}{\Delta^T \hat F \Delta}}\right)
 
-F is the Fisher matrix of the policy and of the critic, taken as a Gaussian around V(s). It is the
-true one, of actions and returns drawn from the model: the actions of the rollout are (they are used
-for one update only), the returns are drawn here.
+F is the Fisher matrix of the policy and of the critic, taken as a Gaussian around V(s), of actions
+and returns from the model: the rollout's actions are, returns are drawn here.
 
 Actor and critic with nothing in common have a trust region each. The Gaussian's standard deviation
 then cancels out of the critic's direction and only sets how far it may go: with the size of the
 rollout's errors for it, the critic's steps do not depend on the unit of the rewards. With a shared
-trunk the two outputs are drawn independently, the standard deviation (1, as in the paper) weighs
-them against each other, and there is one joint Fisher matrix and one trust region.
+trunk the standard deviation (1, as in the paper) weighs the two against each other, and there is
+one joint Fisher matrix and one trust region.
 
 Differs from:
     The constants are those of OpenAI baselines. Drawn returns are one standard deviation off, with
@@ -47,6 +46,7 @@ from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, 
 from purerl.second_order import kfac
 
 FisherActions = Literal["taken", "sampled"]
+KFAC = "damping damping_kind decay stats_every inverse_every cold_start cold_max_norm".split()
 TRUST = {kfac.ALL: "trust", "actor": "trust", "critic": "critic_trust"}  # in the info, by region
 
 
@@ -127,9 +127,7 @@ def score(
 
 def _joint_variance(config: "ACKTRConfig", shared: bool) -> jax.Array:
     """Of the critic's Gaussian, in Fisher matrix and loss; where nothing is shared it cancels out.
-
-    Constant: the factors are averages over many updates, and one with a much smaller variance would
-    stay in them for long.
+    Constant, since a batch of a much smaller variance would stay long in the factors' averages.
     """
     std = config.critic_std if shared and config.critic_std is not None else 1.0
     return jnp.square(jnp.asarray(std, jnp.result_type(float)))
@@ -173,11 +171,9 @@ def acktr(
 
     Returns:
         The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``,
-        ``explained_variance``, ``kl`` (measured, old || new, over the steps that the factors are
-        measured on), ``learning_rate`` (eta_max at this update), ``trust`` (what the KL clip
-        multiplied the actor's step by; 1 during the cold start) and ``critic_trust`` (the same
-        without a shared trunk), ``damping``, ``condition`` (of the worst damped block of the last
-        inversion; 1 before the first), ``finite``.
+        ``explained_variance``, ``kl`` (old || new), ``learning_rate`` (eta_max at this update),
+        ``trust`` and, without a shared trunk, ``critic_trust`` (what the KL clip multiplied the
+        last step by), ``damping``, ``condition`` (of the worst damped block), ``finite``.
 
     Raises:
         ValueError: By ``init``, if the network has no layer that K-FAC can factor, or a matrix that
@@ -197,17 +193,8 @@ def acktr(
         """Layers, trust regions, and K-FAC within them followed by momentum."""
         layers = kfac.find_layers(network, params, obs)
         regions = _trust_regions(network, params, obs)
-        natural = kfac.scale_by_kfac(
-            layers,
-            damping=config.damping,
-            damping_kind=config.damping_kind,
-            decay=config.decay,
-            stats_every=config.stats_every,
-            inverse_every=config.inverse_every,
-            cold_start=config.cold_start,
-            cold_max_norm=config.cold_max_norm,
-            regions=regions,
-        )
+        options = {name: getattr(config, name) for name in KFAC}
+        natural = kfac.scale_by_kfac(layers, regions=regions, **options)
         return layers, regions, optax.chain(natural, optax.ema(config.momentum, debias=False))
 
     def init(obs: jax.Array, key: jax.Array) -> ACKTRState:
@@ -279,8 +266,8 @@ def acktr(
             **{TRUST[region]: x for region, x in natural.trust.items()},
             "explained_variance": explained_variance(batch.value, batch.target),
             "kl": kl,
-            "learning_rate": jnp.asarray(rate, kl.dtype),
-            "damping": jnp.asarray(config.damping, kl.dtype),
+            "learning_rate": jnp.asarray(rate, eta.dtype),
+            "damping": jnp.asarray(config.damping, eta.dtype),
             "condition": natural.inverse.condition,
             "finite": finite,
         }
@@ -290,21 +277,24 @@ def acktr(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ACKTRConfig(Config):
-    """Configuration of :func:`acktr`."""
+    """Configuration of :func:`acktr`.
+
+    A ``target_kl`` needs a ``kl_clip`` of more than four times it, which would otherwise decide,
+    and a constant learning rate.
+    """
 
     learning_rate: Schedule = number(0.25, "(0, inf)", "eta_max.", schedule=True)
     learning_rate_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
     target_kl: Number | None = number(
         None,
         "(0, inf)",
-        "Wanted KL of a step, in nats: after a step of more than twice this eta_max is divided by "
-        "1.5, after one of less than half of it multiplied, within [1e-8, 1]. Needs a kl_clip "
-        "above four times it, which would otherwise decide, and a constant learning rate.",
+        "Wanted KL of a step, in nats: after more than twice this eta_max is divided by 1.5, after "
+        "less than half of it multiplied, within [1e-8, 1].",
         optional=True,
     )
     momentum: Number = number(0.9, "[0, 1)", "Weight of the past in the moving average of steps.")
     kl_clip: Number = number(
-        0.001, "(0, inf)", "Twice delta: a step's predicted KL is at most half of it, in nats."
+        0.001, "(0, inf)", "Twice the largest predicted KL of a step, in nats."
     )
     critic_kl_clip: Number | None = number(
         0.01, "(0, inf)", "The same for a separate critic; None: no bound.", optional=True
@@ -312,33 +302,26 @@ class ACKTRConfig(Config):
     critic_std: Number | None = number(
         None,
         "(0, inf)",
-        "sigma of the critic's Gaussian N(V, sigma^2), in units of return; None: the root of "
-        "the rollout's mean squared error, or with a shared trunk 1, as in the paper.",
+        "sigma of the critic's Gaussian, in units of return; None: the root of the rollout's mean "
+        "squared error, or with a shared trunk 1, as in the paper.",
         optional=True,
     )
     damping: Number = number(0.01, "(0, inf)", "epsilon, added to the Fisher matrix's diagonal.")
     damping_kind: kfac.DampingKind = choice(
         "factored",
         kfac.DampingKind,
-        "factored: a part to each factor, as in the paper; eigenbasis: to their product, as in "
-        "OpenAI baselines, which takes several times as long to invert.",
+        "To each factor, as in the paper, or exactly, which is slower.",
     )
     decay: Number = number(0.99, "[0, 1)", "Decay of the factors' moving averages.")
     stats_every: int = count(1, "Updates between two measurements of the factors.")
-    stats_stride: int = count(
-        4, "Factors and the info's KL are measured on every so many-th step of the rollout."
-    )
+    stats_stride: int = count(4, "Every so many-th step measures the factors, and the info's KL.")
     inverse_every: int = count(10, "Updates between two inversions of the factors.")
     cold_start: int = count(10, "First updates, which follow the plain gradient.", least=0)
     cold_max_norm: Number = number(0.5, "(0, inf)", "Largest gradient norm of the cold start.")
-    fisher_actions: FisherActions = choice(
-        "taken", FisherActions, "Actions of the Fisher matrix: the rollout's, or drawn anew."
-    )
+    fisher_actions: FisherActions = choice("taken", FisherActions, "By the rollout, or drawn anew.")
     gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
     gae_lambda: Number = number(1.0, "[0, 1]", "GAE's lambda; 1, as in the paper: n-step returns.")
-    normalize_advantage: bool = switch(
-        False, "Bring a rollout's advantages to mean 0 and standard deviation 1."
-    )
+    normalize_advantage: bool = switch(False, "Standardize the advantages of a rollout.")
     value_coef: Number = number(0.5, "[0, inf)", "c1, weight of the value loss.")
     entropy_coef: Schedule = number(0.0, "[0, inf)", "c2, weight of the entropy.", schedule=True)
     entropy_coef_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
@@ -353,10 +336,9 @@ class ACKTRConfig(Config):
                 "ACKTRConfig: target_kl adapts the learning rate, which must not be annealed "
                 'besides; set learning_rate_schedule="constant" and a number for learning_rate.'
             )
-        concrete = not isinstance(self.kl_clip + self.target_kl, jax.core.Tracer)
-        if concrete and self.kl_clip <= 4 * self.target_kl:
+        least = 4 * self.target_kl
+        if not isinstance(self.kl_clip + least, jax.core.Tracer) and self.kl_clip <= least:
             raise ValueError(
-                f"ACKTRConfig: kl_clip={self.kl_clip} keeps every KL below half of it, so that "
-                f"target_kl={self.target_kl} would not be reached; set kl_clip above "
-                f"{4 * self.target_kl}, or a smaller target_kl."
+                f"ACKTRConfig: kl_clip={self.kl_clip} keeps every KL below half of it, and "
+                f"target_kl={self.target_kl} out of reach; set kl_clip above {least}."
             )

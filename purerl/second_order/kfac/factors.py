@@ -146,7 +146,7 @@ def identity_factors(layers: Sequence[Layer], params: PyTree) -> Factors:
         params: Its parameters, for the rest's shapes and the dtype.
     """
     _, rest = to_matrices(layers, params)
-    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+    dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
     return Factors(
         tuple(jnp.eye(layer.inputs + layer.bias, dtype=dtype) for layer in layers),
         tuple(jnp.eye(layer.outputs, dtype=dtype) for layer in layers),
