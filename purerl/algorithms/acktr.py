@@ -46,7 +46,6 @@ from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, 
 from purerl.second_order import kfac
 
 FisherActions = Literal["taken", "sampled"]
-KFAC = "damping damping_kind decay stats_every inverse_every cold_start cold_max_norm".split()
 TRUST = {kfac.ALL: "trust", "actor": "trust", "critic": "critic_trust"}  # in the info, by region
 
 
@@ -133,11 +132,16 @@ def _joint_variance(config: "ACKTRConfig", shared: bool) -> jax.Array:
     return jnp.square(jnp.asarray(std, jnp.result_type(float)))
 
 
-def _critic_variance(config: "ACKTRConfig", batch: OnPolicyBatch) -> jax.Array:
-    """Of the Gaussian by which the trust region of a separate critic is measured."""
+def _critic_bound(config: "ACKTRConfig", batch: OnPolicyBatch) -> Number | None:
+    """On a separate critic's step, for the Fisher matrix of N(V, 1): sigma^2 times that of
+    N(V, sigma^2), and so is the bound.
+    """
+    if config.critic_kl_clip is None:
+        return None
     if config.critic_std is not None:
-        return jnp.square(jnp.asarray(config.critic_std, batch.value.dtype))
-    return jnp.maximum(jnp.mean(jnp.square(batch.target - batch.value)), 1e-8)
+        return config.critic_kl_clip * jnp.square(config.critic_std)
+    error = jnp.mean(jnp.square(batch.target - batch.value))
+    return config.critic_kl_clip * jnp.maximum(error, 1e-8)
 
 
 def _trust_regions(network: Any, params: PyTree, obs: jax.Array) -> PyTree | None:
@@ -193,8 +197,17 @@ def acktr(
         """Layers, trust regions, and K-FAC within them followed by momentum."""
         layers = kfac.find_layers(network, params, obs)
         regions = _trust_regions(network, params, obs)
-        options = {name: getattr(config, name) for name in KFAC}
-        natural = kfac.scale_by_kfac(layers, regions=regions, **options)
+        natural = kfac.scale_by_kfac(
+            layers,
+            damping=config.damping,
+            damping_kind=config.damping_kind,
+            decay=config.decay,
+            stats_every=config.stats_every,
+            inverse_every=config.inverse_every,
+            cold_start=config.cold_start,
+            cold_max_norm=config.cold_max_norm,
+            regions=regions,
+        )
         return layers, regions, optax.chain(natural, optax.ema(config.momentum, debias=False))
 
     def init(obs: jax.Array, key: jax.Array) -> ACKTRState:
@@ -238,20 +251,14 @@ def acktr(
 
         # 3. and 4. The direction, and the step within the trust regions.
         rate: Number = state.learning_rate
-        bound = config.critic_kl_clip
         if config.target_kl is None:
             rate = scheduled(config.learning_rate, config.learning_rate_schedule, progress)
-        if bound is not None:
-            # The Fisher of N(V, 1) is sigma^2 times that of N(V, sigma^2), and so is the bound.
-            bound = bound * _critic_variance(config, batch)
+        bounds: Any = config.kl_clip
+        if not shared:
+            bounds = {"actor": config.kl_clip, "critic": _critic_bound(config, batch)}
+        extra = {"statistics": statistics, "kl_clip": bounds}
         params, (natural, momentum) = gradient_step(
-            optimizer,
-            gradient,
-            state.opt_state,
-            state.params,
-            rate,
-            statistics=statistics,
-            kl_clip=config.kl_clip if shared else {"actor": config.kl_clip, "critic": bound},
+            optimizer, gradient, state.opt_state, state.params, rate, **extra
         )
 
         old = jax.tree.map(some_steps, tapped.output[0])
