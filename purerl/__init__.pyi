@@ -30,12 +30,8 @@ from purerl.host.options import (
 from purerl.host.report.aggregate import iqm as iqm, iqm_interval as iqm_interval
 from purerl.host.report.plotting import plot_curves as plot_curves
 from purerl.host.report.writers import Writer as Writer
-from purerl.host.runs import (
-    RunResult as RunResult,
-    load_run as load_run,
-    resume as resume,
-    run as run,
-)
+from purerl.host.result import RunResult as RunResult, load_run as load_run
+from purerl.host.runs import resume as resume, run as run
 from purerl.host.store.policy import evaluate_run as evaluate_run, load_policy as load_policy
 from purerl.host.sweep.parts import resume_sweep as resume_sweep, sweep as sweep
 from purerl.host.sweep.points import samples as samples

@@ -13,7 +13,6 @@ import purerl
 from purerl import Box, Discrete
 from purerl.checks import check_action_space, check_fields
 
-
 PUBLIC = [getattr(purerl, name) for name in purerl.__all__]
 RECORDS = [x for x in PUBLIC if inspect.isclass(x) and hasattr(x, "_fields")]
 

@@ -30,21 +30,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from purerl import records
 from purerl.checks import check_action_space, check_batch
 from purerl.config import Config, Number, Schedule, check_kind, choice, count, number, part, switch
 from purerl.pieces import gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies.acting import apply_network, init_q_params
 from purerl.policies.networks import NetworkConfig, QNetwork
-from purerl.records import (
-    ActionSpace,
-    Clock,
-    Discrete,
-    Info,
-    OffPolicyAlgorithm,
-    OffPolicyBatch,
-    PyTree,
-)
+from purerl.records import ActionSpace, Clock, Discrete, Info, OffPolicyAlgorithm, PyTree
 from purerl.replay import buffers
 
 LossName = Literal["huber", "squared"]
@@ -68,7 +61,7 @@ class DQNState(NamedTuple):
 
 def make_loss(
     network: Any, config: DQNConfig, target_params: PyTree
-) -> Callable[[PyTree, OffPolicyBatch], tuple[jax.Array, Info]]:
+) -> Callable[[PyTree, records.OffPolicyBatch], tuple[jax.Array, Info]]:
     """``loss(params, batch) -> (scalar, info)``: the equation in the module's docstring.
 
     Args:
@@ -77,7 +70,7 @@ def make_loss(
         target_params: Parameters of the target network; constant.
     """
 
-    def loss(params: PyTree, batch: OffPolicyBatch) -> tuple[jax.Array, Info]:
+    def loss(params: PyTree, batch: records.OffPolicyBatch) -> tuple[jax.Array, Info]:
         q = losses.taken(apply_network(network, params, batch.obs), batch.action)
         next_q = apply_network(network, target_params, batch.next_obs)
         if config.double:
@@ -105,11 +98,11 @@ def follow(config: DQNConfig, target: PyTree, params: PyTree, clock: Clock) -> P
     def move(target):
         if isinstance(config.target_tau, float | int) and config.target_tau == 1:
             return params  # bit for bit
-        return jax.tree.map(
-            lambda old, new: (old + config.target_tau * (new - old)).astype(old.dtype),
-            target,
-            params,
-        )
+
+        def towards(old, new):
+            return (old + config.target_tau * (new - old)).astype(old.dtype)
+
+        return jax.tree.map(towards, target, params)
 
     if config.target_every == 1:
         return move(target)
@@ -216,21 +209,14 @@ def dqn(config: DQNConfig, action_space: ActionSpace, network: Any = None) -> Of
         copy = jax.tree.map(jnp.copy, params)  # of its own, so that both may be donated
         return DQNState(params, copy, optimizer.init(params), Clock(jnp.zeros((), jnp.int32)))
 
-    def act(
-        state: DQNState,
-        obs: jax.Array,
-        key: jax.Array,
-        *,
-        greedy: bool = False,
-        progress: Number = 1.0,
-    ) -> tuple[jax.Array, Info]:
+    def act(state, obs, key, *, greedy: bool = False, progress: Number = 1.0):
         q = apply_network(network, state.params, obs)
         best = jnp.argmax(q, axis=-1).astype(jnp.int32)
         epsilon = 0.0 if greedy else epsilon_at(config, progress)
         return epsilon_greedy(best, epsilon, q.shape[-1], key)
 
     def update(
-        state: DQNState, batch: OffPolicyBatch, key: jax.Array, *, progress: Number = 0.0
+        state: DQNState, batch: records.OffPolicyBatch, key: jax.Array, *, progress: Number = 0.0
     ) -> tuple[DQNState, Info]:
         check_batch(batch)
         # 1. One gradient step on the batch's loss; what is not finite is refused.
@@ -281,7 +267,7 @@ class DQNConfig(Config):
         schedule=True,
     )
     epsilon_end: Number = number(0.05, "[0, 1]", "The same at the end of the exploration.")
-    epsilon_schedule: Shape = choice("linear", Shape, "How it goes from its start to its end.")
+    epsilon_schedule: Shape = choice("linear", Shape, "Its way from start to end.")
     exploration: Number = number(0.2, "[0, 1]", "Fraction of the run in which epsilon changes.")
     alpha: Number = number(0.6, "[0, 1]", "Exponent of the priorities.")
     beta: Number = number(

@@ -108,9 +108,7 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
 
     raw = jax.eval_shape(_lenient(env.reset), jax.random.key(0), env_params)
     raw = values(f"{name}.reset", raw, "(obs, state)")
-    convert, obs_shape, obs_range = _observations(
-        name, env.observation_space(env_params), raw[0]
-    )
+    convert, obs_shape, obs_range = _observations(name, env.observation_space(env_params), raw[0])
     limit = getattr(env_params, "max_steps_in_episode", None)
     limit = None if limit is None else int(limit)
     only_limit = of_gymnax and type(env).is_truncated is Environment.is_truncated

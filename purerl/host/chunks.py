@@ -228,7 +228,7 @@ class Session:
 
     def _read(self, chunk: _Chunk) -> float:
         """Waits for a chunk, and shows what came of it; the seconds since the one before."""
-        report = jax.device_get(chunk.report)
+        report = self.driver.read(chunk.report)
         seconds = self._tick("training")
         new = report.failed & ~self.failed
         if new.any():

@@ -170,6 +170,14 @@ class Driver:
         self.done += iterations
         return report
 
+    def read(self, report: Report) -> Any:
+        """Waits for a chunk's report.
+
+        Args:
+            report: Of the devices.
+        """
+        return jax.device_get(report)
+
     def begin_row(self) -> None:
         """Sums for the log begin at zero again."""
         self.totals = self._zeros

@@ -8,8 +8,9 @@ import numpy as np
 
 from purerl.host.devices import gathered, without_keys
 from purerl.host.experiment import Experiment
-from purerl.host.store.checkpoint import checksums, describe, of_all_hosts
-from purerl.host.store.folder import RunFolder
+from purerl.host.store.checkpoint import describe
+from purerl.host.store.checksums import checksums, of_all_hosts
+from purerl.host.store.folder import RunFolder, differences
 from purerl.host.store.policy import learned_part, learned_shapes, load_learned
 from purerl.training.seeds import take_seeds
 from purerl.training.state import TrainState
@@ -50,16 +51,10 @@ def learned_of(
     if found != seeds:
         state = take_seeds(state, np.zeros(seeds, int))
     here, there = (_described(x) for x in (learned_shapes(experiment, seeds), state))
-    differences = [
-        f"{name} is {there.get(name, 'missing')} there, {here.get(name, 'missing')} here"
-        for name in sorted({*here, *there})
-        if here.get(name) != there.get(name)
-    ]
-    if differences:
-        more = f"; and {len(differences) - 3} more" if differences[3:] else ""
+    if told := differences(there, here):
         raise ValueError(
-            f"start_from has another learner: {'; '.join(differences[:3])}{more}; give the same "
-            "algorithm, network, observations and normalize_obs."
+            f"start_from has another learner: {told}; give the same algorithm, network, "
+            "observations and normalize_obs."
         )
     sums = of_all_hosts(checksums((state.learner, state.normalizer)))
     return state, {"path": path, "checksums": sums}

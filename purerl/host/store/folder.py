@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -195,16 +195,31 @@ def check_same(
         ValueError: If a field differs; the first few are named with both values.
     """
     mine, other = json.loads(json.dumps(mine)), {k: other.get(k) for k in mine}
-    a, b = _flat(mine), _flat(other)
+    if told := differences(_flat(other), _flat(mine), show=repr):
+        raise ValueError(f"{where} is another run: {told}{advice}.")
+
+
+def differences(
+    there: dict[str, Any], here: dict[str, Any], *, show: Callable[[Any], str] = str
+) -> str:
+    """What differs between two dictionaries, in words; the first five, nothing if they are equal.
+
+    Args:
+        there: What was found.
+        here: What is wanted.
+        show: How a value is written.
+    """
     missing = "nothing"
-    differences = [
-        f"{name} is {b.get(name, missing)!r} there, {a.get(name, missing)!r} here"
-        for name in sorted({*a, *b})
-        if a.get(name, missing) != b.get(name, missing)
+    names = [
+        name
+        for name in sorted({*there, *here})
+        if there.get(name, missing) != here.get(name, missing)
     ]
-    if differences:
-        more = f", and {len(differences) - 5} more" if differences[5:] else ""
-        raise ValueError(f"{where} is another run: {', '.join(differences[:5])}{more}{advice}.")
+    told = [
+        f"{name} is {show(there.get(name, missing))} there, {show(here.get(name, missing))} here"
+        for name in names[:5]
+    ]
+    return ", ".join(told) + (f", and {len(names) - 5} more" if names[5:] else "")
 
 
 def check_run(mine: dict[str, Any], other: dict[str, Any], where: str) -> None:

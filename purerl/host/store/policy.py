@@ -14,7 +14,7 @@ from purerl.host.experiment import Experiment
 from purerl.host.store.checkpoint import BEST, NEWEST, Checkpoints
 from purerl.host.store.folder import RunFolder, check_run
 from purerl.host.sweep.result import load_sweep, read_host, sweep_parts
-from purerl.records import Box, Clock
+from purerl.records import Clock
 from purerl.training.evaluation import Evaluation
 from purerl.training.seeds import is_clock, take_seeds, use_all_cores, vectorize
 from purerl.training.state import TrainState
@@ -92,9 +92,7 @@ def make_policy(
         action, _ = algorithm.act(
             learner, normalizer.observe(obs), key, greedy=greedy, progress=1.0
         )
-        if isinstance(env.action_space, Box):
-            return jnp.clip(action, env.action_space.low, env.action_space.high)
-        return action
+        return env.to_env_action(action)
 
     def policy(obs: Any, key: jax.Array | None = None) -> Any:
         obs = jnp.asarray(obs, float)

@@ -38,6 +38,9 @@ class SweepResult(NamedTuple):
     stopped: Stopped | None = None
     trouble: str | None = None
 
+    def __repr__(self) -> str:
+        return self.table(top=10)
+
     def ranked(self) -> list[dict[str, Any]]:
         """A row a point, the best first.
 
@@ -154,17 +157,8 @@ class Collected:
         run, failed = host["run"], np.array(host["failed"])
         returns = np.array(host["returns"]).reshape(len(host["steps"]), len(failed)).T
         steps = np.array(host["steps"], int)
-        self.add(run["points"], run["rows"][0], steps, returns, failed, host["finished"])
-        self.add_seconds(host["seconds"])
-
-    def add_seconds(self, seconds: dict[str, float]) -> None:
-        """Wall time of a part.
-
-        Args:
-            seconds: By what it was spent on.
-        """
-        for what in self.seconds:
-            self.seconds[what] += seconds[what]
+        about = steps, returns, failed, host["finished"], host["seconds"]
+        self.add(run["points"], run["rows"][0], *about)
 
     def add(
         self,
@@ -174,6 +168,7 @@ class Collected:
         returns: np.ndarray,
         failed: np.ndarray,
         finished: bool,
+        seconds: dict[str, float],
     ) -> None:
         """What one part came to, or has come to until it was stopped.
 
@@ -184,7 +179,10 @@ class Collected:
             returns: ``[R, E]`` of its rows.
             failed: ``[R]`` bool.
             finished: Whether they were trained to the last iteration.
+            seconds: Wall time by what it was spent on.
         """
+        for what in self.seconds:
+            self.seconds[what] += seconds[what]
         points, seeds = (x[first : first + len(failed)] for x in self.names(group))
         self.failed[points, seeds] = failed
         self.finished[points, seeds] = finished
