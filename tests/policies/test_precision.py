@@ -39,7 +39,7 @@ def build(name, space, dtype):
     config = {
         "a2c": lambda: purerl.A2CConfig(),
         "acktr": lambda: purerl.ACKTRConfig(
-            cold_start=0, target_kl=0.01, learning_rate_schedule="constant"
+            cold_start=0, target_kl=1e-4, learning_rate_schedule="constant"
         ),
         "dqn": lambda: purerl.DQNConfig(batch_size=B, double=True, target_tau=0.5, target_every=1),
         "npg": lambda: purerl.NPGConfig(critic_epochs=1, critic_minibatches=2),
