@@ -13,22 +13,18 @@ import purerl
 from purerl import Clock
 from purerl.policies.distributions import Categorical, DiagGaussian
 from purerl.policies.networks import Conv, NetworkConfig
-from purerl.second_order.kfac.factors import (
+from purerl.second_order.kfac import (
     INVERT,
     Factors,
-    fisher_factors,
-    from_matrices,
-    identity_factors,
-    to_matrices,
-)
-from purerl.second_order.kfac.layers import find_layers, reaching, tap
-from purerl.second_order.kfac.transform import (
-    average,
     clip_kl,
-    corrected,
+    find_layers,
+    fisher_factors,
     precondition,
+    reaching,
     scale_by_kfac,
+    tap,
 )
+from purerl.second_order.kfac.factors import from_matrices, identity_factors, to_matrices
 
 B = 8
 
@@ -233,6 +229,72 @@ def test_reaching_tells_actor_from_critic():
         else:
             assert all(jax.tree.leaves((of_actor["actor"], of_critic["critic"])))
             assert not any(jax.tree.leaves((of_actor["critic"], of_critic["actor"])))
+
+
+def both(p):
+    return p["a"] * 2, p["b"] * 3
+
+
+def custom_jvp(p):
+    function = jax.custom_jvp(both)
+    function.defjvp(lambda primals, tangents: (both(*primals), both(*tangents)))
+    return function(p)
+
+
+def custom_vjp(p):
+    function = jax.custom_vjp(both)
+    function.defvjp(lambda p: (both(p), None), lambda _, g: ({"a": g[0], "b": g[1], "c": 0.0},))
+    return function(p)
+
+
+def scan(p, mixed=False):
+    def body(carry, x):
+        a, b = carry
+        return (a * p["a"] + b if mixed else a * p["a"], b * p["b"]), (a, b)
+
+    return jax.lax.scan(body, (1.0, 1.0), jnp.arange(3.0))[0]
+
+
+def while_loop(p, on_b=False):
+    count = lambda c: c[1] if on_b else c[2]  # noqa: E731
+    body = lambda c: (c[0] * p["a"], c[1] * p["b"], c[2] + 1)  # noqa: E731
+    return jax.lax.while_loop(lambda c: count(c) < 3, body, (1.0, 1.0, 0))
+
+
+def cond(p):
+    return jax.lax.cond(p["c"] > 0, lambda: (p["a"], p["b"]), lambda: (p["a"] * 2, 1.0))
+
+
+def printed(p):
+    jax.debug.print("{}", p["b"])
+    return (p["a"],)
+
+
+@pytest.mark.parametrize(
+    ("function", "wanted"),
+    [
+        (jax.jit(both), "a"),
+        (jax.checkpoint(both), "a"),
+        (lambda p: jax.jit(lambda p: jax.checkpoint(jax.jit(both))(p))(p)[::-1], "b"),
+        (custom_jvp, "a"),
+        (custom_vjp, "a"),
+        (scan, "a"),
+        (lambda p: jax.jit(lambda p: scan(p)[::-1])(p), "b"),
+        (lambda p: scan(p, mixed=True), "ab"),
+        (lambda p: scan(p, mixed=True)[::-1], "b"),
+        (while_loop, "a"),
+        (lambda p: while_loop(p, on_b=True), "ab"),
+        (cond, "ac"),
+        (printed, "a"),
+        (lambda p: (jnp.linalg.solve(jnp.diag(jnp.stack([p["a"], p["b"]])), jnp.ones(2)),), "ab"),
+        (lambda p: (1.0,), ""),
+        (lambda p: (p["c"],), "c"),
+    ],
+)
+def test_reaching_looks_into_what_is_called(function, wanted):
+    params = {"a": 1.0, "b": 1.0, "c": 1.0}
+    found = reaching(lambda p: function(p)[0], params)
+    assert "".join(name for name, reaches in found.items() if reaches) == wanted
 
 
 # Factors.
@@ -455,18 +517,6 @@ def test_inverses_stay_finite_in_float32(kind, scale):
 
 
 # The transformation.
-
-
-def test_moving_average_is_corrected_for_its_start():
-    one = lambda x: Factors((jnp.full((1, 1), x),), (jnp.full((1, 1), 2 * x),), {})  # noqa: E731
-    factors, weight = one(0.0), jnp.zeros(())
-    assert corrected(factors, weight).a[0] == 0
-    for x in (1.0, 2.0, 5.0):
-        factors, weight = average(factors, weight, one(x), 0.9)
-    wanted = (0.81 * 1 + 0.9 * 2 + 5) / (0.81 + 0.9 + 1)
-    assert weight == pytest.approx(1 - 0.9**3)
-    assert corrected(factors, weight).a[0] == pytest.approx(wanted)
-    assert corrected(factors, weight).g[0] == pytest.approx(2 * wanted)
 
 
 def test_kl_clip_by_hand(x64):
