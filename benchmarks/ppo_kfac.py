@@ -63,7 +63,8 @@ def ppo_kfac(
     import optax
 
     from purerl.algorithms.acktr import score
-    from purerl.algorithms.ppo import make_batch, make_clip_loss
+    from purerl.algorithms.ppo import make_loss
+    from purerl.pieces.advantages import on_policy_batch
     from purerl.pieces.gradient import gradient_step, keep_if_finite
     from purerl.pieces.minibatches import minibatches
     from purerl.pieces.schedules import scheduled
@@ -94,9 +95,10 @@ def ppo_kfac(
         return State(params, optimizer(params, obs, 1.0).init(params))
 
     def update(state, rollout, key, *, progress=0.0):
-        batch = make_batch(network, config, state.params, rollout, action_space)
+        discounts = config.gamma, config.gae_lambda
+        batch = on_policy_batch(network, state.params, rollout, *discounts)
         variance = jnp.maximum(jnp.mean(jnp.square(batch.target - batch.value)), 1e-8)
-        loss = make_clip_loss(network, config, progress=progress)
+        loss = make_loss(network, config, progress=progress)
         learning_rate = scheduled(options.learning_rate, "linear", progress)
 
         def step(state, minibatch_and_key):

@@ -22,11 +22,16 @@ from purerl.algorithms.trpo import (
 )
 from purerl.envs.make import Env as Env, list_envs as list_envs, make_env as make_env
 from purerl.host.experiment import Experiment as Experiment, make_experiment as make_experiment
-from purerl.host.options import RunOptions as RunOptions, Terminated as Terminated
+from purerl.host.options import (
+    STOP as STOP,
+    RunOptions as RunOptions,
+    Terminated as Terminated,
+)
 from purerl.host.report.aggregate import iqm as iqm, iqm_interval as iqm_interval
 from purerl.host.report.plotting import plot_curves as plot_curves
 from purerl.host.report.writers import Writer as Writer
-from purerl.host.runs import RunResult as RunResult, resume as resume, run as run
+from purerl.host.result import RunResult as RunResult, load_run as load_run
+from purerl.host.runs import resume as resume, run as run
 from purerl.host.store.policy import evaluate_run as evaluate_run, load_policy as load_policy
 from purerl.host.sweep.parts import resume_sweep as resume_sweep, sweep as sweep
 from purerl.host.sweep.points import samples as samples
@@ -41,11 +46,21 @@ from purerl.pieces.returns import (
 )
 from purerl.pieces.rollout import unroll as unroll
 from purerl.policies.acting import default_network as default_network
-from purerl.policies.distributions import Categorical as Categorical, DiagGaussian as DiagGaussian
+from purerl.policies.adapters import (
+    NetworkFunctions as NetworkFunctions,
+    from_equinox as from_equinox,
+    from_nnx as from_nnx,
+)
+from purerl.policies.distributions import (
+    Categorical as Categorical,
+    DiagGaussian as DiagGaussian,
+    Distribution as Distribution,
+)
 from purerl.policies.networks import (
     MLP as MLP,
     ActorCritic as ActorCritic,
     ActorQCritic as ActorQCritic,
+    Network as Network,
     NetworkConfig as NetworkConfig,
     QNetwork as QNetwork,
 )
@@ -79,7 +94,11 @@ from purerl.second_order.products import (
     hvp as hvp,
 )
 from purerl.training.evaluation import Evaluation as Evaluation, evaluate as evaluate
-from purerl.training.seeds import use_all_cores as use_all_cores, vectorize as vectorize
+from purerl.training.seeds import (
+    take_seeds as take_seeds,
+    use_all_cores as use_all_cores,
+    vectorize as vectorize,
+)
 from purerl.training.sizes import (
     LoopConfig as LoopConfig,
     OffPolicyLoopConfig as OffPolicyLoopConfig,

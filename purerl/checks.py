@@ -50,7 +50,7 @@ def check_fields(where: str, record: Any, layout: dict[str, str], **sizes: Any) 
         head = len([axis for axis in axes if axis[0] != "*"])
         parts = dict(zip(axes, (*got[:head], got[head:]), strict=False))
         wanted = {axis: sizes.get(axis, axis) for axis in axes}
-        fits = len(got) == head or len(got) > head and head < len(axes)
+        fits = len(got) == head or (len(got) > head and head < len(axes))
         if not fits or any(wanted[axis] not in (axis, parts[axis]) for axis in axes):
             lengths = (str(length).strip("(,)") for length in wanted.values())
             raise ValueError(

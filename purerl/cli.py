@@ -154,13 +154,15 @@ def _options(command: str, words: list[str], begins: Any, resumes: Any) -> Any:
 
     use_all_cores()  # before anything computes: making an environment does
     names, options = command_line.positional(words)
+    wants_help = bool({"-h", "--help"} & set(options))
     folder = command_line.resumed(options)
     if not names and folder is not None:
         default = command_line.begun_with(folder, resumes)
-        (chosen,) = command_line.parse(f"purerl {command}", options, default)
+        read = ["--help"] if wants_help else options  # also where the folder is missing
+        (chosen,) = command_line.parse(f"purerl {command}", read, default)
         return None, chosen, chosen.resume
     if len(names) != 2:
-        if {"-h", "--help"} & set(options):
+        if wants_help:
             print(__doc__, end="")
             return None
         raise ValueError(
@@ -292,7 +294,7 @@ def _plot(
         env = short_name(config["env"])
         envs.add(env)
         for label, curve in found.items():
-            for more in ("", f" {env}", f" [{folder.path.name}]"):
+            for more in ("", f" {env}", f" [{folder.path}]"):
                 label = label if label not in curves else f"{label}{more}"
             curves[label] = curve
     save_plot(plot_curves(curves, ", ".join(sorted(envs))), out)

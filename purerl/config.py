@@ -132,7 +132,8 @@ def widths(default: tuple[int, ...], meaning: str) -> Any:
     """
 
     def check(where: str, name: str, value: Any) -> tuple[int, ...]:
-        if isinstance(value, str) or not isinstance(value, Iterable):
+        none = isinstance(value, str) or not isinstance(value, Iterable)
+        if none or getattr(value, "ndim", 1) != 1:
             raise ValueError(f"{where}: {name}={value!r}, wanted a tuple of integers: (64, 64).")
         return tuple(check_integer(where, f"a width in {name}", x, 1) for x in value)
 
@@ -185,6 +186,19 @@ class Config:
 
     def check(self) -> None:
         """Raises ValueError where fields do not fit each other; subclasses say what that is."""
+
+
+def check_kind(where: str, config: Any, kind: type) -> None:
+    """Raises TypeError unless ``config`` is a configuration of that kind.
+
+    Args:
+        where: The builder that was called, for the message.
+        config: What was given to it.
+        kind: The class it wants.
+    """
+    if not isinstance(config, kind):
+        got = repr(config) if isinstance(config, type) else f"of type {type(config).__name__}"
+        raise TypeError(f"{where}: config is {got}, wanted an object {kind.__name__}(...).")
 
 
 def swept_fields(config: Any) -> tuple[str, ...]:

@@ -1,9 +1,15 @@
-"""What tests read from a run's folder."""
+"""What tests read from a run's folder, and how they drive a run."""
 
 import csv
+import os
 import pathlib
-from typing import Any
+import signal
+from typing import Any, ClassVar
 
+import jax
+
+from purerl.host.pacing import Surroundings
+from purerl.host.programs import Driver
 from purerl.host.store.checkpoint import Checkpoints
 
 
@@ -19,4 +25,69 @@ def final(folder: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
     host = checkpoints.read_host(checkpoints.iterations()[-1])
     checkpoints.close()
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder)]
-    return {k: host[k] for k in ("iteration", "checksums", "steps", "returns")}, rows
+    return {
+        k: host[k] for k in ("iteration", "checksums", "policy_checksums", "steps", "returns")
+    }, rows
+
+
+class NotedDriver(Driver):
+    """Notes its chunks; interrupts the process at one of them; shares its programs."""
+
+    chunks: list[int]
+    programs_of: ClassVar[dict[Any, Any]] = {}
+    at: int | None = None
+    number = signal.SIGINT
+    share: Any = None
+
+    def compile(self):
+        if self.share in self.programs_of:
+            self.programs = self.programs_of[self.share]
+            return
+        super().compile()
+        if self.share is not None:
+            self.programs_of[self.share] = self.programs
+
+    def advance(self, iterations):
+        self.chunks.append(iterations)
+        if len(self.chunks) == self.at:
+            os.kill(os.getpid(), self.number)
+        return super().advance(iterations)
+
+
+def driven(
+    *,
+    at: int | None = None,
+    number: signal.Signals = signal.SIGINT,
+    chunk: int = 1,
+    share: Any = None,
+    base: type = NotedDriver,
+) -> Any:
+    """Surroundings in which chunks have a length, and the n-th of them a signal.
+
+    Args:
+        at: Number of the chunk at whose beginning the process gets a signal.
+        number: Of the signal.
+        chunk: Iterations of a chunk; 0: measured.
+        share: Runs of equal programs have the same; they are compiled once.
+        base: What holds the programs.
+
+    Returns:
+        Surroundings; their ``driver.chunks`` are the lengths of the chunks so far.
+    """
+    attributes = {"at": at, "number": number, "share": share, "chunks": []}
+    return Surroundings(driver=type("Driven", (base,), attributes), chunk=chunk)
+
+
+def child_environment(*folders: pathlib.Path) -> dict[str, str]:
+    """Environment variables of a child process that imports purerl and the tests.
+
+    Args:
+        *folders: More places to import from.
+    """
+    tests = pathlib.Path(__file__).parent
+    places = (tests.parent, tests, tests / "host", *folders)
+    environment = {k: x for k, x in os.environ.items() if k != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, places))
+    if (cache := jax.config.jax_compilation_cache_dir) is not None:  # "None" would be a folder
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    return environment

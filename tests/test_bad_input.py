@@ -1,5 +1,8 @@
 """What users do wrong, and what they are told."""
 
+import dataclasses
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,94 +15,142 @@ from purerl import NetworkConfig
 from purerl.records import Box, Discrete, Rollout
 
 TINY = NetworkConfig(hidden_sizes=(4,))
-CONFIGS = {
-    "a2c": purerl.A2CConfig,
-    "acktr": purerl.ACKTRConfig,
-    "ppo_clip": purerl.PPOClipConfig,
-    "ppo_penalty": purerl.PPOPenaltyConfig,
-    "policy_gradient": purerl.PolicyGradientConfig,
-    "trpo": purerl.TRPOConfig,
-    "npg": purerl.NPGConfig,
-}
-BUILDERS = {name: getattr(purerl, name) for name in CONFIGS}
 NAN = float("nan")
-BAD = {
-    "gamma": (-0.1, 1.1, NAN),
-    "gae_lambda": (-0.1, 1.01, NAN),
-    "learning_rate": (0.0, -1e-3, NAN),
-    "max_grad_norm": (0.0, -1.0, NAN),
-    "value_coef": (-0.5, NAN),
-    "entropy_coef": (-0.5, NAN),
-}
-OWN = {
-    "a2c": {
-        "n_step": (0, -1),
-        "rmsprop_decay": (1.5, NAN),
-        "optimizer_eps": (0.0,),
-        "optimizer": ("adamw", "Adam"),
-    },
-    "acktr": {
-        "decay": (-0.1, 1.0, NAN),
-        "momentum": (-0.1, 1.0, NAN),
-        "damping": (0.0, -0.01, NAN),
-        "kl_clip": (0.0, NAN),
-        "critic_kl_clip": (0.0, NAN),
-        "critic_std": (0.0, -1.0, NAN),
-        "target_kl": (0.0, NAN),
-        "cold_max_norm": (0.0, NAN),
-        "stats_every": (0, 1.5),
-        "stats_stride": (0,),
-        "inverse_every": (0, -1),
-        "cold_start": (-1,),
-        "damping_kind": ("tikhonov", "Eigenbasis"),
-        "fisher_actions": ("greedy",),
-    },
-    "ppo_clip": {
-        "clip": (0.0, -0.2, NAN),
-        "adam_eps": (0.0,),
-        "clip_value": (0.0, -1.0),
-        "max_kl": (0.0, -1.0),
-        "num_epochs": (0,),
-        "num_minibatches": (0,),
-        "value_epochs": (-1,),
-        "normalize_advantage": ("rollout", True),
-    },
-    "ppo_penalty": {"target_kl": (0.0, NAN), "initial_beta": (0.0, -1.0)},
-    "policy_gradient": {
-        "estimator": ("reinforce", "return"),
-        "advantage": ("q-v",),
-        "optimizer": ("rms",),
-        "q_samples": (0,),
-    },
-    "npg": {
-        "max_kl": (0.0, -0.01, NAN),
-        "damping": (-0.1, NAN),
-        "cg_iterations": (0, -1, 2.5),
-        "cg_tolerance": (-1e-6, NAN),
-        "fisher_fraction": (0.0, 1.1, NAN),
-        "critic_learning_rate": (0.0, NAN),
-        "critic_epochs": (0,),
-        "critic_minibatches": (0,),
-        "adam_eps": (0.0,),
-    },
-}
-OWN["trpo"] = OWN["npg"] | {
-    "backtrack_factor": (0.0, 1.0, -0.5, 1.5, NAN),
-    "backtrack_steps": (0, 1.5),
-}
-CASES = [
-    (name, field, value)
-    for name, config in CONFIGS.items()
-    for field, values in (BAD | OWN[name]).items()
-    for value in values
-    if field in OWN[name] or field in config.__dataclass_fields__
+CONFIGS = {name: entry.config for name, entry in purerl.ALGORITHMS.items()}
+ON_POLICY = [name for name, entry in purerl.ALGORITHMS.items() if not entry.off_policy]
+BUILDERS = {name: getattr(purerl, name) for name in ON_POLICY}
+
+
+# Configurations: each field of each, by what it says it wants.
+
+FIELDS = [
+    (config, field.name, field.metadata["spec"], field.default)
+    for config in (*CONFIGS.values(), NetworkConfig)
+    for field in dataclasses.fields(config)
 ]
+EACH_FIELD = pytest.mark.parametrize(
+    ("config", "name", "spec", "default"), FIELDS, ids=[f"{c.__name__}-{n}" for c, n, *_ in FIELDS]
+)
 
 
-@pytest.mark.parametrize(("name", "field", "value"), CASES)
-def test_config_says_which_field_is_wrong(name, field, value):
-    with pytest.raises(ValueError, match=rf"{CONFIGS[name].__name__}: .*{field}.*"):
-        CONFIGS[name](**{field: value})
+def interval(spec):
+    """The ends of a number's interval, and whether each of them belongs to it."""
+    text = re.match(r"a number in (.[^\])]*.)", spec.wanted).group(1)
+    low, high = (float(x) for x in text[1:-1].split(","))
+    return low, high, text[0] == "[", text[-1] == "]"
+
+
+def good_number(spec):
+    low, high, *_ = interval(spec)
+    return low + 0.5 if high == np.inf else (low + high) / 2
+
+
+def refused_numbers(spec):
+    """Numbers outside of the interval, of several types, and what is no number."""
+    low, high, with_low, with_high = interval(spec)
+    yield from ("0.1", True, np.bool_(True), (0.1,), {}, np.ones(2), 1j)
+    yield from (x(v) for v in (NAN, np.inf, -np.inf) for x in (float, np.float32, jnp.float32))
+    yield from (x(low - 1) for x in (float, int, np.float32, np.float64, np.int64, jnp.float32))
+    if not with_low:
+        yield from (low, np.float32(low), jnp.float32(low))
+    if high < np.inf:
+        yield from (high + 1, np.float64(high + 1), jnp.float32(high + 1))
+        if not with_high:
+            yield from (high, np.float32(high))
+    if "None" not in spec.wanted:
+        yield None
+    if "function of progress" not in spec.wanted:
+        yield lambda progress: good_number(spec)
+
+
+def refused(spec, default):
+    wanted = spec.wanted
+    if wanted.startswith("a number"):
+        return refused_numbers(spec)
+    if wanted.startswith("an integer"):
+        least = int(re.search("at least (-?[0-9]+)", wanted).group(1))
+        none = () if "None" in wanted else (None,)
+        less = (x(least - 1) for x in (int, np.int64, np.int32, jnp.int32))
+        return (*less, 2.5, 3.0, np.float32(3), NAN, np.float32("nan"), True, "3", (3,), {}, *none)
+    if wanted == "True or False":
+        return 1, 0, np.int64(1), 1.0, "yes", None, NAN, np.ones(2, bool)
+    if wanted.startswith("one of"):
+        return "", "no such word", default.upper() + "x", None, True, 1, NAN
+    if wanted.startswith("a tuple of integers"):
+        return 8, "8", None, (8, 0), (8, -1), (8.0,), (True,), (None,), np.array([0.5]), np.array(8)
+    return {}, None, "network", {"hidden_sizes": (8,)}, 1, type(default)  # a part
+
+
+@EACH_FIELD
+def test_what_a_field_refuses(config, name, spec, default):
+    """The message says whose field it is, and which."""
+    for value in refused(spec, default):
+        with pytest.raises(ValueError, match=rf"{config.__name__}: .*{name}.*"):
+            config(**{name: value})
+
+
+# What the fields say is tested above; that they say the right thing, here.
+INTERVALS = {
+    "[0, 1]": "gamma gae_lambda epsilon_start epsilon_end exploration alpha beta",
+    "[0, 1)": "rmsprop_decay momentum decay",
+    "(0, 1)": "backtrack_factor",
+    "(0, 1]": "clip target_tau fisher_fraction",
+    "[0, inf)": "value_coef entropy_coef cg_tolerance",
+    "(0, inf)": "learning_rate critic_learning_rate max_grad_norm adam_eps optimizer_eps "
+    "clip_value max_kl target_kl initial_beta priority_eps kl_clip",
+}
+LEAST_0 = ("value_epochs", "cold_start")
+
+
+@EACH_FIELD
+def test_ranges(config, name, spec, default):
+    for wanted, names in INTERVALS.items():
+        if name in names.split():
+            assert spec.wanted.startswith(f"a number in {wanted}")
+    if spec.wanted.startswith("an integer"):
+        assert spec.wanted.startswith(f"an integer, at least {0 if name in LEAST_0 else 1}")
+
+
+@EACH_FIELD
+def test_scalars_are_stored_as_python_has_them(config, name, spec, default):
+    """Those of NumPy and JAX are checked, then are JSON-ready; None where it is allowed."""
+    kinds, value = (), None
+    if spec.wanted.startswith("a number"):
+        kinds, value = (float, np.float32, np.float64, jnp.float32, np.asarray), good_number(spec)
+    elif spec.wanted.startswith("an integer"):
+        kinds, value = (int, np.int64, np.int32, np.uint8, jnp.int32), 1
+    elif spec.wanted == "True or False":
+        kinds, value = (bool, np.bool_), not default
+    if (config, name) == (purerl.DQNConfig, "capacity"):
+        value = 200  # at least one batch
+    for kind in kinds:
+        stored = getattr(config(**{name: kind(value)}), name)
+        assert type(stored) is kinds[0]
+        assert stored == pytest.approx(value)
+    if "None" in spec.wanted:
+        assert getattr(config(**{name: None}), name) is None
+
+
+@EACH_FIELD
+def test_only_what_is_swept_takes_a_tracer(config, name, spec, default):
+    if (config, name) == (purerl.DQNConfig, "network"):
+        return
+
+    def build(number):
+        config(**{name: number})
+        return number
+
+    if spec.swept:
+        jax.eval_shape(build, jnp.float32(-1e9))  # tracers are not checked
+        return
+    with pytest.raises(ValueError, match=rf"{config.__name__}: .*{name}.*"):
+        jax.eval_shape(build, jnp.float32(1.0))
+
+
+@EACH_FIELD
+def test_help_says_what_a_field_is(config, name, spec, default):
+    assert f"    {name}: {spec.meaning} ({spec.wanted}" in config.__doc__
+    assert spec.swept == (", swept)" in spec.text())
 
 
 @pytest.mark.parametrize(
@@ -108,17 +159,6 @@ def test_config_says_which_field_is_wrong(name, field, value):
 def test_unknown_estimator_gets_the_close_match(estimator, meant):
     with pytest.raises(ValueError, match=f"Did you mean {meant}"):
         purerl.PolicyGradientConfig(estimator=estimator)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_config_takes_tracers(name):
-    """What is not a Python number is not checked, so that a sweep may put it in."""
-
-    def build(rate):
-        CONFIGS[name](gae_lambda=rate, gamma=rate, network=TINY)
-        return rate
-
-    jax.eval_shape(build, jnp.float32(-1.0))
 
 
 # Networks and action spaces.
@@ -167,7 +207,7 @@ def test_action_space_that_is_none(name, space, message):
 
 def test_q_critic_checks_the_action_space_too():
     config = purerl.PolicyGradientConfig(estimator="q_critic")
-    with pytest.raises(TypeError, match="action_space is a builtins.str"):
+    with pytest.raises(TypeError, match=r"action_space is a builtins\.str"):
         purerl.policy_gradient(config, "Discrete")
 
 

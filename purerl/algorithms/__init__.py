@@ -7,11 +7,17 @@ from purerl.algorithms import a2c, acktr, dqn, policy_gradient, ppo, trpo
 
 
 class Entry(NamedTuple):
-    """An algorithm by name: its configuration and its builder."""
+    """An algorithm by name.
+
+    Attributes:
+        config: The class of its configurations.
+        build: ``(config, action_space, network=None) -> algorithm``.
+        off_policy: Whether it learns from a replay buffer.
+    """
 
     config: type
-    build: Callable[..., Any]  # (config, action_space, network=None) -> algorithm
-    off_policy: bool = False  # which of the two loops trains it
+    build: Callable[..., Any]
+    off_policy: bool = False
 
 
 ALGORITHMS = {

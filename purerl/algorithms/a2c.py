@@ -1,20 +1,23 @@
-r"""Advantage actor-critic (A2C), with the one-step actor-critic of document 002 as a special case.
+r"""Advantage actor-critic (A2C), with the one-step actor-critic as a special case.
 
 Mnih et al. 2016, "Asynchronous Methods for Deep Reinforcement Learning", algorithm S3, in its
-synchronous form: one gradient step a rollout on
+synchronous form. One update:
 
-.. math::
-    -\log \pi_\theta(a_t|s_t) \hat A_t + c_1 \tfrac12 (V(s_t) - \hat G_t)^2
-    - c_2 H(\pi_\theta(\cdot|s_t)).
+1. Advantages :math:`\hat A_t` and targets :math:`\hat G_t` of the rollout. The paper's estimate is
+   the n-step return to the rollout's end minus V, which is GAE with lambda = 1 (the default);
+   ``n_step=1`` is the one-step actor-critic (Sutton and Barto 2018, section 13.5), whose
+   :math:`\hat A_t` is the TD error.
+2. One gradient step on
 
-The paper's estimate :math:`\hat A_t` is the n-step return to the rollout's end minus V, which is
-GAE with lambda = 1 (the default); ``n_step=1`` is document 002's one-step actor-critic, whose
-:math:`\hat A_t` is the TD error.
+   .. math::
+       -\log \pi_\theta(a_t|s_t) \hat A_t + c_1 \tfrac12 (V(s_t) - \hat G_t)^2
+       - c_2 H(\pi_\theta(\cdot|s_t))
 
-Differs from:
-    Document 002 prints the critic's semi-gradient as the gradient of the squared TD error; it is
-    that only with V(s_{t+1}) held constant, as it is here.
+   with :math:`\hat G_t` held constant: where it holds :math:`V(s_{t+1})`, this is the critic's
+   semi-gradient, not the gradient of the squared TD error.
 """
+
+from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
@@ -23,73 +26,68 @@ from typing import Any, NamedTuple
 import jax
 
 from purerl.checks import check_rollout
-from purerl.config import (
-    Config,
-    Number,
-    Schedule,
-    choice,
-    count,
-    number,
-    part,
-    switch,
-)
-from purerl.pieces.advantages import advantage_batch, explained_variance, standardize, values
-from purerl.pieces.gradient import (
-    OptimizerName,
-    gradient_step,
-    keep_if_finite,
-    make_optimizer,
-)
-from purerl.pieces.losses import actor_critic_loss
+from purerl.config import Config, Number, Schedule, check_kind, choice, count, number, part, switch
+from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.returns import n_step_return
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies.acting import default_network, init_params, make_act
+from purerl.policies import acting
 from purerl.policies.networks import NetworkConfig
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class A2CConfig(Config):
-    """Configuration of :func:`a2c`."""
-
-    learning_rate: Schedule = number(7e-4, "(0, inf)", "Step size.", schedule=True)
-    learning_rate_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
-    optimizer: OptimizerName = choice(
-        "rmsprop", OptimizerName, "rmsprop (the paper's), adam or sgd."
-    )
-    optimizer_eps: Number = number(
-        1e-5, "(0, inf)", "Added to the root of the mean squared gradient."
-    )
-    rmsprop_decay: Number = number(0.99, "[0, 1)", "RMSProp's decay.")
-    max_grad_norm: Number | None = number(
-        0.5,
-        "(0, inf)",
-        "Global gradient norm is clipped to this; None: not clipped.",
-        optional=True,
-    )
-    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
-    gae_lambda: Number = number(
-        1.0, "[0, 1]", "GAE's lambda; 1: n-step returns to the rollout's end, as in the paper."
-    )
-    n_step: int | None = count(
-        None,
-        "Instead of GAE: returns of so many rewards; 1 is the one-step actor-critic.",
-        optional=True,
-    )
-    normalize_advantage: bool = switch(
-        False, "Bring a rollout's advantages to mean 0 and standard deviation 1."
-    )
-    value_coef: Number = number(0.5, "[0, inf)", "c1.")
-    entropy_coef: Schedule = number(0.0, "[0, inf)", "c2.", schedule=True)
-    entropy_coef_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
-    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
-
-
 class A2CState(NamedTuple):
-    """What A2C learns."""
+    """What A2C learns.
+
+    Attributes:
+        params: The network's parameters.
+        opt_state: State of the optimizer.
+    """
 
     params: PyTree
     opt_state: Any
+
+
+def make_batch(network: Any, config: A2CConfig, params: PyTree, rollout: Rollout) -> OnPolicyBatch:
+    """A rollout as samples with advantages and targets, under the current parameters.
+
+    Args:
+        network: ``obs [B, *O] -> (distribution, value [B])``.
+        config: Hyper-parameters.
+        params: Parameters that collected the rollout.
+        rollout: ``[T, N]``.
+
+    Returns:
+        Samples ``[T * N]``.
+    """
+    batch = advantages.on_policy_batch(network, params, rollout, config.gamma, config.gae_lambda)
+    if config.n_step is not None:
+        flags = rollout.terminated, rollout.truncated
+        _, next_value = advantages.values(network, params, rollout)
+        target = n_step_return(rollout.reward, next_value, *flags, config.gamma, config.n_step)
+        target = target.reshape(-1)
+        batch = batch._replace(target=target, advantage=target - batch.value)
+    if config.normalize_advantage:
+        batch = batch._replace(advantage=advantages.standardize(batch.advantage))
+    return batch
+
+
+def make_loss(
+    network: Any, config: A2CConfig, *, progress: Number = 0.0
+) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
+    """``loss(params, batch) -> (scalar, info)``: the mean of step 2's equation.
+
+    Args:
+        network: ``obs [B, *O] -> (distribution, value [B])``.
+        config: Hyper-parameters.
+        progress: Finished fraction of the run, which the entropy coefficient follows.
+    """
+    entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
+
+    def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
+        distribution, value = network.apply(params, batch.obs)
+        return losses.actor_critic_loss(distribution, value, batch, config.value_coef, entropy_coef)
+
+    return loss
 
 
 def a2c(config: A2CConfig, action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
@@ -98,12 +96,13 @@ def a2c(config: A2CConfig, action_space: ActionSpace, network: Any = None) -> On
     Args:
         config: Hyper-parameters.
         action_space: Of the environment.
-        network: Flax module ``obs [B, *O] -> (distribution, value [B])``; by default
+        network: ``obs [B, *O] -> (distribution, value [B])``; by default
             :class:`purerl.policies.networks.ActorCritic`.
 
     Returns:
-        The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``,
-        ``explained_variance``, ``finite``.
+        The algorithm. Learning rate and entropy coefficient follow ``update``'s ``progress``, the
+        finished fraction of the run. Its info: ``loss``, ``policy_loss``, ``value_loss``,
+        ``entropy``, ``explained_variance``, ``finite``.
 
     Example:
         >>> import jax, purerl
@@ -113,8 +112,9 @@ def a2c(config: A2CConfig, action_space: ActionSpace, network: Any = None) -> On
         >>> sorted(state.params["params"])
         ['actor', 'critic', 'policy_head', 'value_head']
     """
-    network = default_network(action_space, config.network, network)
-    optimizer = make_optimizer(
+    check_kind("a2c", config, A2CConfig)
+    network = acting.default_network(action_space, config.network, network)
+    optimizer = gradient.make_optimizer(
         config.optimizer,
         eps=config.optimizer_eps,
         decay=config.rmsprop_decay,
@@ -122,63 +122,61 @@ def a2c(config: A2CConfig, action_space: ActionSpace, network: Any = None) -> On
     )
 
     def init(obs: jax.Array, key: jax.Array) -> A2CState:
-        params = init_params(network, action_space, obs, key)
+        params = acting.init_params(network, action_space, obs, key)
         return A2CState(params, optimizer.init(params))
 
     def update(
-        state: A2CState, rollout: Rollout, key: jax.Array, *, progress: float | jax.Array = 0.0
+        state: A2CState, rollout: Rollout, key: jax.Array, *, progress: Number = 0.0
     ) -> tuple[A2CState, Info]:
         check_rollout(rollout, action_space)
+        # 1. Advantages and targets.
         batch = make_batch(network, config, state.params, rollout)
+        # 2. One gradient step.
         loss = make_loss(network, config, progress=progress)
-        gradient, info = jax.grad(loss, has_aux=True)(state.params, batch)
-        learning_rate = scheduled(config.learning_rate, config.learning_rate_schedule, progress)
-        learned = gradient_step(optimizer, gradient, state.opt_state, state.params, learning_rate)
-        state, finite = keep_if_finite(A2CState(*learned), state)
-        info["explained_variance"] = explained_variance(batch.value, batch.target)
+        grads, info = jax.grad(loss, has_aux=True)(state.params, batch)
+        rate = scheduled(config.learning_rate, config.learning_rate_schedule, progress)
+        learned = gradient.gradient_step(optimizer, grads, state.opt_state, state.params, rate)
+        state, finite = gradient.keep_if_finite(A2CState(*learned), state)
+        info["explained_variance"] = advantages.explained_variance(batch.value, batch.target)
         return state, info | {"finite": finite}
 
-    return OnPolicyAlgorithm(init, make_act(network), update, gamma=config.gamma)
+    return OnPolicyAlgorithm(init, acting.make_act(network), update, gamma=config.gamma)
 
 
-def make_batch(network: Any, config: A2CConfig, params: PyTree, rollout: Rollout) -> OnPolicyBatch:
-    """A rollout as samples with advantages and targets, under the current parameters.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class A2CConfig(Config):
+    """Configuration of :func:`a2c`."""
 
-    Args:
-        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
-        config: Hyper-parameters.
-        params: Parameters that collected the rollout.
-        rollout: ``[T, N]``.
+    learning_rate: Schedule = number(7e-4, "(0, inf)", "Step size.", schedule=True)
+    learning_rate_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
+    optimizer: gradient.OptimizerName = choice(
+        "rmsprop", gradient.OptimizerName, "The optimizer; the paper's is rmsprop."
+    )
+    optimizer_eps: Number = number(1e-5, "(0, inf)", "Added to the root of the squared gradient.")
+    rmsprop_decay: Number = number(0.99, "[0, 1)", "RMSProp's decay.")
+    max_grad_norm: Number | None = number(
+        0.5, "(0, inf)", "Bound on the gradient's global norm; None: no bound.", optional=True
+    )
+    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
+    gae_lambda: Number = number(
+        1.0, "[0, 1]", "GAE's lambda; 1: n-step returns to the rollout's end, as in the paper."
+    )
+    n_step: int | None = count(
+        None, "Instead of GAE: returns of so many rewards; 1: one-step actor-critic.", optional=True
+    )
+    normalize_advantage: bool = switch(
+        False, "Bring a rollout's advantages to mean 0 and standard deviation 1."
+    )
+    value_coef: Number = number(0.5, "[0, inf)", "c1.")
+    entropy_coef: Schedule = number(0.0, "[0, inf)", "c2.", schedule=True)
+    entropy_coef_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
+    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
 
-    Returns:
-        Samples ``[T * N]``.
-    """
-    batch = advantage_batch(network, params, rollout, config.gamma, config.gae_lambda)
-    if config.n_step is not None:
-        flags = rollout.terminated, rollout.truncated
-        _, next_value = values(network, params, rollout)
-        target = n_step_return(rollout.reward, next_value, *flags, config.gamma, config.n_step)
-        target = target.reshape(-1)
-        batch = batch._replace(target=target, advantage=target - batch.value)
-    if config.normalize_advantage:
-        batch = batch._replace(advantage=standardize(batch.advantage))
-    return batch
-
-
-def make_loss(
-    network: Any, config: A2CConfig, *, progress: float | jax.Array = 0.0
-) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
-    """``loss(params, batch) -> (scalar, info)``: the equation in the module's docstring.
-
-    Args:
-        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
-        config: Hyper-parameters.
-        progress: Finished fraction of the run, for the annealed entropy coefficient.
-    """
-    entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
-
-    def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        distribution, value = network.apply(params, batch.obs)
-        return actor_critic_loss(distribution, value, batch, config.value_coef, entropy_coef)
-
-    return loss
+    def check(self) -> None:
+        """Returns of ``n_step`` rewards have no lambda."""
+        given = isinstance(self.gae_lambda, jax.core.Tracer) or self.gae_lambda != 1
+        if self.n_step is not None and given:
+            raise ValueError(
+                f"A2CConfig: n_step={self.n_step} replaces GAE, so gae_lambda={self.gae_lambda} "
+                "would do nothing; leave out n_step, or set gae_lambda=1.0."
+            )

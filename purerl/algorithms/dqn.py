@@ -1,30 +1,27 @@
 r"""Deep Q-learning (DQN), with Double, Dueling, prioritized replay and n-step returns as switches.
 
-One step of gradient descent on the mean over a batch from the replay buffer of
+One update is one step of gradient descent on the mean over a batch from the replay buffer of
 
 .. math::
     w \, \ell(q(s, a; \theta) - y), \qquad
     y = r + d \max_{a'} q(s', a'; \theta^-)
 
-(Mnih et al. 2015), where :math:`\ell` is Huber's loss or half the square, and w is 1 without
-prioritized replay. :math:`\theta^-` follows :math:`\theta`, and no gradient reaches it. The
+(Mnih et al. 2015, algorithm 1), where :math:`\ell` is Huber's loss or half the square, and w is 1
+without prioritized replay. :math:`\theta^-` follows :math:`\theta`, and no gradient reaches it. The
 switches change one thing each, in any combination:
 
 * ``double``: :math:`y = r + d \, q(s', \arg\max_{a'} q(s', a'; \theta); \theta^-)` (van Hasselt et
-  al. 2016).
-* ``dueling``: the network's last layers, :math:`q = v + A - mean A` (Wang et al. 2016).
-* ``prioritized``: which transitions are replayed, and w (Schaul et al. 2016).
+  al. 2016, eq. 4).
+* ``dueling``: the network's last layers, :math:`q = v + A - mean A` (Wang et al. 2016, eq. 9).
+* ``prioritized``: which transitions are replayed, and w (Schaul et al. 2016, section 3).
 * ``n_step``: r and s' reach over so many steps (Watkins 1989), without a correction for actions
   that the greedy policy would not have taken.
 
 The discount d is zero after termination only; after truncation s' is the observation before the
 reset.
-
-Differs from:
-    Document 002 prints the loss with both values of the frozen parameters and without the square,
-    Double DQN without the terminal mask, and prioritized replay with alpha applied twice; see
-    :mod:`purerl.replay.buffers` and :class:`purerl.QNetwork`.
 """
+
+from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
@@ -33,206 +30,56 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from purerl import records
 from purerl.checks import check_action_space, check_batch
-from purerl.config import (
-    Config,
-    Number,
-    Schedule,
-    choice,
-    count,
-    number,
-    part,
-    switch,
-)
-from purerl.pieces.gradient import gradient_step, keep_if_finite, make_optimizer
-from purerl.pieces.losses import double_q_target, huber_loss, q_target, taken, value_loss
+from purerl.config import Config, Number, Schedule, check_kind, choice, count, number, part, switch
+from purerl.pieces import gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies.acting import apply_network
+from purerl.policies.acting import apply_network, init_q_params
 from purerl.policies.networks import NetworkConfig, QNetwork
-from purerl.records import (
-    ActionSpace,
-    Clock,
-    Discrete,
-    Info,
-    OffPolicyAlgorithm,
-    OffPolicyBatch,
-    PyTree,
-)
-from purerl.replay import buffers as replays
+from purerl.records import ActionSpace, Clock, Discrete, Info, OffPolicyAlgorithm, PyTree
+from purerl.replay import buffers
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DQNConfig(Config):
-    """Configuration of :func:`dqn`."""
-
-    double: bool = switch(
-        False, "The online network selects the action that the target network evaluates."
-    )
-    dueling: bool = switch(
-        False, "Separate streams for the state's value and the actions' advantages."
-    )
-    prioritized: bool = switch(
-        False, "Replay transitions in proportion to a power of their TD error."
-    )
-    n_step: int = count(1, "Rewards in a return.")
-    learning_rate: Schedule = number(1e-3, "(0, inf)", "Adam's step size.", schedule=True)
-    learning_rate_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
-    adam_eps: Number = number(1e-5, "(0, inf)", "Added to the root of the mean squared gradient.")
-    max_grad_norm: Number | None = number(
-        10.0,
-        "(0, inf)",
-        "Global gradient norm is clipped to this; None: not clipped.",
-        optional=True,
-    )
-    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
-    loss: Literal["huber", "squared"] = choice(
-        "huber",
-        Literal["huber", "squared"],
-        "Of the TD error: Huber's, linear beyond 1, or half the square.",
-    )
-    batch_size: int = count(128, "Transitions in one update.")
-    capacity: int = count(50_000, "Transitions that the replay buffer holds.")
-    target_every: int = count(500, "Updates between two changes of the target network.")
-    target_tau: Number = number(
-        1.0,
-        "(0, 1]",
-        "How far the target network then goes towards the online one: 1 is a copy; with "
-        "target_every=1 and a small number it is Polyak averaging.",
-    )
-    epsilon_start: Schedule = number(
-        1.0, "[0, 1]", "Probability of a random action at the start of the run.", schedule=True
-    )
-    epsilon_end: Number = number(0.05, "[0, 1]", "The same at the end of the exploration.")
-    exploration: Number = number(
-        0.2, "[0, 1]", "Fraction of the run in which epsilon falls linearly."
-    )
-    alpha: Number = number(0.6, "[0, 1]", "Exponent of the priorities.")
-    beta: Number = number(
-        0.4, "[0, 1]", "Exponent of the importance weights at the start; rises linearly to 1."
-    )
-    priority_eps: Number = number(
-        1e-6, "(0, inf)", "Added to the absolute TD error of each priority."
-    )
-    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
-
-    def check(self) -> None:
-        """A buffer must hold at least one batch."""
-        if self.capacity < self.batch_size:
-            raise ValueError(
-                f"DQNConfig: capacity={self.capacity} is less than batch_size={self.batch_size}; "
-                "a buffer must hold at least one batch."
-            )
+LossName = Literal["huber", "squared"]
 
 
 class DQNState(NamedTuple):
-    """What DQN learns."""
+    """What DQN learns.
+
+    Attributes:
+        params: The online network's parameters.
+        target_params: The target network's.
+        opt_state: State of Adam.
+        clock: Updates finished; unbatched under :func:`purerl.vectorize`.
+    """
 
     params: PyTree
     target_params: PyTree
     opt_state: Any
-    clock: Clock  # updates finished; unbatched under purerl.vectorize
-
-
-def dqn(config: DQNConfig, action_space: ActionSpace, network: Any = None) -> OffPolicyAlgorithm:
-    """Deep Q-learning, with the switches of its configuration.
-
-    Args:
-        config: Hyper-parameters.
-        action_space: Of the environment; discrete.
-        network: Flax module ``obs [B, *O] -> q [B, K]``; by default :class:`purerl.QNetwork`.
-
-    Returns:
-        The algorithm. ``update``'s info: ``td_error`` ``[B]``, ``loss``, ``q`` (mean of the
-        values of the actions that were taken), ``finite``.
-
-    Raises:
-        TypeError: If the actions are not discrete.
-
-    Example:
-        >>> import jax, purerl
-        >>> env = purerl.make_env("CartPole-v1")
-        >>> algorithm = dqn(DQNConfig(double=True, dueling=True), env.action_space)
-        >>> state = algorithm.init(jax.numpy.zeros((8, 4)), jax.random.key(0))
-        >>> sorted(state.params["params"])
-        ['advantage', 'advantage_head', 'torso', 'value', 'value_head']
-    """
-    check_action_space(action_space)
-    if not isinstance(action_space, Discrete):
-        raise TypeError(
-            "DQN takes the maximum over all actions, but the actions are a Box; choose an "
-            "environment with Discrete actions, or a policy-gradient algorithm."
-        )
-    if network is None:
-        network = QNetwork(action_space, config.network, config.dueling)
-    optimizer = make_optimizer("adam", eps=config.adam_eps, max_grad_norm=config.max_grad_norm)
-
-    def init(obs: jax.Array, key: jax.Array) -> DQNState:
-        params = network.init(key, obs)
-        copy = jax.tree.map(jnp.copy, params)  # of its own, so that both may be donated
-        return DQNState(params, copy, optimizer.init(params), Clock(jnp.zeros((), jnp.int32)))
-
-    def act(state, obs, key, *, greedy=False, progress=0.0):
-        q = apply_network(network, state.params, obs)
-        best = jnp.argmax(q, axis=-1).astype(jnp.int32)
-        epsilon = 0.0 if greedy else epsilon_at(config, progress)
-        return epsilon_greedy(best, epsilon, q.shape[-1], key)
-
-    def update(
-        state: DQNState, batch: OffPolicyBatch, key: jax.Array, *, progress: float | jax.Array = 0.0
-    ) -> tuple[DQNState, Info]:
-        check_batch(batch)
-        loss = make_loss(network, config, state.target_params)
-        gradient, info = jax.grad(loss, has_aux=True)(state.params, batch)
-        learning_rate = scheduled(config.learning_rate, config.learning_rate_schedule, progress)
-        params, opt_state = gradient_step(
-            optimizer, gradient, state.opt_state, state.params, learning_rate
-        )
-        (params, opt_state), finite = keep_if_finite(
-            (params, opt_state), (state.params, state.opt_state)
-        )
-        clock = Clock(state.clock.iteration + 1)
-        target_params = follow(config, state.target_params, params, clock)
-        return DQNState(params, target_params, opt_state, clock), info | {"finite": finite}
-
-    return OffPolicyAlgorithm(
-        init, act, update, make_replay(config), config.batch_size, config.n_step, config.gamma
-    )
-
-
-def make_replay(config: DQNConfig) -> replays.Replay:
-    """The buffer that a configuration asks for.
-
-    Args:
-        config: Hyper-parameters.
-    """
-    if not config.prioritized:
-        return replays.uniform(config.capacity)
-    return replays.prioritized(
-        config.capacity, alpha=config.alpha, beta=config.beta, eps=config.priority_eps
-    )
+    clock: Clock
 
 
 def make_loss(
     network: Any, config: DQNConfig, target_params: PyTree
-) -> Callable[[PyTree, OffPolicyBatch], tuple[jax.Array, Info]]:
+) -> Callable[[PyTree, records.OffPolicyBatch], tuple[jax.Array, Info]]:
     """``loss(params, batch) -> (scalar, info)``: the equation in the module's docstring.
 
     Args:
-        network: Flax module ``obs [B, *O] -> q [B, K]``.
+        network: ``obs [B, *O] -> q [B, K]``.
         config: Hyper-parameters.
         target_params: Parameters of the target network; constant.
     """
 
-    def loss(params: PyTree, batch: OffPolicyBatch) -> tuple[jax.Array, Info]:
-        q = taken(apply_network(network, params, batch.obs), batch.action)
+    def loss(params: PyTree, batch: records.OffPolicyBatch) -> tuple[jax.Array, Info]:
+        q = losses.taken(apply_network(network, params, batch.obs), batch.action)
         next_q = apply_network(network, target_params, batch.next_obs)
         if config.double:
             selector = apply_network(network, params, batch.next_obs)
-            y = double_q_target(batch.reward, batch.discount, next_q, selector)
+            y = losses.double_q_target(batch.reward, batch.discount, next_q, selector)
         else:
-            y = q_target(batch.reward, batch.discount, next_q)
-        each = huber_loss(q, y) if config.loss == "huber" else value_loss(q, y)
-        total = jnp.mean(batch.weight * each)
+            y = losses.q_target(batch.reward, batch.discount, next_q)
+        error_loss = losses.huber_loss if config.loss == "huber" else losses.value_loss
+        total = jnp.mean(batch.weight * error_loss(q, y))
         return total, {"loss": total, "q": jnp.mean(q), "td_error": q - y}
 
     return loss
@@ -251,7 +98,11 @@ def follow(config: DQNConfig, target: PyTree, params: PyTree, clock: Clock) -> P
     def move(target):
         if isinstance(config.target_tau, float | int) and config.target_tau == 1:
             return params  # bit for bit
-        return jax.tree.map(lambda old, new: old + config.target_tau * (new - old), target, params)
+
+        def towards(old, new):
+            return (old + config.target_tau * (new - old)).astype(old.dtype)
+
+        return jax.tree.map(towards, target, params)
 
     if config.target_every == 1:
         return move(target)
@@ -259,19 +110,32 @@ def follow(config: DQNConfig, target: PyTree, params: PyTree, clock: Clock) -> P
     return jax.lax.cond(due, move, lambda target: target, target)
 
 
-def epsilon_at(config: DQNConfig, progress: float | jax.Array) -> jax.Array:
+def epsilon_at(config: DQNConfig, progress: Number) -> Number:
     """The probability of a random action.
 
     Args:
         config: Hyper-parameters.
         progress: Finished fraction of the run.
+
+    Returns:
+        ``epsilon_start(progress)`` if that is a function; else what goes from ``epsilon_start`` to
+        ``epsilon_end`` in the shape of ``epsilon_schedule``, within the fraction ``exploration``.
+
+    Example:
+        >>> config = DQNConfig(epsilon_start=0.9, epsilon_end=0.1, exploration=0.5)
+        >>> [round(float(epsilon_at(config, progress)), 3) for progress in (0.0, 0.25, 0.5, 1.0)]
+        [0.9, 0.5, 0.1, 0.1]
     """
-    done = jnp.minimum(progress / jnp.maximum(config.exploration, 1e-8), 1)
-    return config.epsilon_start + done * (config.epsilon_end - config.epsilon_start)
+    if callable(config.epsilon_start):
+        return config.epsilon_start(progress)
+    over = progress >= config.exploration
+    done = jnp.where(over, 1.0, progress / jnp.where(over, 1.0, config.exploration))
+    fall = config.epsilon_start - config.epsilon_end
+    return config.epsilon_end + scheduled(fall, config.epsilon_schedule, done)
 
 
 def epsilon_greedy(
-    best: jax.Array, epsilon: float | jax.Array, num_actions: int, key: jax.Array
+    best: jax.Array, epsilon: Number, num_actions: int, key: jax.Array
 ) -> tuple[jax.Array, Info]:
     """``best``, or with probability epsilon any of the actions; and the action's log-probability.
 
@@ -286,3 +150,138 @@ def epsilon_greedy(
     action = jnp.where(jax.random.uniform(chance, best.shape) < epsilon, anything, best)
     probability = epsilon / num_actions + (1 - epsilon) * (action == best)
     return action, {"log_prob": jnp.log(probability)}
+
+
+def make_replay(config: DQNConfig) -> buffers.Replay:
+    """The buffer that a configuration asks for.
+
+    Args:
+        config: Hyper-parameters.
+    """
+    if not config.prioritized:
+        return buffers.uniform(config.capacity)
+    return buffers.prioritized(
+        config.capacity, alpha=config.alpha, beta=config.beta, eps=config.priority_eps
+    )
+
+
+def dqn(config: DQNConfig, action_space: ActionSpace, network: Any = None) -> OffPolicyAlgorithm:
+    """Deep Q-learning, with the switches of its configuration.
+
+    Args:
+        config: Hyper-parameters.
+        action_space: Of the environment; discrete.
+        network: ``obs [B, *O] -> q [B, K]``; by default :class:`purerl.QNetwork`.
+
+    Returns:
+        The algorithm. Both ``act`` and ``update`` take ``progress``, the finished fraction of the
+        run: epsilon and the learning rate follow it. By default ``act`` is at the end of the run,
+        ``progress=1.0``, where little exploration is left; ``greedy=True`` leaves none. ``update``
+        is at its beginning, ``progress=0.0``. Its info: ``td_error`` ``[B]``, ``loss``, ``q`` (mean
+        of the values of the actions that were taken), ``finite``.
+
+    Raises:
+        TypeError: If the actions are not discrete.
+
+    Example:
+        >>> import jax, purerl
+        >>> env = purerl.make_env("CartPole-v1")
+        >>> algorithm = dqn(DQNConfig(double=True, dueling=True), env.action_space)
+        >>> state = algorithm.init(jax.numpy.zeros((8, 4)), jax.random.key(0))
+        >>> sorted(state.params["params"])
+        ['advantage', 'advantage_head', 'torso', 'value', 'value_head']
+    """
+    check_kind("dqn", config, DQNConfig)
+    check_action_space(action_space)
+    if not isinstance(action_space, Discrete):
+        raise TypeError(
+            "DQN takes the maximum over all actions, but the actions are a Box; choose an "
+            "environment with Discrete actions, or a policy-gradient algorithm."
+        )
+    if network is None:
+        network = QNetwork(action_space, config.network, config.dueling)
+    optimizer = gradient.make_optimizer(
+        "adam", eps=config.adam_eps, max_grad_norm=config.max_grad_norm
+    )
+
+    def init(obs: jax.Array, key: jax.Array) -> DQNState:
+        params = init_q_params(network, action_space, obs, key)
+        copy = jax.tree.map(jnp.copy, params)  # of its own, so that both may be donated
+        return DQNState(params, copy, optimizer.init(params), Clock(jnp.zeros((), jnp.int32)))
+
+    def act(state, obs, key, *, greedy: bool = False, progress: Number = 1.0):
+        q = apply_network(network, state.params, obs)
+        best = jnp.argmax(q, axis=-1).astype(jnp.int32)
+        epsilon = 0.0 if greedy else epsilon_at(config, progress)
+        return epsilon_greedy(best, epsilon, q.shape[-1], key)
+
+    def update(
+        state: DQNState, batch: records.OffPolicyBatch, key: jax.Array, *, progress: Number = 0.0
+    ) -> tuple[DQNState, Info]:
+        check_batch(batch)
+        # 1. One gradient step on the batch's loss; what is not finite is refused.
+        old = state.params, state.opt_state
+        loss = make_loss(network, config, state.target_params)
+        grads, info = jax.grad(loss, has_aux=True)(state.params, batch)
+        rate = scheduled(config.learning_rate, config.learning_rate_schedule, progress)
+        new = gradient.gradient_step(optimizer, grads, state.opt_state, state.params, rate)
+        (params, opt_state), finite = gradient.keep_if_finite(new, old)
+        # 2. The target network follows.
+        clock = Clock(state.clock.iteration + 1)
+        target_params = follow(config, state.target_params, params, clock)
+        return DQNState(params, target_params, opt_state, clock), info | {"finite": finite}
+
+    return OffPolicyAlgorithm(
+        init, act, update, make_replay(config), config.batch_size, config.n_step, config.gamma
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DQNConfig(Config):
+    """Configuration of :func:`dqn`."""
+
+    double: bool = switch(False, "Online network selects, target network evaluates the action.")
+    dueling: bool = switch(False, "Separate streams for the state's value and for advantages.")
+    prioritized: bool = switch(False, "Replay in proportion to a power of the TD error.")
+    n_step: int = count(1, "Rewards in a return.")
+    learning_rate: Schedule = number(1e-3, "(0, inf)", "Adam's step size.", schedule=True)
+    learning_rate_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
+    adam_eps: Number = number(1e-5, "(0, inf)", "Adam's epsilon.")
+    max_grad_norm: Number | None = number(
+        10.0, "(0, inf)", "Bound on the gradient's global norm; None: no bound.", optional=True
+    )
+    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
+    loss: LossName = choice(
+        "huber", LossName, "Of the TD error: Huber's, linear beyond 1, or half the square."
+    )
+    batch_size: int = count(128, "Transitions in one update.")
+    capacity: int = count(50_000, "Transitions that the replay buffer holds.")
+    target_every: int = count(500, "Updates between two changes of the target network.")
+    target_tau: Number = number(
+        1.0, "(0, 1]", "How far the target network then goes towards the online one; 1: a copy."
+    )
+    epsilon_start: Schedule = number(
+        1.0,
+        "[0, 1]",
+        "Probability of a random action at the run's start; a function decides it alone.",
+        schedule=True,
+    )
+    epsilon_end: Number = number(0.05, "[0, 1]", "The same at the end of the exploration.")
+    epsilon_schedule: Shape = choice("linear", Shape, "Its way from start to end.")
+    exploration: Number = number(0.2, "[0, 1]", "Fraction of the run in which epsilon changes.")
+    alpha: Number = number(0.6, "[0, 1]", "Exponent of the priorities.")
+    beta: Number = number(
+        0.4, "[0, 1]", "Exponent of the importance weights at the start; rises linearly to 1."
+    )
+    priority_eps: Number = number(1e-6, "(0, inf)", "Added to a priority's absolute TD error.")
+    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
+
+    def check(self) -> None:
+        """The buffer must hold a batch, and more steps than a return has rewards."""
+        for name in ("batch_size", "n_step"):
+            least = getattr(self, name)
+            if self.capacity < least:
+                raise ValueError(
+                    f"DQNConfig: capacity={self.capacity} is less than {name}={least}; the buffer "
+                    "must hold at least one batch, and the steps of one return."
+                )

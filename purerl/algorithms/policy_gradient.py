@@ -1,11 +1,12 @@
 r"""The policy gradient with six estimators of the return; REINFORCE among them.
 
-Document 002, section "REINFORCE", lists what may stand for :math:`\Psi_t` in
+One update is one gradient step along
 
 .. math::
     \nabla_\theta J \approx E\left[\sum_t \Psi_t \nabla_\theta \log \pi_\theta(a_t|s_t)\right]
 
-(GAE, eq. 1, has the same list). ``config.estimator`` picks one:
+(Schulman et al. 2016, GAE, eq. 1, which lists what may stand for :math:`\Psi_t`), for which
+``config.estimator`` picks
 
 ================  ==============================================================  ==============
 estimator         :math:`\Psi_t`                                                  critic
@@ -24,14 +25,16 @@ to end within a fixed number of steps are the short ones. With a critic, episode
 to rollout, and its value continues what the rollout cuts off.
 
 Q is regressed on :math:`r + \gamma E_{a' \sim \pi} Q(s', a')`, the expectation over the policy:
-exact for discrete actions, over samples for Box actions.
+exact for discrete actions, over samples for Box actions (expected Sarsa; Sutton and Barto 2018,
+eq. 6.9).
 
-Differs from:
-    Document 002 gives :math:`E[\sum_t G_t \nabla \log \pi]` as the gradient of the discounted
-    objective; that has another factor :math:`\gamma^t` (``discount_states``). It is off by default:
-    with it, late states hardly count, and in practice the factor is left out everywhere.
-    total_return needs no such factor: its discount counts from the episode's start.
+The gradient of the discounted objective has another factor :math:`\gamma^t` (Sutton and Barto,
+section 13.3; ``discount_states``). It is off by default: with it, late states hardly count, and in
+practice the factor is left out everywhere. total_return needs no such factor: its discount counts
+from the episode's start.
 """
+
+from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
@@ -41,154 +44,46 @@ import jax
 import jax.numpy as jnp
 
 from purerl.checks import check_action_space, check_rollout
-from purerl.config import (
-    Config,
-    Number,
-    Schedule,
-    choice,
-    count,
-    number,
-    part,
-    switch,
-)
-from purerl.pieces.advantages import explained_variance, flatten_time, values
-from purerl.pieces.gradient import (
-    OptimizerName,
-    gradient_step,
-    keep_if_finite,
-    make_optimizer,
-)
-from purerl.pieces.losses import entropy_loss, policy_gradient_loss, value_loss
-from purerl.pieces.returns import discounted_return, gae, return_to_go
+from purerl.config import Config, Number, Schedule, check_kind, choice, count, number, part, switch
+from purerl.pieces import advantages, gradient, losses, returns
+from purerl.pieces.advantages import flatten_time
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies.acting import apply_network, default_network, init_params, make_act
+from purerl.policies import acting
 from purerl.policies.networks import ActorQCritic, NetworkConfig
 from purerl.records import ActionSpace, Discrete, Info, OnPolicyAlgorithm, PyTree, Rollout
 
 Estimator = Literal["total_return", "return_to_go", "baseline", "q_critic", "advantage", "td_error"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PolicyGradientConfig(Config):
-    """Configuration of :func:`policy_gradient`."""
-
-    estimator: Estimator = choice(
-        "baseline", Estimator, "What stands for Psi; see the module's table."
-    )
-    advantage: Literal["gae", "q_minus_v"] = choice(
-        "gae", Literal["gae", "q_minus_v"], "Which advantage, for estimator 'advantage'."
-    )
-    learning_rate: Schedule = number(2e-3, "(0, inf)", "Step size.", schedule=True)
-    learning_rate_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
-    optimizer: OptimizerName = choice("adam", OptimizerName, "adam, rmsprop or sgd.")
-    optimizer_eps: Number = number(
-        1e-5, "(0, inf)", "Added to the root of the mean squared gradient."
-    )
-    max_grad_norm: Number | None = number(
-        None,
-        "(0, inf)",
-        "Global gradient norm is clipped to this; None: not clipped. Without a critic the "
-        "loss is a sum over each episode's steps, with one a mean over steps.",
-        optional=True,
-    )
-    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
-    gae_lambda: Number = number(0.95, "[0, 1]", "GAE's lambda.")
-    discount_states: bool = switch(
-        False, "Weigh step t of an episode by gamma^t, as the discounted objective has it."
-    )
-    normalize_weight: bool = switch(
-        True,
-        "Bring Psi to mean 0 and standard deviation 1 over the rollout's samples. A constant "
-        "baseline and a scale, but estimated from the same samples.",
-    )
-    value_coef: Number = number(0.5, "[0, inf)", "Weight of the critic's loss.")
-    entropy_coef: Schedule = number(0.0, "[0, inf)", "Weight of the entropy bonus.", schedule=True)
-    entropy_coef_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
-    q_samples: int = count(8, "Actions that estimate an expectation of Q over a Gaussian policy.")
-    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
-
-    @property
-    def critic(self) -> Literal["none", "v", "q"]:
-        """Which critic the estimator needs."""
-        if self.estimator in ("total_return", "return_to_go"):
-            return "none"
-        if self.estimator == "q_critic":
-            return "q"
-        return "q" if (self.estimator, self.advantage) == ("advantage", "q_minus_v") else "v"
+Advantage = Literal["gae", "q_minus_v"]
 
 
 class PolicyGradientState(NamedTuple):
-    """What the policy gradient learns."""
+    """What the policy gradient learns.
+
+    Attributes:
+        params: The network's parameters.
+        opt_state: State of the optimizer.
+    """
 
     params: PyTree
     opt_state: Any
 
 
 class PolicyGradientBatch(NamedTuple):
-    """Samples of a rollout, with everything that is constant in the loss."""
+    """Samples of a rollout, with everything that is constant in the loss.
 
-    obs: jax.Array  # [B, *O]
-    action: jax.Array  # [B, *A]
-    weight: jax.Array  # [B] Psi
-    target: jax.Array  # [B] what the critic is regressed on; zero without one
-    share: jax.Array  # [B] how much a sample counts in the mean
-
-
-def policy_gradient(
-    config: PolicyGradientConfig, action_space: ActionSpace, network: Any = None
-) -> OnPolicyAlgorithm:
-    """The policy gradient: one gradient step a rollout.
-
-    Args:
-        config: Hyper-parameters.
-        action_space: Of the environment.
-        network: Flax module ``obs [B, *O] -> (distribution, value [B])``; with a Q critic
-            ``(obs, action=None) -> (distribution, q)`` as
-            :class:`purerl.policies.networks.ActorQCritic`, which is the default there.
-
-    Returns:
-        The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``entropy``, ``finite``, and
-        with a critic ``value_loss`` and ``explained_variance``.
-
-    Example:
-        >>> import jax, purerl
-        >>> env = purerl.make_env("CartPole-v1")
-        >>> reinforce = policy_gradient(
-        ...     PolicyGradientConfig(estimator="return_to_go"), env.action_space
-        ... )
-        >>> reinforce.whole_episodes
-        True
+    Attributes:
+        obs: ``[B, *O]``.
+        action: ``[B, *A]``.
+        weight: Psi, ``[B]``.
+        target: What the critic is regressed on, ``[B]``; zero without one.
+        share: How much a sample counts in the mean, ``[B]``.
     """
-    if config.critic == "q" and network is None:
-        check_action_space(action_space)
-        network = ActorQCritic(action_space, config.network)
-    network = default_network(action_space, config.network, network)
-    optimizer = make_optimizer(
-        config.optimizer, eps=config.optimizer_eps, max_grad_norm=config.max_grad_norm
-    )
 
-    def init(obs: jax.Array, key: jax.Array) -> PolicyGradientState:
-        params = init_params(network, action_space, obs, key)
-        return PolicyGradientState(params, optimizer.init(params))
-
-    def update(
-        state: PolicyGradientState,
-        rollout: Rollout,
-        key: jax.Array,
-        *,
-        progress: float | jax.Array = 0.0,
-    ) -> tuple[PolicyGradientState, Info]:
-        check_rollout(rollout, action_space)
-        batch = make_batch(network, config, state.params, rollout, key, action_space)
-        loss = make_loss(network, config, progress=progress)
-        gradient, info = jax.grad(loss, has_aux=True)(state.params, batch)
-        learning_rate = scheduled(config.learning_rate, config.learning_rate_schedule, progress)
-        learned = gradient_step(optimizer, gradient, state.opt_state, state.params, learning_rate)
-        state, finite = keep_if_finite(PolicyGradientState(*learned), state)
-        return state, info | {"finite": finite}
-
-    whole_episodes = config.critic == "none"
-    return OnPolicyAlgorithm(init, make_act(network), update, whole_episodes, config.gamma)
+    obs: jax.Array
+    action: jax.Array
+    weight: jax.Array
+    target: jax.Array
+    share: jax.Array
 
 
 def estimate(
@@ -202,7 +97,7 @@ def estimate(
     """Psi and the critic's target, as the module's table has them.
 
     Args:
-        network: Flax module; see :func:`policy_gradient`.
+        network: See :func:`policy_gradient`.
         config: Hyper-parameters.
         params: The parameters that collected the rollout.
         rollout: ``[T, N]``.
@@ -215,35 +110,39 @@ def estimate(
     reward, flags = rollout.reward, (rollout.terminated, rollout.truncated)
     gamma = config.gamma
     if config.critic == "none":
-        returns = discounted_return if config.estimator == "total_return" else return_to_go
-        return returns(reward, *flags, gamma), jnp.zeros_like(reward)
+        total = config.estimator == "total_return"
+        of_rewards = returns.discounted_return if total else returns.return_to_go
+        return of_rewards(reward, *flags, gamma), jnp.zeros_like(reward)
 
-    goes_on = 1 - rollout.terminated.astype(reward.dtype)
+    def one_step(next_value: jax.Array) -> jax.Array:
+        return reward + jnp.where(rollout.terminated, 0.0, gamma * next_value)
+
     if config.critic == "q":
-        now, then = jax.random.split(key)
-        expected = lambda obs, key: expected_q(  # noqa: E731
-            network, params, flatten_time(obs), key, action_space, config.q_samples
-        ).reshape(reward.shape)
-        obs, action = flatten_time((rollout.obs, rollout.action))
-        q = apply_network(network, params, obs, action)[1].reshape(reward.shape)
-        target = reward + gamma * goes_on * expected(rollout.next_obs, then)
-        if config.estimator == "q_critic":
-            return q, target
-        return q - expected(rollout.obs, now), target
 
-    value, next_value = values(network, params, rollout)
+        def expected(obs: PyTree, key: jax.Array) -> jax.Array:
+            options = key, action_space, config.q_samples
+            q = expected_q(network, params, flatten_time(obs), *options)
+            return q.reshape(reward.shape)
+
+        now, then = jax.random.split(key)
+        obs, action = flatten_time((rollout.obs, rollout.action))
+        q = acting.apply_network(network, params, obs, action)[1].reshape(reward.shape)
+        baseline = 0.0 if config.estimator == "q_critic" else expected(rollout.obs, now)
+        return q - baseline, one_step(expected(rollout.next_obs, then))
+
+    value, next_value = advantages.values(network, params, rollout)
     if config.estimator == "td_error":
-        target = reward + gamma * goes_on * next_value
+        target = one_step(next_value)
         return target - value, target
     lam = 1.0 if config.estimator == "baseline" else config.gae_lambda
-    advantage = gae(reward, value, next_value, *flags, gamma, lam)
+    advantage = returns.gae(reward, value, next_value, *flags, gamma, lam)
     return advantage, advantage + value
 
 
 def expected_q(
     network: Any,
     params: PyTree,
-    obs: jax.Array,
+    obs: PyTree,
     key: jax.Array,
     action_space: ActionSpace,
     samples: int,
@@ -251,7 +150,7 @@ def expected_q(
     r""":math:`E_{a \sim \pi(\cdot|s)} Q(s, a)`: a sum over discrete actions, else a sample mean.
 
     Args:
-        network: Flax module ``(obs, action=None) -> (distribution, q)``.
+        network: ``(obs, action=None) -> (distribution, q)``.
         params: Its parameters.
         obs: ``[B, *O]``.
         key: PRNG key.
@@ -261,14 +160,14 @@ def expected_q(
     Returns:
         ``[B]``.
     """
-    distribution, q = apply_network(network, params, obs)
+    distribution, q = acting.apply_network(network, params, obs)
     if isinstance(action_space, Discrete):
         actions = jnp.broadcast_to(jnp.arange(q.shape[-1])[:, None], q.shape[::-1])
         log_probs = jax.vmap(distribution.log_prob)(actions)  # [K, B]
         return jnp.sum(jnp.exp(log_probs).T * q, axis=-1)
 
     def of_sample(key):
-        return apply_network(network, params, obs, distribution.sample(key))[1]
+        return acting.apply_network(network, params, obs, distribution.sample(key))[1]
 
     return jnp.mean(jax.vmap(of_sample)(jax.random.split(key, samples)), axis=0)
 
@@ -284,7 +183,7 @@ def make_batch(
     """A rollout as samples for the loss.
 
     Args:
-        network: Flax module; see :func:`policy_gradient`.
+        network: See :func:`policy_gradient`.
         config: Hyper-parameters.
         params: The parameters that collected the rollout.
         rollout: ``[T, N]``.
@@ -294,18 +193,17 @@ def make_batch(
     Returns:
         Samples ``[T * N]``.
     """
+    rollout = jax.tree.map(jnp.asarray, rollout)
     weight, target = estimate(network, config, params, rollout, key, action_space)
     share = jnp.ones_like(weight)
     if config.critic == "none":
-        # Each first episode is a sum over its steps, and the mean is over episodes.
-        share = first_episode(rollout.terminated | rollout.truncated).astype(weight.dtype)
+        first = first_episode(rollout.terminated | rollout.truncated)
+        share, weight = first.astype(weight.dtype), jnp.where(first, weight, 0.0)
     if config.normalize_weight:
-        mean = jnp.average(weight, weights=share)
-        std = jnp.sqrt(jnp.average(jnp.square(weight - mean), weights=share))
-        weight = (weight - mean) / (std + 1e-8)
+        weight = advantages.standardize(weight, share)
     if config.discount_states and config.estimator != "total_return":
         weight = weight * config.gamma ** rollout.episode_step.astype(weight.dtype)
-    if config.critic == "none":
+    if config.critic == "none":  # a sum over each episode's steps, a mean over episodes
         share = share * share.shape[0]
     return PolicyGradientBatch(*flatten_time((rollout.obs, rollout.action, weight, target, share)))
 
@@ -324,30 +222,141 @@ def first_episode(done: jax.Array) -> jax.Array:
 
 
 def make_loss(
-    network: Any, config: PolicyGradientConfig, *, progress: float | jax.Array = 0.0
+    network: Any, config: PolicyGradientConfig, *, progress: Number = 0.0
 ) -> Callable[[PyTree, PolicyGradientBatch], tuple[jax.Array, Info]]:
-    """``loss(params, batch) -> (scalar, info)``, whose gradient is the negative policy gradient.
+    r"""``loss(params, batch) -> (scalar, info)``, whose gradient is the negative policy gradient.
+
+    The mean, each sample counting its share, of
+
+    .. math::
+        -\Psi \log \pi_\theta(a|s) + c_1 \tfrac12 (V(s) - \hat G)^2
+        - c_2 H(\pi_\theta(\cdot|s)).
 
     Args:
-        network: Flax module; see :func:`policy_gradient`.
+        network: See :func:`policy_gradient`.
         config: Hyper-parameters.
-        progress: Finished fraction of the run, for the annealed entropy coefficient.
+        progress: Finished fraction of the run, which the entropy coefficient follows.
     """
     entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
 
     def loss(params: PyTree, batch: PolicyGradientBatch) -> tuple[jax.Array, Info]:
+        def mean(x: jax.Array) -> jax.Array:
+            return jnp.mean(batch.share * x)
+
         action = (batch.action,) if config.critic == "q" else ()
         distribution, value = network.apply(params, batch.obs, *action)
-        mean = lambda x: jnp.mean(batch.share * x)  # noqa: E731
-        policy = mean(policy_gradient_loss(distribution.log_prob(batch.action), batch.weight))
-        entropy = mean(distribution.entropy())
-        total = policy + entropy_coef * entropy_loss(entropy)
-        entropy_per_step = jnp.average(distribution.entropy(), weights=batch.share)
-        info = {"policy_loss": policy, "entropy": entropy_per_step}
+        log_prob, entropy = distribution.log_prob(batch.action), distribution.entropy()
+        policy = mean(losses.policy_gradient_loss(log_prob, batch.weight))
+        total = policy + entropy_coef * losses.entropy_loss(mean(entropy))
+        info = {"policy_loss": policy, "entropy": jnp.average(entropy, weights=batch.share)}
         if config.critic != "none":
-            info["value_loss"] = mean(value_loss(value, batch.target))
-            info["explained_variance"] = explained_variance(value, batch.target)
+            info["value_loss"] = mean(losses.value_loss(value, batch.target))
+            info["explained_variance"] = advantages.explained_variance(value, batch.target)
             total += config.value_coef * info["value_loss"]
         return total, info | {"loss": total}
 
     return loss
+
+
+def policy_gradient(
+    config: PolicyGradientConfig, action_space: ActionSpace, network: Any = None
+) -> OnPolicyAlgorithm:
+    """The policy gradient: one gradient step a rollout.
+
+    Args:
+        config: Hyper-parameters.
+        action_space: Of the environment.
+        network: ``obs [B, *O] -> (distribution, value [B])``; with a Q critic
+            ``(obs, action=None) -> (distribution, q)`` as
+            :class:`purerl.policies.networks.ActorQCritic`, which is the default there.
+
+    Returns:
+        The algorithm. Learning rate and entropy coefficient follow ``update``'s ``progress``, the
+        finished fraction of the run. Its info: ``loss``, ``policy_loss``, ``entropy``, ``finite``,
+        and with a critic ``value_loss`` and ``explained_variance``.
+
+    Example:
+        >>> import jax, purerl
+        >>> env = purerl.make_env("CartPole-v1")
+        >>> reinforce = policy_gradient(
+        ...     PolicyGradientConfig(estimator="return_to_go"), env.action_space
+        ... )
+        >>> reinforce.whole_episodes
+        True
+    """
+    check_kind("policy_gradient", config, PolicyGradientConfig)
+    if config.critic == "q" and network is None:
+        check_action_space(action_space)
+        network = ActorQCritic(action_space, config.network)
+    network = acting.default_network(action_space, config.network, network)
+    optimizer = gradient.make_optimizer(
+        config.optimizer, eps=config.optimizer_eps, max_grad_norm=config.max_grad_norm
+    )
+
+    def init(obs: jax.Array, key: jax.Array) -> PolicyGradientState:
+        params = acting.init_params(network, action_space, obs, key, q=config.critic == "q")
+        return PolicyGradientState(params, optimizer.init(params))
+
+    def update(
+        state: PolicyGradientState, rollout: Rollout, key: jax.Array, *, progress: Number = 0.0
+    ) -> tuple[PolicyGradientState, Info]:
+        check_rollout(rollout, action_space)
+        # 1. Psi and the critic's target.
+        batch = make_batch(network, config, state.params, rollout, key, action_space)
+        # 2. One gradient step.
+        loss = make_loss(network, config, progress=progress)
+        grads, info = jax.grad(loss, has_aux=True)(state.params, batch)
+        rate = scheduled(config.learning_rate, config.learning_rate_schedule, progress)
+        learned = gradient.gradient_step(optimizer, grads, state.opt_state, state.params, rate)
+        state, finite = gradient.keep_if_finite(PolicyGradientState(*learned), state)
+        return state, info | {"finite": finite}
+
+    whole_episodes = config.critic == "none"
+    return OnPolicyAlgorithm(init, acting.make_act(network), update, whole_episodes, config.gamma)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyGradientConfig(Config):
+    """Configuration of :func:`policy_gradient`."""
+
+    estimator: Estimator = choice("baseline", Estimator, "What stands for Psi; see the table.")
+    advantage: Advantage = choice("gae", Advantage, "Which one, for estimator 'advantage'.")
+    learning_rate: Schedule = number(2e-3, "(0, inf)", "Step size.", schedule=True)
+    learning_rate_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
+    optimizer: gradient.OptimizerName = choice("adam", gradient.OptimizerName, "The optimizer.")
+    optimizer_eps: Number = number(1e-5, "(0, inf)", "Added to the root of the squared gradient.")
+    max_grad_norm: Number | None = number(
+        None,
+        "(0, inf)",
+        "Bound on the gradient's global norm; None: no bound. Without a critic the loss is a sum "
+        "over each episode's steps, with one a mean over steps.",
+        optional=True,
+    )
+    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
+    gae_lambda: Number = number(0.95, "[0, 1]", "GAE's lambda, for estimator 'advantage'.")
+    discount_states: bool = switch(
+        False, "Weigh step t of an episode by gamma^t, as the discounted objective has it."
+    )
+    normalize_weight: bool = switch(
+        True, "Bring Psi to mean 0 and standard deviation 1 over the rollout's samples."
+    )
+    value_coef: Number = number(0.5, "[0, inf)", "Weight of the critic's loss.")
+    entropy_coef: Schedule = number(0.0, "[0, inf)", "Weight of the entropy bonus.", schedule=True)
+    entropy_coef_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
+    q_samples: int = count(8, "Actions that estimate an expectation of Q over a Gaussian policy.")
+    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
+
+    @property
+    def critic(self) -> Literal["none", "v", "q"]:
+        """Which critic the estimator needs."""
+        if self.estimator in ("total_return", "return_to_go"):
+            return "none"
+        return "q" if self.estimator == "q_critic" or self.advantage == "q_minus_v" else "v"
+
+    def check(self) -> None:
+        """Another estimator has no kind of advantage."""
+        if self.advantage == "q_minus_v" and self.estimator != "advantage":
+            raise ValueError(
+                f"PolicyGradientConfig: advantage='q_minus_v' does nothing with "
+                f"estimator={self.estimator!r}; set estimator='advantage'."
+            )

@@ -20,19 +20,17 @@ import jax
 from purerl import config as configs
 from purerl.algorithms import ALGORITHMS, Entry
 from purerl.envs.make import Env, list_envs, make_env
+from purerl.host.options import RunOptions
 from purerl.records import ActionSpace, OffPolicyAlgorithm, OnPolicyAlgorithm
 from purerl.training.sizes import OffPolicyLoopConfig, OnPolicyLoopConfig
 from purerl.training.state import Train
 
 Algorithm = OnPolicyAlgorithm | OffPolicyAlgorithm
 SIGNATURE = "a function (action_space, *, network=None, **options with defaults)"
+KINDS = (OnPolicyLoopConfig, OffPolicyLoopConfig, RunOptions)
 # Names that mean something else where an algorithm's options are given.
 RESERVED = {
-    *(
-        f.name
-        for kind in (OnPolicyLoopConfig, OffPolicyLoopConfig)
-        for f in dataclasses.fields(kind)
-    ),
+    *(f.name for kind in KINDS for f in dataclasses.fields(kind)),
     *("seeds", "seed", "out", "overwrite", "resume", "env_params", "start_from", "on_row"),
 }
 

@@ -3,12 +3,8 @@
 import bisect
 import collections
 import contextlib
-import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,21 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.host.devices import any_host, begin_from_devices, from_hosts, gathered
-from purerl.host.options import RunOptions, Stopped, Terminated
+from purerl.host.options import STOP, RunOptions, Stopped, Terminated
+from purerl.host.pacing import ChunkLength, Surroundings
 from purerl.host.programs import Driver, Report
 from purerl.host.report.log import Log, make_rows, named, train_return
 from purerl.host.report.progress import Progress
 from purerl.host.report.writers import make_writers
 from purerl.host.store.checkpoint import Snapshot, without_late_noise
 from purerl.host.store.folder import RunFolder
-from purerl.host.store.retention import RunCheckpoints
+from purerl.host.store.retention import Retention
 from purerl.training.evaluation import Evaluation
 from purerl.training.sizes import spread
 from purerl.training.state import Totals, TrainState
 
 ROWS = 20  # of the log, where nothing is evaluated
-AFTER_CTRL_C = b"\nthe run stops after the chunk it has begun; Ctrl-C again ends it at once\n"
-TRIAL = 0.5  # of the wished time of a chunk: what takes less says too little
+OnRow = Callable[[dict[str, np.ndarray]], Any]
 
 
 class Outcome(NamedTuple):
@@ -67,8 +63,11 @@ class Session:
         options: RunOptions,
         names: dict[str, np.ndarray] | None = None,
         title: str = "",
+        on_row: OnRow | None = None,
+        learned: TrainState | None = None,
+        surroundings: Surroundings = Surroundings(),  # noqa: B008  (immutable)
     ):
-        """Begins nothing yet.
+        """Makes the writers, and opens nothing.
 
         Args:
             driver: The run's programs.
@@ -79,8 +78,11 @@ class Session:
             options: How.
             names: Columns ``[S]`` that name a seed in the log; by default ``seed``, its number.
             title: What the progress bar begins with.
+            on_row: Called with the columns of each row of the log; see :func:`purerl.run`.
+            learned: What the run begins with instead of new learners.
+            surroundings: Clock, signals, length of chunks.
         """
-        self.title = title
+        self.title, self.on_row, self.learned, self.around = title, on_row, learned, surroundings
         self.names = {"seed": np.arange(driver.seeds)} if names is None else names
         self.driver, self.label, self.evaluated = driver, label, evaluated
         self.folder, self.description, self.options = folder, description, options
@@ -88,8 +90,10 @@ class Session:
         train = driver.train
         # The iterations after which the log gets a row.
         self.points = train.evaluate_at if evaluated else spread(train.iterations, ROWS)
-        self.chunk, self.trial = 0, 1  # iterations; chunk is 0 until it is calibrated
-        self.cold = True
+        longest = int(max(np.diff([0, *self.points])))
+        self.chunks = ChunkLength(options.chunk_seconds, longest, surroundings.chunk)
+        self.row_at = 0  # iterations at the last row of the log
+        self.added: list[str] = []  # columns by the user's function
         self.steps: list[int] = []
         self.returns: list[np.ndarray] = []  # [S] each
         self.failed = np.zeros(driver.seeds, bool)
@@ -98,7 +102,7 @@ class Session:
         self.wishes: Any = np.zeros((1, 3), bool)  # of all hosts, a chunk ago
         self.log = Log(make_writers(options.writers) if self.main and folder else [])
         self.trouble: dict[str, str] = {}
-        self.kept: RunCheckpoints | None = None
+        self.kept: Retention | None = None
         self.progress: Any = None
         self.held = contextlib.ExitStack()  # the folder's lock
 
@@ -108,7 +112,7 @@ class Session:
         Args:
             begun: Whether the folder holds this run already.
         """
-        with _signals(self.received), without_late_noise():
+        with self.around.signals(self.received), without_late_noise():
             try:
                 self._begin(begun)
                 self._train()
@@ -130,19 +134,22 @@ class Session:
         newest: dict[str, Any] | None = None
         if folder is not None and begun:
             newest = self._open(folder).newest()
-        if newest is None or not newest["finished"]:
+        if newest is None or newest["iteration"] < driver.train.iterations:
             self._compile()
         if (late := self._late_signal()) is not None:  # it came while the programs were compiled
             raise KeyboardInterrupt if late == "SIGINT" else Terminated
-        if folder is not None and not begun:
-            if self.main:  # only now: what does not compile leaves no folder
+        if folder is not None:
+            if self.main and not begun:  # only now: what does not compile leaves no folder
                 folder.create(self.description, self.options.to_json())
+            elif self.main:
+                folder.update(self.description)
             from_hosts(np.zeros(()))  # no host looks for the folder before it is there
-            self._open(folder)
+            if not begun:
+                self._open(folder)
         if newest is not None:
             self._restore(newest["iteration"])
         if driver.done == 0:
-            driver.start()
+            driver.start(self.learned)
         if folder is not None and self.main:
             # -1: it was interrupted before its first checkpoint, and begins again.
             step = None if not begun else driver.step if newest else -1
@@ -156,7 +163,7 @@ class Session:
             self.title,
         )
         self._check_failed()
-        self.saved_at = self.mark = time.perf_counter()
+        self.saved_at = self.mark = self.around.clock()
 
     def _compile(self) -> None:
         if self.driver.program is None and self.options.progress and self.main:
@@ -179,15 +186,16 @@ class Session:
                 break
             row = self.points[bisect.bisect_right(self.points, driver.done)]
             left = row - driver.done
-            length = even_chunk(left, self.chunk) if self.chunk else min(self.trial, left)
+            length = self.chunks.next(left)
             begun.append(self._begin_chunk(length, length == left, save))
             # A state that may be the best must be kept before the next chunk replaces it.
             keeps_best = self.kept is not None and self.kept.keeps_best
-            ahead = self.chunk > 0 and not (begun[-1].is_row and keeps_best)
+            ahead = self.chunks.length > 0 and not (begun[-1].is_row and keeps_best)
             while len(begun) > ahead:
                 seconds = self._read(begun.popleft())
-                if not self.chunk:
-                    self._calibrate(length, seconds)
+                if not self.chunks.length:  # all hosts go by the first one's time
+                    told = from_hosts(np.array(seconds, np.float32))
+                    self.chunks.measured(length, float(told[0]))
         while begun:
             self._read(begun.popleft())
 
@@ -206,7 +214,7 @@ class Session:
         Several hosts go by what they wished a chunk ago: the devices exchange the answers, and the
         newest ones wait behind the chunk that is being computed.
         """
-        now = time.perf_counter()
+        now = self.around.clock()
         due = now - self.saved_at >= self.options.checkpoint_seconds
         due = due and self.main and self.kept is not None
         if due:
@@ -218,25 +226,9 @@ class Session:
         ctrl_c, terminated, save = wishes
         return "SIGTERM" if terminated else "SIGINT" if ctrl_c else None, bool(save)
 
-    def _calibrate(self, length: int, seconds: float) -> None:
-        """Fixes the length of a chunk, once one has taken long enough to be measured."""
-        longest = max(np.diff([0, *self.points]))
-        if self.cold:  # a device's first execution takes longer
-            self.cold = False
-            return
-        if length < min(self.trial, longest):  # cut short by a row of the log
-            return
-        wished = self.options.chunk_seconds
-        seconds = float(from_hosts(np.array(seconds, np.float32))[0])  # all hosts go the same way
-        if seconds >= TRIAL * wished or length >= longest:
-            chunk = np.clip(round(length * wished / seconds), 1, longest)
-            self.chunk = int(chunk)
-        else:
-            self.trial *= 2
-
     def _read(self, chunk: _Chunk) -> float:
         """Waits for a chunk, and shows what came of it; the seconds since the one before."""
-        report = jax.device_get(chunk.report)
+        report = self.driver.read(chunk.report)
         seconds = self._tick("training")
         new = report.failed & ~self.failed
         if new.any():
@@ -268,12 +260,30 @@ class Session:
             self.progress.evaluated(self.steps, self.returns)
             if self.kept is not None and self.kept.beats_best(value):
                 self.kept.save_best(chunk.done, self._snapshot(chunk.done, *self.driver.copy()))
-        row_before = [0, *self.points][bisect.bisect_left(self.points, chunk.done)]
         seconds = self.driver.seconds["training"]
-        rows = make_rows(step, seconds, evaluation, report, chunk.done - row_before)
-        self._note("log", self.log.write(self.names | rows))
+        rows = make_rows(step, seconds, evaluation, report, chunk.done - self.row_at)
+        self.row_at = chunk.done
+        self._note("log", self.log.write(self._told(self.names | rows)))
 
-    def _open(self, folder: RunFolder) -> RunCheckpoints:
+    def _told(self, rows: dict[str, Any]) -> dict[str, Any]:
+        """The rows, and what the user's function adds to them."""
+        if self.on_row is None:
+            return rows
+        answer = STOP if self.stopped == "hook" else self.on_row(dict(rows))
+        if answer is STOP:
+            self.stopped = self.stopped or "hook"
+            answer = dict.fromkeys(self.added, np.nan)
+        wanted = f"wanted None, purerl.STOP, or a dict of columns [{self.driver.seeds}]"
+        if not isinstance(answer, dict | None):
+            raise TypeError(f"on_row returned a {type(answer).__name__}, {wanted}.")
+        for name, x in (answer or {}).items():
+            if np.shape(x) not in ((), (self.driver.seeds,)) or name in rows:
+                raise ValueError(f"on_row: column {name!r} of shape {np.shape(x)}, {wanted}.")
+            rows[name] = np.broadcast_to(np.asarray(x), self.driver.seeds)
+        self.added = list(answer or {})
+        return rows
+
+    def _open(self, folder: RunFolder) -> Retention:
         """Locks the folder, all hosts or none, and opens its checkpoints."""
         refused = None
         try:
@@ -283,7 +293,7 @@ class Session:
             refused = error
         if any_host(refused is not None):
             raise refused or OSError(f"{folder.path} is in use by another process.")
-        self.kept = RunCheckpoints(folder.path, self.description, self.options, self._note)
+        self.kept = Retention(folder.path, self.description, self.options, self._note)
         return self.kept
 
     def _restore(self, iteration: int) -> None:
@@ -291,7 +301,8 @@ class Session:
         snapshot = self.kept.restore(iteration, self.driver.template(), self.driver.layout)
         host = snapshot.host
         self.driver.resume(snapshot, host["iteration"])
-        self.chunk, self.steps = host["chunk"], host["steps"]
+        self.chunks.length = host["chunk"] or self.chunks.length
+        self.row_at, self.steps = host["row"], host["steps"]
         self.failed = np.array(host["failed"])
         dtype = jnp.result_type(float)
         self.returns = [np.array(x, dtype) for x in host["returns"]]
@@ -302,7 +313,8 @@ class Session:
             "iteration": done,
             "step": self.driver.step_after(done),
             "finished": done == self.driver.train.iterations,
-            "chunk": self.chunk,
+            "chunk": self.chunks.length,
+            "row": self.row_at,
             "seconds": dict(self.driver.seconds),
             "steps": self.steps[:],
             "returns": [x.tolist() for x in self.returns],
@@ -345,43 +357,7 @@ class Session:
 
     def _tick(self, what: str) -> float:
         """Adds the seconds since the last call to those of training or evaluating."""
-        now = time.perf_counter()
+        now = self.around.clock()
         seconds, self.mark = now - self.mark, now
         self.driver.seconds[what] += seconds
         return seconds
-
-
-@contextlib.contextmanager
-def _signals(received: list[Stopped]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM are put into a list; a second Ctrl-C interrupts at once.
-
-    An exception in the middle of a chunk would lose the state that was given to it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number, frame):
-        received.append("SIGINT" if number == signal.SIGINT else "SIGTERM")
-        if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
-            os.write(2, AFTER_CTRL_C)
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def even_chunk(left: int, most: int) -> int:
-    """Iterations of the next chunk, if a distance is cut into as few and as even ones as can be.
-
-    Args:
-        left: The distance, in iterations.
-        most: Iterations of a chunk at most.
-    """
-    return -(-left // -(-left // most))

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import pathlib
 from typing import Any, Literal
 
@@ -12,8 +13,9 @@ from purerl.host import options as run_options
 class DriveOptions(run_options.RunOptions):
     """How a run is driven; none of it changes a number of the run."""
 
-    writers: tuple[Literal["csv", "jsonl", "tensorboard", "wandb"], ...] = ("csv",)
-    """Where rows go."""
+    writers: tuple[Literal["csv", "jsonl", "tensorboard", "wandb"], ...] = dataclasses.field(
+        default=("csv",), metadata=run_options.RunOptions.__dataclass_fields__["writers"].metadata
+    )
     resume: pathlib.Path | None = None
     """Go on with the run in this folder; given names and options, they must be the run's, and one
     that is not there yet is begun."""
@@ -168,7 +170,7 @@ def resumed(options: list[str]) -> str | None:
     Args:
         options: Words of the command line.
     """
-    for word, after in zip(options, [*options[1:], ""], strict=True):
+    for word, after in itertools.pairwise([*options, ""]):
         name, equals, value = word.partition("=")
         if name == "--resume":
             return value if equals else "" if after.startswith("-") else after

@@ -131,7 +131,7 @@ def _is_key(x: Any) -> bool:
 
 
 def gathered(tree: PyTree) -> PyTree:
-    """Arrays that every host can read whole; the devices gather them when they come to it.
+    """All-gathers sharded arrays so that every host can address them; asynchronous.
 
     Args:
         tree: Arrays of one mesh, sharded in any way.
@@ -148,10 +148,10 @@ def _replicate(mesh: jax.sharding.Mesh) -> Callable[[PyTree], PyTree]:
 
 
 def from_hosts(value: np.ndarray) -> np.ndarray:
-    """What each host says, ``[hosts, ...]``.
+    """All-gathers a value over processes, ``[hosts, ...]``; waits for all of them.
 
     Args:
-        value: What this host says; of 32 bits at most.
+        value: This process's; of 32 bits at most.
     """
     if jax.process_count() == 1:
         return value[None]
@@ -159,10 +159,10 @@ def from_hosts(value: np.ndarray) -> np.ndarray:
 
 
 def begin_from_devices(value: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
-    """What each device's host says, ``[devices, ...]``; the devices do it when they come to it.
+    """All-gathers a value over devices, ``[devices, ...]``; asynchronous.
 
     Args:
-        value: What this host says.
+        value: This process's.
         mesh: Of all hosts' devices.
     """
     each = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
@@ -171,18 +171,18 @@ def begin_from_devices(value: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
 
 
 def agreed(flag: bool) -> bool:
-    """What the first host says.
+    """Broadcasts process 0's flag to all processes.
 
     Args:
-        flag: What this host would say.
+        flag: This process's.
     """
     return bool(from_hosts(np.array(flag))[0])
 
 
 def any_host(flag: bool) -> bool:
-    """Whether any host says so.
+    """Whether a flag is set in any process.
 
     Args:
-        flag: What this host says.
+        flag: This process's.
     """
     return bool(from_hosts(np.array(flag)).any())

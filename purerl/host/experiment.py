@@ -18,6 +18,8 @@ from purerl.training.sizes import LoopConfig, OffPolicyLoopConfig, OnPolicyLoopC
 from purerl.training.state import Train
 from purerl.training.train import make_train
 
+FORMAT = 2  # of config.json
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -125,6 +127,7 @@ class Experiment:
             return learns(obs)
 
         return {
+            "format": FORMAT,
             "algorithm": brought.recorded(
                 self.algorithm, lambda: initial(lambda obs: self._algorithm.init(obs, key))
             ),
@@ -151,6 +154,12 @@ class Experiment:
             ValueError: If the algorithm or a field is unknown to this version of purerl, or what
                 was an object is not given.
         """
+        if data.get("format") != FORMAT:
+            raise ValueError(
+                f"config.json has the format {data.get('format', 1)}, this version of purerl reads "
+                f"format {FORMAT}: of an older run the evaluations and their plot can be read, but "
+                "not continued, evaluated again, or acted with; use the version that wrote it."
+            )
         parts = {
             name: brought.given_again(name, data.get(name), given.pop(name, None))
             for name in ("algorithm", "env", "network")

@@ -18,11 +18,31 @@ from purerl.training.state import Totals, Train, TrainState
 
 
 class Report(NamedTuple):
-    """How a run stands after a chunk; arrays of a device that may still be computing them."""
+    """Device-side summary of a run after one chunk.
 
-    totals: Totals  # [S] since the last row of the log
-    refused: jax.Array  # [S] int32
-    failed: jax.Array  # [S] bool
+    Attributes:
+        totals: Sums since the last row of the log, leaves ``[S]``.
+        refused: Updates that were not finite and therefore not made, ``[S]`` int32.
+        failed: Whether an update was refused or something is not finite, ``[S]`` bool.
+    """
+
+    totals: Totals
+    refused: jax.Array
+    failed: jax.Array
+
+
+class Programs(NamedTuple):
+    """What is compiled of a run.
+
+    Attributes:
+        begin: ``(rows) -> (state, totals)``.
+        advance: ``(rows, state, totals, count) -> (state, totals, report)``.
+        evaluate: ``(rows, state) -> evaluation``.
+    """
+
+    begin: Any
+    advance: Any
+    evaluate: Any
 
 
 class Driver:
@@ -39,7 +59,7 @@ class Driver:
         keys: jax.Array,
         layout: Layout,
     ):
-        """Compiles nothing yet.
+        """Builds the run of the first seed's values; :meth:`compile` compiles.
 
         Args:
             build: A seed's run from its hyper-parameters, which may be tracers.
@@ -52,7 +72,12 @@ class Driver:
         self.use(values, keys)
         self._init = jax.jit(layout.vectorize(self._init_one))
         self._copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x))
-        self.program: Any = None
+        self.programs: Any = None  # Programs, once they are compiled
+
+    @property
+    def program(self) -> Any:
+        """The compiled program that trains; None before :meth:`compile`."""
+        return None if self.programs is None else self.programs.advance
 
     def use(self, values: dict[str, np.ndarray], keys: jax.Array) -> None:
         """Other seeds, as many, for the same programs; what was trained before is forgotten.
@@ -78,7 +103,7 @@ class Driver:
         if self.program is not None:
             return
         threads = 2 if jax.process_count() == 1 else 1
-        with self.clock("compiling"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        with self.timed("compiling"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
             jobs = [pool.submit(self._init.lower(self.rows).compile)]
             template = self.template()
             count = jax.eval_shape(lambda: Clock(jnp.int32(0)))
@@ -87,7 +112,7 @@ class Driver:
             jobs.append(pool.submit(advance.lower(*arguments).compile))
             evaluate = jax.jit(self.layout.vectorize(self._evaluate_one))
             jobs.append(pool.submit(evaluate.lower(arguments[0], _seen(arguments[1])).compile))
-            self._begin, self.program, self._evaluate = (job.result() for job in jobs)
+            self.programs = Programs(*(job.result() for job in jobs))
 
     def program_bytes(self) -> int:
         """Memory of one device that training takes, by the compiler's own analysis."""
@@ -104,11 +129,19 @@ class Driver:
         state, totals = self._init.eval_shape(self.rows)
         return Snapshot(state, totals, {})
 
-    def start(self) -> None:
-        """Begins the run."""
-        with self.clock("training"):  # an off-policy run acts before its first iteration
-            self.state, self.totals = jax.block_until_ready(self._begin(self.rows))
+    def start(self, learned: TrainState | None = None) -> None:
+        """Begins the run.
+
+        Args:
+            learned: Learners and normalizers ``[S, ...]`` of another run to begin with, as
+                :meth:`template` has them.
+        """
+        with self.timed("training"):  # an off-policy run acts before its first iteration
+            self.state, self.totals = jax.block_until_ready(self.programs.begin(self.rows))
         self._zeros = self.totals
+        if learned is not None:
+            learner, normalizer = self.layout.put((learned.learner, learned.normalizer))
+            self.state = self.state._replace(learner=learner, normalizer=normalizer)
 
     def resume(self, snapshot: Snapshot, done: int) -> None:
         """Goes on from where a checkpoint was written.
@@ -131,9 +164,19 @@ class Driver:
         """
         # NumPy's number: JAX's would be computed, behind what the devices are computing.
         count = self.layout.put(Clock(np.int32(iterations)))  # type: ignore[arg-type]
-        self.state, self.totals, report = self.program(self.rows, self.state, self.totals, count)
+        self.state, self.totals, report = self.programs.advance(
+            self.rows, self.state, self.totals, count
+        )
         self.done += iterations
         return report
+
+    def read(self, report: Report) -> Any:
+        """Waits for a chunk's report.
+
+        Args:
+            report: Of the devices.
+        """
+        return jax.device_get(report)
 
     def begin_row(self) -> None:
         """Sums for the log begin at zero again."""
@@ -141,7 +184,7 @@ class Driver:
 
     def evaluate(self) -> Evaluation:
         """Begins to evaluate all seeds."""
-        return self._evaluate(self.rows, _seen(self.state))
+        return self.programs.evaluate(self.rows, _seen(self.state))
 
     def copy(self) -> tuple[TrainState, Totals]:
         """The state and totals as they are, in memory of their own, while training goes on."""
@@ -161,11 +204,11 @@ class Driver:
         return self.train.warmup_steps + iterations * self.train.steps_per_iteration
 
     @contextlib.contextmanager
-    def clock(self, what: str) -> Iterator[None]:
-        """Adds the time until it is left.
+    def timed(self, what: str) -> Iterator[None]:
+        """Context manager that adds its wall time to ``seconds[what]``.
 
         Args:
-            what: Name in ``seconds``.
+            what: ``compiling``, ``training`` or ``evaluating``.
         """
         begin = time.perf_counter()
         yield

@@ -130,7 +130,6 @@ def scale_rewards(
         Detail 7 of the continuous-action details of Huang et al. 2022, "The 37 Implementation
         Details of PPO".
     """
-
     real = scaler.running.dtype
 
     def step(running, transition):

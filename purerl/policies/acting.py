@@ -1,15 +1,22 @@
-"""What algorithms with an actor-critic network share: initialization, acting, advantages."""
+"""What algorithms do with a network: check it, initialize it, apply it, act with it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
-from flax.errors import ScopeParamShapeError
+from flax.errors import InvalidRngError, ScopeParamShapeError
 
 from purerl.checks import check_action_space
 from purerl.policies.distributions import Categorical, DiagGaussian
-from purerl.policies.networks import ActorCritic, NetworkConfig
-from purerl.records import ActionSpace, Box, Discrete, PyTree
+from purerl.policies.networks import ActorCritic, Network, NetworkConfig
+from purerl.records import ActionSpace, Discrete, PyTree
+
+METHODS = ("sample", "mode", "log_prob", "entropy", "kl")
+STATELESS = (
+    "but a network here is a function of parameters and observations alone, so it can have no "
+    "BatchNorm and no Dropout; use LayerNorm, or normalize_obs of the run."
+)
 
 
 def default_network(action_space: ActionSpace, config: NetworkConfig, network: Any = None) -> Any:
@@ -18,17 +25,41 @@ def default_network(action_space: ActionSpace, config: NetworkConfig, network: A
     Args:
         action_space: Of the environment.
         config: Of the default network.
-        network: A flax module ``obs [B, *O] -> (distribution, value [B])``, or None.
+        network: A :class:`purerl.Network`, or None.
+
+    Raises:
+        TypeError: If the network has no ``init`` and ``apply``.
     """
     check_action_space(action_space)
-    return ActorCritic(action_space, config) if network is None else network
+    return ActorCritic(action_space, config) if network is None else check_network(network)
 
 
-def apply_network(network: Any, params: PyTree, obs: jax.Array, *args: Any) -> Any:
+def check_network(network: Any) -> Any:
+    """The network, if it has the functions of one.
+
+    Args:
+        network: A :class:`purerl.Network`.
+
+    Raises:
+        TypeError: If not.
+    """
+    if isinstance(network, type):
+        raise TypeError(f"network is the class {network.__name__}; give an instance of it.")
+    if not all(callable(getattr(network, name, None)) for name in ("init", "apply")):
+        raise TypeError(
+            f"network is a {type(network).__name__}, wanted init(key, obs) -> params and "
+            "apply(params, obs): a flax.linen module has both; give networks of flax.nnx and "
+            "equinox as purerl.from_nnx(...) and purerl.from_equinox(...); the default network's "
+            "shape is set by a NetworkConfig in the algorithm's configuration."
+        )
+    return network
+
+
+def apply_network(network: Network, params: PyTree, obs: jax.Array, *args: Any) -> Any:
     """``network.apply`` with a message that names the observations if their shape is wrong.
 
     Args:
-        network: A flax module for ``[B, *O]``.
+        network: For ``[B, *O]``.
         params: Its parameters.
         obs: ``[B, *O]``.
         *args: Passed on.
@@ -45,50 +76,114 @@ def apply_network(network: Any, params: PyTree, obs: jax.Array, *args: Any) -> A
         ) from error
 
 
-def check_policy(distribution: Any, action_space: ActionSpace) -> None:
-    """Raises TypeError if a known distribution does not fit the action space.
+def init_params(
+    network: Network, action_space: ActionSpace, obs: jax.Array, key: jax.Array, *, q: bool = False
+) -> PyTree:
+    """Parameters of a network with a policy, after a check of what it returns, by tracing it.
 
     Args:
-        distribution: What the network returned.
+        network: ``apply(params, obs) -> (distribution, value [B])``.
         action_space: Of the environment.
+        obs: ``[N, *O]``.
+        key: PRNG key.
+        q: Whether the critic is Q: ``apply(params, obs, action=None) -> (distribution, q)`` with q
+            ``[B, K]`` for K discrete actions without an action, else ``[B]``.
+
+    Raises:
+        TypeError: If the network keeps more than parameters, or returns no such pair.
+        ValueError: If a shape does not fit the action space.
     """
-    if isinstance(distribution, DiagGaussian) and not isinstance(action_space, Box):
-        raise TypeError(
-            "the network returns a DiagGaussian, but the actions are Discrete; return a "
-            "Categorical, or choose an environment with Box actions."
-        )
-    if isinstance(distribution, Categorical) and not isinstance(action_space, Discrete):
-        raise TypeError(
-            "the network returns a Categorical, but the actions are a Box; return a DiagGaussian, "
-            "or choose an environment with Discrete actions."
-        )
+
+    def outputs(params: PyTree, batch: tuple[int]) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
+        policy, value = _pair(network.apply(params, obs), action_space)
+        choices = (action_space.num_actions,) if isinstance(action_space, Discrete) else ()
+        if isinstance(policy, Categorical):
+            yield "logits", policy.logits, batch + choices
+        action = policy.sample(key)
+        yield "sampled actions", action, batch + getattr(action_space, "shape", ())
+        yield "log_prob", policy.log_prob(action), batch
+        yield "entropy", policy.entropy(), batch
+        yield "kl", policy.kl(policy), batch
+        yield "value", value, batch + (choices if q else ())
+        if q:
+            yield "value of an action", network.apply(params, obs, action)[1], batch
+
+    return _init(network, obs, key, outputs, action_space)
 
 
-def init_params(network: Any, action_space: ActionSpace, obs: jax.Array, key: jax.Array) -> PyTree:
-    """Parameters of a network.
+def init_q_params(network: Network, action_space: Discrete, obs: jax.Array, key: jax.Array) -> Any:
+    """Parameters of a network of action values, after a check of what it returns.
 
     Args:
-        network: A flax module ``obs [B, *O] -> (distribution, value)``.
-        action_space: Of the environment; the distribution is checked against it.
+        network: ``apply(params, obs) -> q [B, K]``.
+        action_space: Of the environment; K actions.
         obs: ``[N, *O]``.
         key: PRNG key.
 
     Raises:
-        TypeError: If the network's distribution does not fit the action space.
+        TypeError: If the network keeps more than parameters, or returns no array.
+        ValueError: If it returns another number of values.
     """
-    (distribution, _), params = network.init_with_output(key, obs)
-    check_policy(distribution, action_space)
+
+    def outputs(params: PyTree, batch: tuple[int]) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
+        yield "q", network.apply(params, obs), (*batch, action_space.num_actions)
+
+    return _init(check_network(network), obs, key, outputs, action_space)
+
+
+def _init(network: Any, obs: jax.Array, key: jax.Array, outputs: Any, space: ActionSpace) -> PyTree:
+    """Parameters, if the outputs have the shapes that they say; nothing but those is computed."""
+
+    def check(params: PyTree) -> None:
+        for name, got, wanted in outputs(params, obs.shape[:1]):
+            shape = getattr(got, "shape", f"that of a {type(got).__name__}")
+            if shape != wanted:
+                raise ValueError(
+                    f"the network's {name} has shape {shape}, wanted {wanted} for "
+                    f"observations of shape {obs.shape} and actions of {space}."
+                )
+
+    params = network.init(key, obs)
+    kept = set(params) - {"params"} if isinstance(network, nn.Module) else None
+    if kept:
+        raise TypeError(f"the network keeps {', '.join(sorted(kept))}, {STATELESS}")
+    try:
+        jax.eval_shape(check, params)
+    except InvalidRngError as error:
+        raise TypeError(f"the network draws random numbers, {STATELESS} ({error})") from error
     return params
 
 
-def make_act(network: Any) -> Callable[..., Any]:
+def _pair(output: Any, action_space: ActionSpace) -> Any:
+    """What a network returned, if it is a distribution for these actions and something else."""
+    if type(output) not in (tuple, list) or len(output) != 2:
+        raise TypeError(
+            f"the network returns a {type(output).__name__}, wanted a pair (distribution [B], "
+            "value [B]); see help(purerl.Network)."
+        )
+    policy, discrete = output[0], isinstance(action_space, Discrete)
+    fitting = "Categorical" if discrete else "DiagGaussian"
+    if not all(callable(getattr(policy, name, None)) for name in METHODS):
+        raise TypeError(
+            f"the network's policy is a {type(policy).__name__}, wanted a distribution with "
+            f"{', '.join(METHODS)}; return purerl.{fitting}(...), see help(purerl.Distribution)."
+        )
+    if isinstance(policy, Categorical | DiagGaussian) and type(policy).__name__ != fitting:
+        raise TypeError(
+            f"the network returns a {type(policy).__name__}, but the actions are "
+            f"{'Discrete' if discrete else 'a Box'}; return a {fitting}."
+        )
+    return output
+
+
+def make_act(network: Network) -> Callable[..., Any]:
     """An algorithm's ``act``, for states with a field ``params``.
 
     Args:
-        network: A flax module ``obs [B, *O] -> (distribution, value)``.
+        network: ``apply(params, obs) -> (distribution, value)``.
     """
 
-    def act(state, obs, key, *, greedy=False, progress=0.0):
+    def act(state, obs, key, *, greedy=False, progress=1.0):
         distribution, _ = apply_network(network, state.params, obs)
         action = distribution.mode() if greedy else distribution.sample(key)
         return action, {"log_prob": distribution.log_prob(action)}

@@ -1,20 +1,52 @@
 r"""Policy distributions: pytrees with ``sample``, ``log_prob``, ``entropy``, ``kl`` and ``mode``.
 
-A distribution of your own needs these five methods and to be a pytree (a ``NamedTuple`` is one)
-whose leaves have the batch axes first.
+Numbers are float32 at least, also where a network computes in bfloat16.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 
+class Distribution(Protocol):
+    """What a policy is: a distribution over actions, one for each row of a batch.
+
+    One of your own has these five methods and is a pytree (a ``NamedTuple`` is one) whose leaves
+    have the batch axes first. Everything but ``sample`` is differentiated.
+    """
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One action a row: int32 ``[B]``, or floating point ``[B, *A]``."""
+
+    def mode(self) -> jax.Array:
+        """The best action of each row, shaped like a sample."""
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """Log-probability or log-density of an action a row, in nats, ``[B]``."""
+
+    def entropy(self) -> jax.Array:
+        """In nats, ``[B]``."""
+
+    def kl(self, other: Any) -> jax.Array:
+        """KL(self || other) to a distribution of the same kind, in nats, ``[B]``."""
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """In float32 at least."""
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
 class Categorical(NamedTuple):
     r"""Over ``0 ... K - 1`` with probabilities :math:`softmax(logits)`.
 
-    Finite in float32 for logits of any finite size; a logit of ``-inf`` is a forbidden action.
+    A logit of ``-inf`` is a forbidden action, whose log-probability is ``-inf``; each row needs one
+    that is allowed. Log-probabilities, entropies and their gradients are finite for finite logits
+    whose differences float32 can hold (up to 3e38).
+
+    Attributes:
+        logits: ``[..., K]``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -23,15 +55,15 @@ class Categorical(NamedTuple):
         ([0, 1], ['0.693', '0.000'])
     """
 
-    logits: jax.Array  # [..., K]
+    logits: jax.Array
 
     def log_probs(self) -> jax.Array:
         """Log-probabilities of all actions, ``[..., K]``."""
-        return jax.nn.log_softmax(self.logits)
+        return jax.nn.log_softmax(_wide(self.logits))
 
     def sample(self, key: jax.Array) -> jax.Array:
         """One action a row, int32 ``[...]``."""
-        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+        return jax.random.categorical(key, _wide(self.logits)).astype(jnp.int32)
 
     def mode(self) -> jax.Array:
         """The most probable action, int32 ``[...]``."""
@@ -64,39 +96,41 @@ def _weighted(log_p: jax.Array, x: jax.Array) -> jax.Array:
 class DiagGaussian(NamedTuple):
     r"""Independent normals :math:`N(\mu_i, \sigma_i^2)`, over the last axis.
 
-    Only differences of log-scales are exponentiated, so that scales of 1e-15 and of 1e15 are both
-    finite in float32.
+    Finite in float32, with its gradients, for scales between 1e-13 and 1e13, and actions and other
+    means within 1e5 of its own.
+
+    Attributes:
+        mean: :math:`\mu`, ``[..., D]``.
+        log_std: :math:`\log \sigma`, ``[..., D]``.
 
     Example:
         >>> import jax.numpy as jnp
         >>> policy = DiagGaussian(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
         >>> [f"{value:.4f}" for value in policy.log_prob(jnp.zeros((1, 2)))]
         ['-1.8379']
-
-    Differs from:
-        Document 003 prints, as KL(theta || theta'), the KL in the other direction.
     """
 
-    mean: jax.Array  # [..., D]
-    log_std: jax.Array  # [..., D]
+    mean: jax.Array
+    log_std: jax.Array
 
     def sample(self, key: jax.Array) -> jax.Array:
         """One action a row, ``[..., D]``; not clipped to the action space's bounds."""
-        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
-        return self.mean + jnp.exp(self.log_std) * noise
+        mean, log_std = _wide(self.mean), _wide(self.log_std)
+        return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
 
     def mode(self) -> jax.Array:
         """The mean, ``[..., D]``."""
-        return self.mean
+        return _wide(self.mean)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """Log-density of ``action`` (``[..., D]``), ``[...]``."""
-        z = (action - self.mean) * jnp.exp(-self.log_std)
-        return jnp.sum(-0.5 * jnp.square(z) - self.log_std - 0.5 * math.log(2 * math.pi), axis=-1)
+        log_std = _wide(self.log_std)
+        z = (action - self.mean) * jnp.exp(-log_std)
+        return jnp.sum(-0.5 * jnp.square(z) - log_std - 0.5 * math.log(2 * math.pi), axis=-1)
 
     def entropy(self) -> jax.Array:
         r""":math:`\sum_i \log \sigma_i + \tfrac12 \log 2 \pi e` in nats, ``[...]``."""
-        return jnp.sum(self.log_std + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
+        return jnp.sum(_wide(self.log_std) + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
 
     def kl(self, other: "DiagGaussian") -> jax.Array:
         r""":math:`KL(self \| other)` in nats, ``[...]``.
@@ -105,10 +139,7 @@ class DiagGaussian(NamedTuple):
             \tfrac12 \sum_i \frac{\sigma_i^2}{\sigma_i'^2} + \frac{(\mu_i - \mu_i')^2}{\sigma_i'^2}
             - 1 - \log \frac{\sigma_i^2}{\sigma_i'^2}
         """
-        log_ratio = 2 * (self.log_std - other.log_std)
-        z = (self.mean - other.mean) * jnp.exp(-other.log_std)
+        log_ratio = 2 * (_wide(self.log_std) - other.log_std)
+        z = (_wide(self.mean) - other.mean) * jnp.exp(-_wide(other.log_std))
         # expm1 keeps the digits near 0 that exp(x) - 1 loses: a KL is about x^2, and x is small.
         return 0.5 * jnp.sum(jnp.expm1(log_ratio) - log_ratio + jnp.square(z), axis=-1)
-
-
-Distribution = Categorical | DiagGaussian

@@ -1,13 +1,12 @@
-"""Default networks, in flax.linen, built from ``nn.Dense`` alone.
+"""What a network is, and the default ones, in flax.linen, built from ``nn.Dense`` alone.
 
-A network of your own goes wherever one of these does: a flax module whose call takes observations
-``[B, *O]`` and returns ``(distribution, value [B])``. What a caller does not use of the two is
-never computed: under ``jit`` the compiler drops it.
+What a caller does not use of a network's outputs is never computed: under ``jit`` the compiler
+drops it.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import flax.linen as nn
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 
 from purerl.config import Config, choice, count, switch, widths
 from purerl.policies.distributions import Categorical, DiagGaussian, Distribution
-from purerl.records import ActionSpace, Discrete
+from purerl.records import ActionSpace, Discrete, PyTree
 
 Activation = Literal["tanh", "relu", "elu", "swish", "gelu"]
 TorsoKind = Literal["auto", "mlp", "conv"]
@@ -26,6 +25,24 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swish": nn.swish,
     "gelu": nn.gelu,
 }
+
+
+class Network(Protocol):
+    """What an algorithm calls of a network, which is a pure function of parameters and
+    observations: nothing is kept from one call to the next, and nothing is drawn at random.
+
+    A ``flax.linen`` module is one as it is; ``purerl.from_nnx`` and ``purerl.from_equinox`` make
+    one of a network of theirs; :class:`purerl.NetworkFunctions` of two functions.
+    """
+
+    def init(self, key: jax.Array, obs: jax.Array) -> PyTree:
+        """Parameters for observations ``[B, *O]``: a pytree of arrays, each of which is trained."""
+
+    def apply(self, params: PyTree, obs: jax.Array) -> Any:
+        """``(distribution, value [B])`` of observations ``[B, *O]``, with a
+        :class:`purerl.Distribution` over actions; for DQN ``q [B, K]``; for a critic of action
+        values it takes ``action=None`` too, and the value is that of the action, or of all.
+        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,6 +140,24 @@ class Conv(nn.Module):
         return dense(self.features, 2**0.5, self.orthogonal)(patches)
 
 
+def convolved(config: NetworkConfig, x: jax.Array) -> jax.Array:
+    """Observations after the convolution, if there is one; called within a module.
+
+    Args:
+        config: Whose ``torso`` says when.
+        x: ``[B, *O]``.
+    """
+    kind = config.torso
+    if kind == "conv" and x.ndim != 4:
+        raise ValueError(
+            f"observations have shape {x.shape[1:]}, wanted [H, W, C] for torso='conv'; "
+            "set torso='mlp' or 'auto' in NetworkConfig."
+        )
+    if kind == "mlp" or x.ndim != 4:
+        return x
+    return ACTIVATIONS[config.activation](Conv(config.conv_features, config.orthogonal_init)(x))
+
+
 class Torso(nn.Module):
     """Everything before the heads: ``[B, *O] -> [B, hidden_sizes[-1]]``."""
 
@@ -131,16 +166,7 @@ class Torso(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, *O] -> [B, hidden_sizes[-1]]``."""
-        kind = self.config.torso
-        if kind == "conv" and x.ndim != 4:
-            raise ValueError(
-                f"observations have shape {x.shape[1:]}, wanted [H, W, C] for torso='conv'; "
-                "set torso='mlp' or 'auto' in NetworkConfig."
-            )
-        if kind == "conv" or (kind == "auto" and x.ndim == 4):
-            x = Conv(self.config.conv_features, self.config.orthogonal_init)(x)
-            x = ACTIVATIONS[self.config.activation](x)
-        return MLP(self.config)(x)
+        return MLP(self.config)(convolved(self.config, x))
 
 
 class PolicyHead(nn.Module):
@@ -181,11 +207,23 @@ class ActorCritic(nn.Module):
         return distribution, value[:, 0]
 
 
+def _refuse_shared(config: NetworkConfig) -> None:
+    if config.shared:
+        raise ValueError(
+            "shared=True is for an actor and a state value; a network of action values has no "
+            "trunk to share, so leave it out of its NetworkConfig."
+        )
+
+
 class ActorQCritic(nn.Module):
     """Policy and action value Q(s, a), with separate trunks.
 
     The call returns ``(distribution [B], q [B])``. For discrete actions Q has one output an action
-    (``action=None`` returns them all, ``[B, K]``); for Box actions Q takes the action as input.
+    (``action=None`` returns them all, ``[B, K]``); for Box actions Q takes the action as input,
+    after the convolution where there is one.
+
+    Raises:
+        ValueError: If a shared trunk is asked for.
     """
 
     action_space: ActionSpace
@@ -196,6 +234,7 @@ class ActorQCritic(nn.Module):
         self, obs: jax.Array, action: jax.Array | None = None
     ) -> tuple[Distribution, jax.Array]:
         """``[B, *O]`` and perhaps actions ``[B, *A]`` to ``(distribution, q)``."""
+        _refuse_shared(self.config)
         orthogonal = self.config.orthogonal_init
         features = Torso(self.config, name="actor")(obs)
         distribution = PolicyHead(self.action_space, orthogonal, name="policy_head")(features)
@@ -207,6 +246,7 @@ class ActorQCritic(nn.Module):
             return distribution, q
         if action is None:  # only the shapes matter: initialization, and acting
             action = jnp.zeros((obs.shape[0], *self.action_space.shape), obs.dtype)
+        obs = convolved(self.config, obs)
         pair = jnp.concatenate([obs.reshape(obs.shape[0], -1), action], axis=-1)
         q = dense(1, 1.0, orthogonal, name="q_head")(MLP(self.config, name="critic")(pair))
         return distribution, q[:, 0]
@@ -223,9 +263,8 @@ class QNetwork(nn.Module):
     References:
         Wang et al. 2016, "Dueling Network Architectures for Deep Reinforcement Learning", eq. 9.
 
-    Differs from:
-        Document 002 derives from the mean an update towards :math:`r + \gamma \, mean Q`. There is
-        none: the target stays :math:`r + \gamma \max Q`, and any q can be represented.
+    Raises:
+        ValueError: If a shared trunk is asked for.
     """
 
     action_space: Discrete
@@ -235,6 +274,7 @@ class QNetwork(nn.Module):
     @nn.compact
     def __call__(self, obs: jax.Array) -> jax.Array:
         """``[B, *O] -> [B, K]``."""
+        _refuse_shared(self.config)
         count, orthogonal = self.action_space.num_actions, self.config.orthogonal_init
         if not self.dueling:
             return dense(count, 1.0, orthogonal, name="q_head")(

@@ -176,3 +176,18 @@ def seed_mesh(size: int) -> jax.sharding.Mesh:
             f"{jax.process_count()} hosts; ask for a multiple of {len(devices)} seeds."
         )
     return jax.sharding.Mesh(devices[:count], ("seeds",))
+
+
+def take_seeds(tree: Any, seeds: Any) -> Any:
+    """Some seeds out of a state or result of many.
+
+    Args:
+        tree: Leaves ``[S, ...]``; Clocks and Cursors, the same for all seeds, are left alone.
+        seeds: An int takes one seed and drops the axis; a slice or an array of numbers keeps it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> take_seeds({"x": jnp.arange(3.0)}, 1)["x"].item()
+        1.0
+    """
+    return jax.tree.map(lambda x: x if is_clock(x) else x[seeds], tree, is_leaf=is_clock)

@@ -10,6 +10,13 @@ import purerl
 from purerl.algorithms.a2c import A2CConfig, a2c, make_batch, make_loss
 
 
+@pytest.fixture(autouse=True)
+def _loops_are_python_loops():
+    """Quicker than compiling a loop for each configuration, where a network has few numbers."""
+    with jax.disable_jit():
+        yield
+
+
 def by_hand(config, params, rollout):
     """Advantages and targets [T, N]: the definition, step by step."""
     table = np.asarray(params["params"]["value"])
@@ -184,3 +191,19 @@ def test_network_config_is_used():
     config = A2CConfig(network=purerl.NetworkConfig(hidden_sizes=(5,), shared=True))
     state = a2c(config, SPACE).init(jnp.zeros((1, OBS)), jax.random.key(0))
     assert state.params["params"]["torso"]["MLP_0"]["Dense_0"]["kernel"].shape == (OBS, 5)
+
+
+@pytest.mark.parametrize("gae_lambda", [0.95, 0.0])
+def test_n_step_and_gae_lambda_exclude_each_other(gae_lambda):
+    """Returns of n rewards have no lambda; it was ignored without a word."""
+    with pytest.raises(ValueError, match=r"n_step=5 replaces GAE.*set gae_lambda=1.0"):
+        A2CConfig(n_step=5, gae_lambda=gae_lambda)
+    with pytest.raises(ValueError, match="n_step=5 replaces GAE"):
+        jax.eval_shape(lambda x: A2CConfig(n_step=5, gae_lambda=x).gae_lambda, 0.5)
+    assert A2CConfig(n_step=5, gae_lambda=np.float32(1.0)).n_step == 5
+
+
+def test_rmsprop_that_never_forgets_is_refused():
+    """With a decay of 1 the mean square stays 0: the norm of the first update was 574."""
+    with pytest.raises(ValueError, match=r"A2CConfig: rmsprop_decay=1.0 .*\[0, 1\)"):
+        A2CConfig(rmsprop_decay=1.0)

@@ -29,17 +29,17 @@ class Linear(nn.Module):
         return obs @ self.param("w", nn.initializers.normal(), shape, jnp.result_type(float))
 
 
-def random_batch(seed=0):
-    rng = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape))  # noqa: E731
+def random_batch(seed=0, actions=ACTIONS):
+    rng, real = np.random.default_rng(seed), jnp.result_type(float)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), real)  # noqa: E731
     terminated = rng.uniform(size=B) < 0.3
     return OffPolicyBatch(
         obs=draw(B, OBS),
-        action=jnp.asarray(rng.integers(ACTIONS, size=B), jnp.int32),
+        action=jnp.asarray(rng.integers(actions, size=B), jnp.int32),
         reward=3 * draw(B),
-        discount=jnp.asarray(0.9 * ~terminated),
+        discount=jnp.asarray(0.9 * ~terminated, real),
         next_obs=draw(B, OBS),
-        weight=jnp.asarray(rng.uniform(0.1, 1.0, size=B)),
+        weight=jnp.asarray(rng.uniform(0.1, 1.0, size=B), real),
         indices=jnp.arange(B, dtype=jnp.int32),
     )
 
@@ -185,9 +185,10 @@ def test_epsilon_falls_linearly_and_then_stays(progress, wanted):
     assert epsilon_at(config, progress) == pytest.approx(wanted, abs=1e-6)
 
 
-def test_epsilon_without_exploration_is_its_end():
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_epsilon_without_exploration_is_its_end(progress):
     config = DQNConfig(exploration=0.0, epsilon_end=0.2)
-    assert epsilon_at(config, 0.5) == pytest.approx(0.2)
+    assert epsilon_at(config, progress) == pytest.approx(0.2)
 
 
 def test_frequencies_and_log_probabilities_of_epsilon_greedy():
@@ -276,10 +277,7 @@ def test_every_combination_of_switches_updates(double, dueling, prioritized, n_s
     assert ("value_head" in state.params["params"]) == dueling
     shapes = jax.eval_shape(algorithm.replay.init, jnp.float32(0))
     assert (shapes.tree is not None) == prioritized
-    batch = jax.tree.map(
-        lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, random_batch()
-    )
-    _, info = jax.eval_shape(algorithm.update, state, batch, jax.random.key(0))
+    _, info = jax.eval_shape(algorithm.update, state, random_batch(), jax.random.key(0))
     assert info["td_error"].shape == (B,)
 
 
@@ -319,9 +317,31 @@ def test_config_says_which_field_is_wrong(field, value):
         DQNConfig(**{field: value})
 
 
-def test_capacity_less_than_a_batch():
+def test_capacity_less_than_a_batch_or_a_return():
     with pytest.raises(ValueError, match="capacity=100 is less than batch_size=128"):
         DQNConfig(capacity=100)
+    with pytest.raises(ValueError, match="capacity=8 is less than n_step=64"):
+        DQNConfig(capacity=8, batch_size=8, n_step=64)
+
+
+class Other(nn.Module):
+    """Q values of another shape than [B, 4]."""
+
+    features: int
+    axes: int = 2
+
+    @nn.compact
+    def __call__(self, obs):
+        q = nn.Dense(self.features)(obs)
+        return {1: q[:, 0], 2: q, 3: q[..., None]}[self.axes]
+
+
+@pytest.mark.parametrize(("features", "axes"), [(5, 2), (1, 2), (4, 1), (4, 3)])
+def test_own_network_whose_outputs_are_not_one_value_an_action(features, axes):
+    """It was trained on: its fifth action was taken, and an environment clips it or not."""
+    algorithm = dqn(DQNConfig(), SPACE, Other(features, axes))
+    with pytest.raises(ValueError, match=r"\(?7, 4\)"):
+        jax.eval_shape(algorithm.init, jnp.zeros((7, OBS)), jax.random.key(0))
 
 
 WRONG = {

@@ -54,16 +54,14 @@ ALGORITHMS = {
     "ppo_clip": functools.partial(ppo, purerl.ppo_clip, purerl.PPOClipConfig),
     "ppo_penalty": functools.partial(ppo, purerl.ppo_penalty, purerl.PPOPenaltyConfig),
     "baseline": functools.partial(policy_gradient, "baseline"),
-    "gae": functools.partial(policy_gradient, "advantage"),
-    "q_minus_v": functools.partial(policy_gradient, "advantage", advantage="q_minus_v"),
     "td_error": functools.partial(policy_gradient, "td_error"),
     "q_critic": functools.partial(policy_gradient, "q_critic"),
-    "total_return": functools.partial(policy_gradient, "total_return"),
     "return_to_go": functools.partial(policy_gradient, "return_to_go"),
     "trpo": functools.partial(trust_region, purerl.trpo, purerl.TRPOConfig),
-    "npg": functools.partial(trust_region, purerl.npg, purerl.NPGConfig),
 }
-CRITICS = [name for name in ALGORITHMS if name not in ("total_return", "return_to_go")]
+# One of each way to bootstrap; the other estimators are exact in test_policy_gradient.
+PROBED = ("a2c", "actor_critic", "acktr", "ppo_clip", "td_error", "q_critic", "trpo")
+QUICK = {"xla_backend_optimization_level": 1}  # compiles in less time, and runs as fast
 
 
 @functools.cache
@@ -73,7 +71,7 @@ def learned(name):
     algorithm = ALGORITHMS[name](env.action_space)
     sizes = {"num_envs": 32, "rollout_length": 8, "evaluations": 0}
     train = purerl.make_train(algorithm, env, 400 * 256, **sizes)
-    result = jax.jit(train.train)(jax.random.key(1))
+    result = jax.jit(train.train, compiler_options=QUICK)(jax.random.key(1))
     assert not result.failed
     if "q" in name.split("_"):
         network = purerl.ActorQCritic(env.action_space, TABULAR)
@@ -88,21 +86,19 @@ def learned(name):
 
 
 @pytest.mark.parametrize("table", [name for name in probe_envs.TABLES if name != "action"])
-@pytest.mark.parametrize("name", CRITICS)
+@pytest.mark.parametrize("name", PROBED)
 def test_critic_learns_the_known_values(name, table):
     _, where, wanted = probe_envs.all_tables()
     np.testing.assert_allclose(learned(name)[0][where[table]], wanted[where[table]], atol=0.1)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", [*PROBED, "return_to_go"])
 def test_policy_learns_the_good_action(name):
     _, where, _ = probe_envs.all_tables()
     assert learned(name)[1][where["action"]][0, 1] > 0.9
 
 
-@pytest.mark.parametrize(
-    "name", ["a2c", "acktr", "ppo_clip", "ppo_penalty", "baseline", "return_to_go", "trpo"]
-)
+@pytest.mark.parametrize("name", ["acktr", "ppo_penalty", "baseline", "trpo"])
 def test_policy_learns_the_best_real_action(name):
     env = purerl.make_env(probe_envs.BoxEnv())
     network = NetworkConfig(hidden_sizes=(8,))
@@ -110,7 +106,7 @@ def test_policy_learns_the_best_real_action(name):
     algorithm = ALGORITHMS[name](env.action_space, network=network, learning_rate=rate)
     sizes = {"num_envs": 64, "rollout_length": 5, "evaluations": 1, "evaluation_episodes": 1}
     train = purerl.make_train(algorithm, env, 300 * 320, **sizes)
-    result = jax.jit(train.train)(jax.random.key(0))
+    result = jax.jit(train.train, compiler_options=QUICK)(jax.random.key(0))
     assert float(result.curve.evaluation.mean_return[-1]) > -0.05
 
 
@@ -175,7 +171,7 @@ def test_cartpole_is_learned(name):
         build(env.action_space), env, STEPS, evaluations=1, evaluation_episodes=8, **sizes
     )
     keys = jax.random.split(jax.random.key(0), 4)
-    result = jax.jit(purerl.vectorize(train.train))(keys)
+    result = jax.jit(purerl.vectorize(train.train), compiler_options=QUICK)(keys)
     returns = np.asarray(result.curve.evaluation.mean_return[:, -1])
     assert not result.failed.any()
     assert returns.mean() > 80

@@ -373,6 +373,48 @@ def test_normalized_weights_have_mean_0_and_deviation_1(variant, x64):
     assert used.std() == pytest.approx(1, abs=1e-7)
 
 
+@pytest.mark.parametrize("variant", ["baseline", "td_error", "q_critic", "q_minus_v"])
+def test_a_terminal_observation_may_be_anything(variant, x64):
+    """NaN in it, times a mask of 0, was NaN in the target."""
+    config = PolicyGradientConfig(**EXACT, **VARIANTS[variant])
+    q = config.critic == "q"
+    params, rollout = Mdp().params(q), random_rollout()
+    last = rollout.terminated[..., None]
+
+    def of(value):
+        changed = rollout._replace(next_obs=jnp.where(last, value, rollout.next_obs))
+        return estimate(Table(q), config, params, changed, jax.random.key(0), SPACE)
+
+    for nan, zero in zip(of(jnp.nan), of(0.0), strict=True):
+        np.testing.assert_array_equal(nan, zero)
+
+
+@pytest.mark.parametrize("estimator", ["total_return", "return_to_go"])
+def test_equal_returns_have_weight_0(estimator):
+    """CartPole solved: their mean in float32 is off by what was then divided by (-0.99995)."""
+    one, no = jnp.ones((500, 8)), jnp.zeros((500, 8), bool)
+    reward = one if estimator == "total_return" else one.at[:-1].set(0)
+    end = no.at[-1].set(True)
+    rollout = Rollout(one[..., None], no, one, reward, end, no, one[..., None], no.astype(int))
+    config = PolicyGradientConfig(estimator=estimator, gamma=1.0)
+    batch = make_batch(None, config, None, rollout, jax.random.key(0), SPACE)
+    np.testing.assert_array_equal(batch.weight, 0)
+
+
+def test_a_second_episode_without_a_critic_may_be_nan():
+    rollout = random_rollout()
+    later = ~first_episode(rollout.terminated | rollout.truncated)
+    rollout = rollout._replace(reward=jnp.where(later, jnp.nan, rollout.reward))
+    config = PolicyGradientConfig(estimator="return_to_go")
+    batch = make_batch(None, config, None, rollout, jax.random.key(0), SPACE)
+    assert np.isfinite(batch.weight).all()
+
+
+def test_a_kind_of_advantage_belongs_to_the_estimator_advantage():
+    with pytest.raises(ValueError, match="'q_minus_v' does nothing with estimator='baseline'"):
+        PolicyGradientConfig(advantage="q_minus_v")
+
+
 def test_nothing_but_the_parameters_has_a_gradient(x64):
     config = PolicyGradientConfig(**EXACT | {"value_coef": 0.5})
     params, rollout = Mdp().params(False), random_rollout()

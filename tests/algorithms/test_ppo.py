@@ -12,14 +12,13 @@ from purerl.algorithms.ppo import (
     PPOClipConfig,
     PPOPenaltyConfig,
     adapt_beta,
-    make_batch,
-    make_clip_loss,
-    make_penalty_loss,
+    make_loss,
     make_value_loss,
     ppo_clip,
     ppo_penalty,
 )
-from purerl.pieces.advantages import explained_variance
+from purerl.pieces.advantages import explained_variance, on_policy_batch
+from purerl.pieces.gradient import fit, make_optimizer
 from purerl.pieces.losses import approximate_kl
 from purerl.policies.distributions import DiagGaussian
 
@@ -32,6 +31,13 @@ PLAIN = {
     "learning_rate_schedule": "constant",
     "normalize_advantage": "none",
 }
+
+
+@pytest.fixture(autouse=True)
+def _loops_are_python_loops():
+    """Quicker than compiling a loop for each configuration, where a network has few numbers."""
+    with jax.disable_jit():
+        yield
 
 
 class Gaussian(nn.Module):
@@ -53,6 +59,11 @@ def on_policy(network, params, rollout, box=False):
     distribution, _ = network.apply(params, rollout.obs.reshape(-1, OBS))
     log_prob = distribution.log_prob(rollout.action.reshape(-1, *rollout.action.shape[2:]))
     return rollout._replace(log_prob=log_prob.reshape(rollout.reward.shape))
+
+
+def make_batch(params, rollout, **options):
+    """The samples that an update of PPO learns from."""
+    return on_policy_batch(Table(), params, rollout, 0.99, 0.95, **options)
 
 
 def start(algorithm, params=None):
@@ -209,13 +220,60 @@ def test_value_epochs_leave_the_policy_bitwise_alone(x64):
 
 def test_policy_epochs_leave_the_value_alone_where_value_epochs_follow(x64):
     _, state, rollout = setup(value_epochs=1)
-    batch = make_batch(Table(), PPOClipConfig(), state.params, rollout, SPACE)
-    loss = make_clip_loss(Table(), PPOClipConfig(value_epochs=1))
+    batch = make_batch(state.params, rollout)
+    loss = make_loss(Table(), PPOClipConfig(value_epochs=1))
     gradient = jax.grad(lambda p: loss(p, batch)[0])(state.params)["params"]
     assert not np.any(gradient["value"])
     value_loss = make_value_loss(Table(), PPOClipConfig(value_epochs=1))
     gradient = jax.grad(lambda p: value_loss(p, batch)[0])(state.params)["params"]
     assert not np.any(gradient["logits"])
+
+
+def test_value_epochs_have_an_order_of_their_own(x64):
+    """Minibatches of the value's pass are drawn by another key than those of the policy's."""
+    sizes = {"num_epochs": 1, "num_minibatches": 2, "shuffle": True}
+    algorithm, state, rollout = setup(value_epochs=1, **sizes)
+    config, key = PPOClipConfig(**PLAIN | sizes), jax.random.key(3)
+    batch, optimizer = make_batch(state.params, rollout), make_optimizer("adam")
+
+    def fitted(key):
+        loss, opt_state = make_value_loss(Table(), config), optimizer.init(state.params)
+        rate = {"optimizer": optimizer, "learning_rate": 0.05}
+        return fit(loss, state.params, opt_state, batch, key, **rate, **sizes)[0]
+
+    value = algorithm.update(state, rollout, key)[0].params["params"]["value"]
+    of_policy, of_value = (fitted(k)["params"]["value"] for k in jax.random.split(key))
+    np.testing.assert_allclose(value, of_value, atol=1e-12)
+    assert np.abs(value - of_policy).max() > 1e-6
+
+
+def test_value_epochs_have_an_optimizer_of_their_own(x64):
+    """Both begin at zero, count their own steps, and go on from update to update."""
+    algorithm, state, rollout = setup(value_epochs=2)
+    new, _ = algorithm.update(state, rollout, jax.random.key(0))
+    counts = [
+        [int(x) for x in jax.tree.leaves(s) if jnp.issubdtype(x.dtype, jnp.integer)]
+        for s in (new.opt_state, new.value_opt_state)
+    ]
+    assert counts == [[3], [2]]
+    assert state.beta == ()
+    assert setup()[1].value_opt_state == ()
+
+
+@pytest.mark.parametrize(
+    ("build", "config", "message"),
+    [
+        (ppo_clip, PPOPenaltyConfig(), "ppo_clip: config is of type PPOPenaltyConfig, wanted an"),
+        (ppo_penalty, PPOClipConfig(), r"wanted an object PPOPenaltyConfig\(...\)"),
+        (ppo_clip, PPOClipConfig, "config is <class .*PPOClipConfig'>, wanted an object PPOClip"),
+        (purerl.a2c, {"gamma": 0.9}, "a2c: config is of type dict, wanted an object A2CConfig"),
+        (purerl.dqn, None, "dqn: config is of type NoneType, wanted an object DQNConfig"),
+        (purerl.policy_gradient, purerl.A2CConfig(), "wanted an object PolicyGradientConfig"),
+    ],
+)
+def test_configuration_of_another_algorithm(build, config, message):
+    with pytest.raises(TypeError, match=message):
+        build(config, SPACE)
 
 
 # Switches.
@@ -231,6 +289,7 @@ CHANGES = {
     "num_epochs": {"num_epochs": 2},
     "num_minibatches": {"num_minibatches": 3},
     "entropy_coef": {"entropy_coef": 0.1},
+    "entropy_coef_schedule": {"entropy_coef": 0.1, "entropy_coef_schedule": "cosine"},
     "value_coef": {"value_coef": 0.1},
     "value_epochs": {"value_epochs": 1},
     "clip": {"clip": 0.01},
@@ -264,8 +323,7 @@ def test_kinds_of_advantage_normalization_differ(x64):
 
 def test_normalized_over_the_batch_is_mean_0_and_deviation_1(x64):
     _, state, rollout = setup()
-    config = PPOClipConfig(normalize_advantage="batch")
-    advantage = np.asarray(make_batch(Table(), config, state.params, rollout, SPACE).advantage)
+    advantage = np.asarray(make_batch(state.params, rollout, normalize=True).advantage)
     assert advantage.mean() == pytest.approx(0, abs=1e-12)
     assert advantage.std() == pytest.approx(1, abs=1e-7)
 
@@ -286,14 +344,10 @@ def test_zero_advantage_leaves_the_policy_alone(build, x64):
 def test_zero_advantage_has_no_policy_gradient(build, x64):
     _, state, rollout = setup(build)
     config = PPOClipConfig() if build is ppo_clip else PPOPenaltyConfig()
-    batch = make_batch(Table(), config, state.params, rollout, SPACE)
+    batch = make_batch(state.params, rollout)
     old, _ = Table().apply(state.params, batch.obs)
     batch = batch._replace(advantage=jnp.zeros_like(batch.advantage), distribution=old)
-    loss = (
-        make_clip_loss(Table(), config)
-        if build is ppo_clip
-        else make_penalty_loss(Table(), config, 1.0)
-    )
+    loss = make_loss(Table(), config, beta=1.0)
     gradient = jax.grad(lambda p: loss(p, batch)[0])(state.params)["params"]
     np.testing.assert_allclose(gradient["logits"], 0, atol=1e-15)
     assert np.any(gradient["value"])
@@ -302,13 +356,13 @@ def test_zero_advantage_has_no_policy_gradient(build, x64):
 def test_nothing_but_the_parameters_has_a_gradient(x64):
     _, state, rollout = setup()
     config = PPOClipConfig(clip_value=0.1, normalize_advantage="none")
-    batch = make_batch(Table(), config, state.params, rollout, SPACE)
+    batch = make_batch(state.params, rollout)
     constants = batch.log_prob, batch.value, batch.advantage, batch.target
 
     def loss(*constants):
         names = ("log_prob", "value", "advantage", "target")
         changed = batch._replace(**dict(zip(names, constants, strict=True)))
-        return make_clip_loss(Table(), config)(state.params, changed)[0]
+        return make_loss(Table(), config)(state.params, changed)[0]
 
     for gradient in jax.grad(loss, (0, 1, 2, 3))(*constants):
         assert not np.any(gradient)
@@ -409,7 +463,7 @@ def test_update_adapts_beta_by_what_came_of_it(target, factor, x64):
 def test_more_beta_means_less_kl(x64):
     kls = []
     for beta in (1e-3, 1.0, 1e3):
-        algorithm, state, rollout = setup(ppo_penalty, initial_beta=beta, num_epochs=30)
+        algorithm, state, rollout = setup(ppo_penalty, initial_beta=beta, num_epochs=10)
         kls.append(float(algorithm.update(state, rollout, jax.random.key(0))[1]["kl_after"]))
     assert kls[0] > kls[1] > kls[2]
 

@@ -352,7 +352,7 @@ def test_a_record_of_ones_own_is_checked_once(monkeypatch):
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        (walk(goes_on=True), "walk.step goes on from the state in which an episode ended"),
+        (walk(goes_on=True), r"walk.step goes on from the state in which an episode ended"),
         (walk(goes_on="alive"), "walk.step goes on from the state"),
         (walk(keeps_time=True), "walk.step goes on from the state"),
         (walk(told=3), "walk: an episode took more than 3 steps, its time limit"),
@@ -365,7 +365,7 @@ def test_episodes_that_do_not_begin_again_or_do_not_end_are_told(env, message):
 
 def test_a_step_of_ones_own_has_to_obey_the_time_limit_that_is_given():
     """Own's step has a limit of its own, which a field of the parameters does not change."""
-    with pytest.raises(ValueError, match="more than 2 steps, its time limit .*max_steps_in_ep"):
+    with pytest.raises(ValueError, match=r"more than 2 steps, its time limit .*max_steps_in_ep"):
         make_env(Own(limit=3), max_steps_in_episode=2)
     assert make_env(Own(), max_steps_in_episode=2).max_episode_steps == 2
 
@@ -387,7 +387,7 @@ def test_what_a_record_owes_is_told(env, message):
 def test_what_makes_an_environment_is_called():
     assert make_env(Own, limit=2, max_steps_in_episode=2).max_episode_steps == 2
     assert make_env(walk, limit=3, told=3).max_episode_steps == 3
-    with pytest.raises(TypeError, match="walk is an Env record, which has no parameters: .*'x': 1"):
+    with pytest.raises(TypeError, match=r"walk is an Env record, which has no parameters: .*'x': 1"):
         make_env(walk(), x=1)
 
 

@@ -1,5 +1,7 @@
 """Statistics and plots, against hand numbers and scipy."""
 
+import types
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -19,13 +21,34 @@ def test_iqm_is_nan_where_a_seed_is():
     np.testing.assert_array_equal(iqm(x), [1.0, np.nan])
 
 
-def test_interval_covers_the_true_value_about_as_often_as_it_says():
-    rng = np.random.default_rng(1)
-    hits = 0
-    for _ in range(100):
-        low, high = iqm_interval(rng.normal(size=16), resamples=300)
-        hits += low <= 0 <= high
-    assert 80 <= hits <= 99
+def test_iqm_trims_a_quarter_of_the_seeds_rounded_down():
+    assert [float(iqm([0.0, *[1.0] * n])) for n in (2, 3, 7)] == [2 / 3, 1.0, 1.0]
+    assert float(iqm([0.0, 0.0, *[1.0] * 6])) == 1.0
+    assert float(iqm([0.0, 0.0, 0.0, *[1.0] * 5])) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("x", "confidence", "wanted"),
+    [
+        # The middle four of six draws are 0 with probability 13 / 729, which is 1.8 %.
+        ([0, 0, 1, 1, 1, 1], 0.95, 0.25),
+        ([0, 0, 1, 1, 1, 1], 0.975, 0.0),
+        # All three draws are 0 with probability 1 / 27, which is 3.7 %.
+        ([0, 1, 1], 0.95, 0.0),
+        ([0, 1, 1], 0.9, 1 / 3),
+    ],
+)
+def test_ends_of_the_interval_are_the_quantiles_that_it_says(x, confidence, wanted):
+    """A tail of (1 - confidence) / 2 at each end; 0.95 unless it is given."""
+    given = {} if confidence == 0.95 else {"confidence": confidence}
+    low, _ = iqm_interval(x, resamples=20_000, **given)
+    _, high = iqm_interval(1 - np.array(x), resamples=20_000, **given)
+    np.testing.assert_allclose([low, 1 - high], wanted, atol=1e-12)
+
+
+def test_interval_is_nan_where_a_seed_is():
+    x = np.array([[1.0, 2.0], [1.0, np.nan], [1.0, 2.0]])
+    np.testing.assert_array_equal(iqm_interval(x), [[1.0, np.nan]] * 2)
 
 
 def test_interval_of_one_seed_is_that_seed_and_repeats_agree():
@@ -42,6 +65,9 @@ def test_plot_shows_every_curve_with_its_number_of_seeds(tmp_path):
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["a (4 seeds)", "b (1 seeds)"]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), iqm(returns))
+    result = types.SimpleNamespace(steps=steps, returns=returns)
+    (same,) = plot_curves({"a": result}).axes
+    np.testing.assert_array_equal(same.lines[0].get_xydata(), axes.lines[0].get_xydata())
     path = tmp_path / "curve.png"
     save_plot(figure, path)
     assert path.stat().st_size > 5000

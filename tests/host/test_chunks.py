@@ -9,13 +9,14 @@ import subprocess
 import nbclient
 import nbformat
 import numpy as np
+import orbax.checkpoint
 import pytest
-from run_folders import final, read_rows
-from test_resume import compiled_once, interrupt, make  # noqa: F401
+from run_folders import NotedDriver, driven, final, read_rows
+from test_resume import make
 
 import purerl
 from purerl.cli import main
-from purerl.host.chunks import Session, even_chunk
+from purerl.host.pacing import ChunkLength
 from purerl.host.programs import Driver
 from purerl.host.report.log import named
 from purerl.host.report.progress import Progress
@@ -23,31 +24,38 @@ from purerl.host.store.checkpoint import Checkpoints
 from purerl.host.store.folder import RunFolder
 
 
-@pytest.fixture
-def chunks_of_one(monkeypatch):
-    monkeypatch.setattr(Session, "_calibrate", lambda self, *_: setattr(self, "chunk", 1))
+def a2c(**changes):
+    """Surroundings of the run that most tests here train; it is compiled once."""
+    return driven(share=(__name__, "a2c"), **changes)
 
 
-@pytest.mark.usefixtures("chunks_of_one")
-def test_the_next_chunk_is_begun_before_the_last_one_is_read(tmp_path, monkeypatch):
+def test_the_next_chunk_is_begun_before_the_last_one_is_read(tmp_path):
     """At a row of the log too, but where the best state is to be kept."""
     events: list[str] = []
-    for owner, name in ((Driver, "advance"), (Driver, "evaluate"), (Session, "_read")):
-        function = getattr(owner, name)
 
-        def record(self, *args, name=name, function=function):
-            events.append(name)
-            return function(self, *args)
+    class Notes(NotedDriver):
+        def advance(self, iterations):
+            events.append("advance")
+            return super().advance(iterations)
 
-        monkeypatch.setattr(owner, name, record)
+        def evaluate(self):
+            events.append("evaluate")
+            return super().evaluate()
+
+        def read(self, report):
+            events.append("read")
+            return super().read(report)
+
     experiment = make("a2c", steps=384)  # 6 iterations, 2 rows
-    purerl.run(experiment, seeds=2, progress=False)
-    first = ["advance", "_read", "advance"]  # is calibrated: nothing else at the same time
-    one, row = ["advance", "_read"], ["advance", "evaluate", "_read"]
-    assert events == [*first, *row, *one, *one, *row, "_read"]
+    options = {"seeds": 2, "progress": False}
+    notes = driven(base=Notes, share=(__name__, 384))
+    purerl.run(experiment, surroundings=notes, **options)
+    one, row = ["advance", "read"], ["advance", "evaluate", "read"]
+    assert events == ["advance", *one, *row, *one, *one, *row, "read"]
     events.clear()
-    purerl.run(experiment, seeds=2, progress=False, out=tmp_path / "run", keep_best=True)
-    assert events == [*first, *row, "_read", "advance", *one, *row, "_read"]
+    out = tmp_path / "run"
+    purerl.run(experiment, out=out, keep_best=True, surroundings=notes, **options)
+    assert events == ["advance", *one, *row, "read", "advance", *one, *row, "read"]
 
 
 def test_a_chunk_is_calibrated_once_and_stored(tmp_path):
@@ -59,46 +67,83 @@ def test_a_chunk_is_calibrated_once_and_stored(tmp_path):
     assert 1 < chunk <= 4000
 
 
-@pytest.mark.usefixtures("compiled_once")
-def test_a_resumed_run_has_the_chunks_of_its_beginning(tmp_path, interrupt, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(Session, "_calibrate", lambda self, *_: setattr(self, "chunk", 3))
-    undo = interrupt(3)
-    assert purerl.run(make("a2c"), seeds=2, out=tmp_path / "run", progress=False).stopped
-    undo()
-    monkeypatch.setattr(Session, "_calibrate", lambda *_: pytest.fail("calibrated again"))
-    lengths, advance = [], Driver.advance
-
-    def remember(self, iterations):
-        lengths.append(iterations)
-        return advance(self, iterations)
-
-    monkeypatch.setattr(Driver, "advance", remember)
-    purerl.resume(tmp_path / "run", progress=False)
-    assert lengths == [3, 2]  # what was left of ten iterations, two rows
+def test_a_resumed_run_has_the_chunks_of_its_beginning(tmp_path):
+    cut = a2c(chunk=3, at=2)
+    options = {"seeds": 2, "progress": False}
+    assert purerl.run(make("a2c"), out=tmp_path / "run", surroundings=cut, **options).stopped
+    surroundings = a2c(chunk=0)  # to be measured
+    purerl.resume(tmp_path / "run", progress=False, surroundings=surroundings)
+    assert surroundings.driver.chunks == [3, 2]  # of ten iterations, two rows
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-@pytest.mark.usefixtures("compiled_once")
-def test_a_signal_after_the_last_chunk_was_begun_is_not_forgotten(number, tmp_path, monkeypatch):
+def test_a_signal_after_the_last_chunk_was_begun_is_not_forgotten(number, tmp_path):
     """The run is whole, but a sweep, or a script, does not go on."""
-    end = Session._end
 
-    def end_and_interrupt(self):
-        os.kill(os.getpid(), number)
-        end(self)
+    def interrupt(row):
+        if row["step"][0] == 640:
+            os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(Session, "_end", end_and_interrupt)
+    options = {"seeds": 2, "out": tmp_path / "run", "progress": False, "surroundings": a2c()}
     try:
-        result = purerl.run(make("a2c"), seeds=2, out=tmp_path / "run", progress=False)
+        result = purerl.run(make("a2c"), on_row=interrupt, **options)
     except purerl.Terminated as terminated:
         result = terminated.result
     assert result.stopped == signal.Signals(number).name
     assert result.returns.shape == (2, 2)
-    monkeypatch.undo()
     assert purerl.resume(tmp_path / "run", progress=False).stopped is None
 
 
-@pytest.mark.usefixtures("compiled_once", "chunks_of_one")
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    """As nohup and shells without job control want it (fault C12)."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        result = purerl.run(make("a2c"), seeds=2, progress=False, surroundings=a2c(at=3))
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.stopped is None
+
+
+def test_a_hook_sees_the_rows_adds_columns_and_ends_the_run(tmp_path):
+    seen = []
+
+    def hook(row):
+        seen.append(row)
+        if row["step"][0] >= 256:
+            return purerl.STOP
+        return {"double": 2 * row["step"], "one": 1.0}
+
+    experiment = make("a2c", evaluations=10)
+    options = {"seeds": 2, "progress": False, "surroundings": a2c()}
+    result = purerl.run(experiment, out=tmp_path, on_row=hook, **options)
+    assert result.stopped == "hook"
+    rows = read_rows(tmp_path)
+    assert [int(row["step"][0]) for row in seen] == [64, 128, 192, 256]
+    assert {"step", "return", "entropy", "failed"} <= set(seen[0])
+    assert [row["double"] for row in rows[:2]] == ["128", "128"]
+    assert rows[-1]["double"] == "nan"
+    assert len(result.steps) < 10
+    again = purerl.resume(tmp_path, progress=False, surroundings=a2c())
+    assert (again.stopped, len(again.steps)) == (None, 10)
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        (3, "on_row returned a int, wanted None, purerl.STOP, or a dict"),
+        ({"x": np.zeros(3)}, r"column 'x' of shape \(3,\), wanted .* columns \[2\]"),
+        ({"step": 1}, "column 'step'"),
+    ],
+    ids=str,
+)
+def test_what_a_hook_may_answer(answer, wanted):
+    with pytest.raises((TypeError, ValueError), match=wanted):
+        purerl.run(
+            make("a2c"), seeds=2, on_row=lambda row: answer, progress=False, surroundings=a2c()
+        )
+
+
 def test_the_best_checkpoint_is_whole_before_a_newer_one_is_begun(tmp_path, monkeypatch):
     """What is resumed from the newer one would not see that evaluation again."""
     save, wait, calls = Checkpoints.save, Checkpoints.wait, []
@@ -114,22 +159,22 @@ def test_the_best_checkpoint_is_whole_before_a_newer_one_is_begun(tmp_path, monk
     monkeypatch.setattr(Checkpoints, "save", noted_save)
     monkeypatch.setattr(Checkpoints, "wait", noted_wait)
     options = {"seeds": 2, "keep_best": True, "checkpoint_seconds": 0.0, "progress": False}
-    purerl.run(make("a2c"), out=tmp_path / "run", **options)
+    purerl.run(make("a2c"), out=tmp_path / "run", surroundings=a2c(), **options)
     best = calls.index(("save", "best"))
     newer = calls.index(("save", "checkpoints"), best)
     assert ("wait", "best") in calls[best:newer]
 
 
 @pytest.mark.parametrize("when", ["begun", "written"])
-@pytest.mark.usefixtures("compiled_once", "chunks_of_one")
 def test_a_best_state_that_could_not_be_written_is_not_the_best(when, tmp_path, monkeypatch):
     """A later one that is better than what is kept takes its place."""
     returns = iter([[3.0, 3.0], [9.0, 9.0], [4.0, 4.0], [5.0, 5.0], [2.0, 2.0]])
-    evaluate, save, wait = Driver.evaluate, Checkpoints.save, Checkpoints.wait
+    save, wait = Checkpoints.save, Checkpoints.wait
     lost: list[int] = []  # what a thread could not write
 
-    def evaluate_in_order(self):
-        return evaluate(self)._replace(mean_return=np.array(next(returns), np.float32))
+    class InOrder(NotedDriver):
+        def evaluate(self):
+            return super().evaluate()._replace(mean_return=np.array(next(returns), np.float32))
 
     def full(self, iteration, snapshot):
         if self.path.name == "best" and snapshot.host["returns"][-1] == [9.0, 9.0]:
@@ -145,17 +190,15 @@ def test_a_best_state_that_could_not_be_written_is_not_the_best(when, tmp_path, 
             raise OSError("No space left on device")
         wait(self)
 
-    monkeypatch.setattr(Driver, "evaluate", evaluate_in_order)
     monkeypatch.setattr(Checkpoints, "save", full)
     monkeypatch.setattr(Checkpoints, "wait", full_later)
     experiment = make("a2c", evaluations=5)
     out = tmp_path / "run"
     options = {"keep_best": True, "checkpoint_seconds": 0.0, "progress": False}
-    purerl.run(experiment, seeds=2, out=out, **options)
+    purerl.run(experiment, seeds=2, out=out, surroundings=a2c(base=InOrder), **options)
     assert [path.name for path in (out / "best").iterdir()] == ["8"]
 
 
-@pytest.mark.usefixtures("compiled_once")
 def test_a_writer_that_raises_does_not_end_a_run(tmp_path):
     class Broken:
         def open(self, folder, config, step):
@@ -175,10 +218,9 @@ def test_a_writer_that_raises_does_not_end_a_run(tmp_path):
     assert len(read_rows(tmp_path)) == 4
 
 
-@pytest.mark.usefixtures("chunks_of_one")
 def test_a_run_stops_when_a_seed_fails_if_that_is_wished(tmp_path, capsys):
     experiment = make("a2c", learning_rate=1e38)
-    options = {"seeds": 2, "out": tmp_path / "run"}
+    options = {"seeds": 2, "out": tmp_path / "run", "surroundings": driven()}
     result = purerl.run(experiment, on_failure="stop", **options)
     assert (result.stopped, result.failed.tolist()) == ("failure", [True, True])
     shown = capsys.readouterr().err
@@ -191,7 +233,6 @@ def test_a_run_stops_when_a_seed_fails_if_that_is_wished(tmp_path, capsys):
     assert [row["failed"] for row in read_rows(tmp_path / "run")] == ["1"] * 4
 
 
-@pytest.mark.usefixtures("compiled_once")
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     purerl.run(make("a2c"), seeds=2, out=tmp_path / "run", progress=False)
     with RunFolder(tmp_path / "run").lock():
@@ -203,7 +244,6 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     purerl.run(make("a2c"), seeds=2, out=tmp_path / "run", progress=False, overwrite=True)
 
 
-@pytest.mark.usefixtures("compiled_once")
 def test_a_folder_that_was_half_made_is_as_good_as_none(tmp_path):
     (tmp_path / "config.json.part").write_text('{"algo')
     purerl.run(make("a2c"), seeds=2, out=tmp_path, resume=True, progress=False)
@@ -211,7 +251,6 @@ def test_a_folder_that_was_half_made_is_as_good_as_none(tmp_path):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small file system")
-@pytest.mark.usefixtures("compiled_once", "chunks_of_one")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_disk_that_is_really_full(tmp_path, monkeypatch):
     """Checkpoints in the background fail; when there is space again, they are whole, and nothing
@@ -226,22 +265,21 @@ def test_a_disk_that_is_really_full(tmp_path, monkeypatch):
         experiment = make("a2c", steps=64 * 12)
         options = {"seeds": 2, "checkpoint_seconds": 0.0}
         purerl.run(experiment, out=tmp_path / "whole", progress=False, **options)
-        advance, chunks = Driver.advance, []
 
-        def advance_and_fill(self, iterations):
-            chunks.append(iterations)
-            if len(chunks) == 3:
-                with contextlib.suppress(OSError), (disk / "others").open("wb", 0) as file:
-                    while file.write(bytes(4096)):
-                        pass
-            elif len(chunks) == 8:
-                (disk / "others").unlink()
-            return advance(self, iterations)
+        class Fills(NotedDriver):
+            def advance(self, iterations):
+                if len(self.chunks) == 2:
+                    with contextlib.suppress(OSError), (disk / "others").open("wb", 0) as file:
+                        while file.write(bytes(4096)):
+                            pass
+                elif len(self.chunks) == 7:
+                    (disk / "others").unlink()
+                return super().advance(iterations)
 
-        monkeypatch.setattr(Driver, "advance", advance_and_fill)
         told = []
         monkeypatch.setattr(Progress, "say", lambda self, what: told.append(what))
-        result = purerl.run(experiment, out=disk / "run", **options)
+        surroundings = driven(base=Fills, share=(__name__, 12))
+        result = purerl.run(experiment, out=disk / "run", surroundings=surroundings, **options)
         assert any("No space left on device; the run goes on" in x for x in told), told
         assert result.trouble is None
         assert final(disk / "run") == final(tmp_path / "whole")
@@ -254,56 +292,51 @@ def test_a_disk_that_is_really_full(tmp_path, monkeypatch):
 
 def test_a_chunk_is_as_long_as_was_wished():
     """Ten milliseconds an iteration: trials are doubled until they take long enough."""
-    session = Session.__new__(Session)
-    session.options = purerl.RunOptions(chunk_seconds=1.0)
-    session.points, session.cold, session.chunk, session.trial = [1000], True, 0, 1
-    session._calibrate(1, 5.0)  # the first execution is no measure
-    assert (session.chunk, session.trial) == (0, 1)
+    chunks = ChunkLength(1.0, longest=1000)
+    assert chunks.next(1000) == 1
+    chunks.measured(1, 5.0)  # the first execution is no measure
     for trial in (1, 2, 4, 8, 16, 32):
-        session._calibrate(trial, 0.01 * trial)
-        assert (session.chunk, session.trial) == (0, 2 * trial)
-    session._calibrate(7, 0.07)  # cut short by a row of the log
-    assert session.chunk == 0
-    session._calibrate(64, 0.64)
-    assert session.chunk == 100
-    session.points, session.chunk, session.trial = [30, 60], 0, 64
-    session._calibrate(30, 0.3)  # no chunk is longer than from one row to the next
-    assert session.chunk == 30
+        assert (chunks.length, chunks.next(1000)) == (0, trial)
+        chunks.measured(trial, 0.01 * trial)
+    chunks.measured(7, 0.07)  # cut short by a row of the log
+    assert (chunks.length, chunks.next(7)) == (0, 7)
+    chunks.measured(64, 0.64)
+    assert chunks.length == 100
+    chunks = ChunkLength(1.0, longest=30)
+    for _ in range(2):  # no chunk is longer than from one row to the next
+        chunks.measured(30, 0.3)
+    assert chunks.length == 30
 
 
 @pytest.mark.parametrize(("left", "most"), [(10, 3), (9, 3), (1, 5), (1000, 499), (7, 1)])
 def test_chunks_are_even(left, most):
     """A short one would leave the devices no time to run apart."""
-    lengths = []
+    chunks, lengths = ChunkLength(1.0, longest=left, length=most), []
     while left - sum(lengths):
-        lengths.append(even_chunk(left - sum(lengths), most))
+        lengths.append(chunks.next(left - sum(lengths)))
     assert max(lengths) <= most
     assert max(lengths) - min(lengths) <= 1
     assert len(lengths) == -(-left // most)
 
 
-@pytest.mark.usefixtures("compiled_once")
-def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path, interrupt):  # noqa: F811
+def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):
     """What was written until then is resumed."""
+
+    class Twice(NotedDriver):
+        def advance(self, iterations):
+            report = super().advance(iterations)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                os.kill(os.getpid(), signal.SIGINT)
+            return report
+
     options = {"seeds": 2, "progress": False, "checkpoint_seconds": 0.0}
-    purerl.run(make("a2c"), out=tmp_path / "whole", **options)
-    advance, handler = Driver.advance, signal.getsignal(signal.SIGINT)
-    undo = interrupt(4)
-    once = Driver.advance
-
-    def twice(self, iterations):
-        report = once(self, iterations)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            os.kill(os.getpid(), signal.SIGINT)
-        return report
-
-    Driver.advance = twice
+    purerl.run(make("a2c"), out=tmp_path / "whole", surroundings=a2c(), **options)
+    handler = signal.getsignal(signal.SIGINT)
+    twice = a2c(base=Twice, at=4)
     with pytest.raises(KeyboardInterrupt):
-        purerl.run(make("a2c"), out=tmp_path / "cut", **options)
-    Driver.advance = advance
-    undo()
+        purerl.run(make("a2c"), out=tmp_path / "cut", surroundings=twice, **options)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert purerl.resume(tmp_path / "cut", progress=False).stopped is None
+    assert purerl.resume(tmp_path / "cut", progress=False, surroundings=a2c()).stopped is None
     assert final(tmp_path / "cut") == final(tmp_path / "whole")
 
 
@@ -312,19 +345,23 @@ COMMAND += ["--rollout-length", "16", "--evaluations", "2", "--evaluation-episod
 COMMAND += ["--hidden-sizes", "8", "--no-progress"]
 
 
-def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, interrupt, capsys):  # noqa: F811
-    out = str(tmp_path / "run")
-    undo = interrupt(2, signal.SIGTERM)
+def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    out, advance = str(tmp_path / "run"), Driver.advance
+
+    def advance_and_end(self, iterations):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return advance(self, iterations)
+
+    monkeypatch.setattr(Driver, "advance", advance_and_end)
     assert main([*COMMAND, "--out", out]) == 143
-    undo()
+    monkeypatch.undo()
     assert f"go on with: purerl train --resume {out}" in capsys.readouterr().out
     assert main(["train", "--resume", out, "--no-progress"]) == 0
 
 
-@pytest.mark.usefixtures("compiled_once", "chunks_of_one")
 def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch, capsys):
     """It tells, tries again, and the result is whole."""
-    manager_type = Checkpoints(tmp_path / "x", keep=1)._manager.__class__
+    manager_type = orbax.checkpoint.CheckpointManager
     save, full = manager_type.save, []
 
     def no_space(self, *args, **kwargs):
@@ -333,7 +370,7 @@ def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch, capsys):
         return save(self, *args, **kwargs)
 
     monkeypatch.setattr(manager_type, "save", no_space)
-    options = {"seeds": 2, "checkpoint_seconds": 0.0}
+    options = {"seeds": 2, "checkpoint_seconds": 0.0, "surroundings": a2c()}
     expected = purerl.run(make("a2c"), out=tmp_path / "whole", **options)
     assert expected.trouble is None
     full.append(1)

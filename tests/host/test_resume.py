@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -12,13 +11,12 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint
 import pytest
-from run_folders import final
+from run_folders import NotedDriver, child_environment, driven, final, read_rows
 
 import purerl
 from purerl.cli import main
-from purerl.host.chunks import Session
-from purerl.host.programs import Driver
 from purerl.host.store.checkpoint import Checkpoints
 
 TINY = purerl.NetworkConfig(hidden_sizes=(8,))
@@ -27,13 +25,7 @@ ON = LOOP | {"steps": 640, "rollout_length": 16, "normalize_reward": True}
 OFF = LOOP | {"steps": 400, "warmup": 100, "capacity": 150, "batch_size": 16, "target_every": 7}
 RUNS = {
     "ppo_clip": ("ppo_clip", ON | {"num_epochs": 2, "num_minibatches": 2}),
-    "ppo_penalty": ("ppo_penalty", ON | {"num_epochs": 2, "num_minibatches": 2}),
     "a2c": ("a2c", ON),
-    "trpo": ("trpo", ON | {"cg_iterations": 3}),
-    "npg": ("npg", ON | {"cg_iterations": 3}),
-    "acktr": ("acktr", ON | {"stats_every": 2, "inverse_every": 3, "cold_start": 2}),
-    "policy_gradient": ("policy_gradient", ON),
-    "dqn": ("dqn", OFF | {"double": True, "n_step": 2}),
     "dqn prioritized": ("dqn", OFF | {"prioritized": True, "dueling": True}),
 }
 
@@ -44,70 +36,25 @@ def make(name, **changes):
     return purerl.make_experiment(algorithm, "CartPole-v1", **numbers)
 
 
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Makes a run get a signal when it begins its n-th chunk, of one iteration each."""
-    monkeypatch.setattr(Session, "_calibrate", lambda self, *_: setattr(self, "chunk", 1))
-
-    def at(chunk, number=signal.SIGINT):
-        advance, begun = Driver.advance, []
-
-        def advance_and_interrupt(self, iterations):
-            begun.append(iterations)
-            if len(begun) == chunk:
-                os.kill(os.getpid(), number)
-            return advance(self, iterations)
-
-        monkeypatch.setattr(Driver, "advance", advance_and_interrupt)
-        return lambda: monkeypatch.setattr(Driver, "advance", advance)
-
-    return at
-
-
-def count_iterations(monkeypatch):
-    """The iterations that are trained from now on, chunk by chunk."""
-    advance, trained = Driver.advance, []
-
-    def advance_and_count(self, iterations):
-        trained.append(iterations)
-        return advance(self, iterations)
-
-    monkeypatch.setattr(Driver, "advance", advance_and_count)
-    return trained
-
-
-@pytest.fixture
-def compiled_once(monkeypatch):
-    """Sessions of one test share their programs, to save time."""
-    compile_program, shared = Driver.compile, []
-
-    def compile_or_share(self):
-        if not shared:
-            compile_program(self)
-            shared.append((self._begin, self.program, self._evaluate))
-        self._begin, self.program, self._evaluate = shared[0]
-
-    monkeypatch.setattr(Driver, "compile", compile_or_share)
-
-
-@pytest.mark.parametrize("name", RUNS)
-@pytest.mark.usefixtures("compiled_once")
-def test_resumed_is_bitwise_uninterrupted(name, tmp_path, interrupt, monkeypatch):
+@pytest.mark.parametrize("name", ["ppo_clip", "dqn prioritized"])
+def test_resumed_is_bitwise_uninterrupted(name, tmp_path):
+    """test_crossings.py does it with every algorithm, and compares less."""
     options = {"seeds": 2, "progress": False}
-    whole = purerl.run(make(name), out=tmp_path / "whole", **options)
-    undo = interrupt(4)  # in the middle of a row of the log
-    cut = purerl.run(make(name), out=tmp_path / "cut", **options)
+    share = __name__, name
+    surroundings = driven(share=share)
+    whole = purerl.run(make(name), out=tmp_path / "whole", surroundings=surroundings, **options)
+    surroundings = driven(share=share, at=4)  # in the middle of a row of the log
+    cut = purerl.run(make(name), out=tmp_path / "cut", surroundings=surroundings, **options)
     assert (cut.stopped, len(cut.steps)) == ("SIGINT", 0)
-    undo()
-    interrupt(2, signal.SIGTERM)
+    surroundings = driven(share=share, at=2, number=signal.SIGTERM)
     with pytest.raises(purerl.Terminated) as terminated:  # a script that trains more ends too
-        purerl.resume(tmp_path / "cut", progress=False)
+        purerl.resume(tmp_path / "cut", progress=False, surroundings=surroundings)
     assert (terminated.value.code, terminated.value.result.stopped) == (143, "SIGTERM")
-    undo()
-    trained = count_iterations(monkeypatch)
-    result = purerl.resume(tmp_path / "cut", progress=False)
+    surroundings = driven(share=share)
+    result = purerl.resume(tmp_path / "cut", progress=False, surroundings=surroundings)
     assert result.stopped is None
-    assert 0 < sum(trained) < whole.state.clock.iteration  # it went on, and did not begin again
+    trained = sum(surroundings.driver.chunks)
+    assert 0 < trained < whole.state.clock.iteration  # it went on, and did not begin again
     assert final(tmp_path / "cut") == final(tmp_path / "whole")
     for a, b in zip(jax.tree.leaves(result.state), jax.tree.leaves(whole.state), strict=True):
         if jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key):
@@ -158,10 +105,13 @@ def test_the_newest_and_the_best_checkpoints_are_kept(trained):
     assert host["iteration"] == 2 * (1 + int(np.argmax(iqms)))
 
 
-def test_a_finished_run_is_not_run_again(trained, monkeypatch):
-    monkeypatch.setattr(Driver, "compile", lambda self: pytest.fail("compiled"))
+def test_a_finished_run_is_not_run_again(trained):
+    class Compiles(NotedDriver):
+        def compile(self):
+            pytest.fail("compiled")
+
     before = final(trained)
-    result = purerl.resume(trained, progress=False)
+    result = purerl.resume(trained, progress=False, surroundings=driven(base=Compiles))
     assert result.returns.shape == (3, 5)
     assert final(trained) == before
 
@@ -181,44 +131,73 @@ def test_resuming_another_run_names_the_fields(copied, capsys):
         purerl.resume(copied, progress=False)
 
 
-def test_resuming_with_other_versions_must_be_asked_for(copied, monkeypatch):
-    module = sys.modules["purerl.host.store.retention"]
-    now = module.environment()
-    other = now | {"versions": now["versions"] | {"jax": "0.0.1"}}
-    monkeypatch.setattr(module, "environment", lambda: other)
-    message = rf"versions.jax is '{jax.__version__}' there, '0.0.1' here.*--inexact"
+def test_an_interrupted_run_is_extended_to_what_the_longer_one_is(tmp_path, capsys):
+    """Where nothing is annealed; also the sums of the log that was in the middle of a row."""
+    changes = {"learning_rate_schedule": "constant"}
+    options = {"seeds": 2, "progress": False}
+    cut = driven(at=4)
+    out = tmp_path / "cut"
+    purerl.run(make("a2c", **changes), out=out, surroundings=cut, **options)
+    longer = make("a2c", steps=1280, **changes)
+    share = __name__, "longer"
+    whole = purerl.run(longer, out=tmp_path / "whole", surroundings=driven(share=share), **options)
+    found = purerl.resume(out, steps=1280, surroundings=driven(share=share))
+    told = "extended from 640 to 1,280 steps; progress of the new length"
+    assert told in capsys.readouterr().err
+    assert found.experiment == longer
+    for a, b in zip(
+        jax.tree.leaves(found.state.learner), jax.tree.leaves(whole.state.learner), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    ended = [
+        sum(int(row["train_episodes"]) for row in read_rows(folder))
+        for folder in (out, tmp_path / "whole")
+    ]
+    assert ended[0] == ended[1]
+    with pytest.raises(ValueError, match=r"steps=64 is less than the run's 1280"):
+        purerl.resume(out, steps=64)
+
+
+def change_checkpoint(folder, change):
+    """Changes what the newest checkpoint says of itself."""
+    [path] = (folder / "checkpoints" / "10").rglob("host/metadata")
+    host = json.loads(path.read_text())
+    change(host)
+    path.write_text(json.dumps(host))
+
+
+def test_resuming_with_other_versions_must_be_asked_for(copied):
+    change_checkpoint(copied, lambda host: host["circumstances"]["versions"].update(jax="0.0.1"))
+    message = rf"versions.jax is '0.0.1' there, '{jax.__version__}' here.*--inexact"
     with pytest.raises(ValueError, match=message):
         purerl.resume(copied, progress=False)
     assert purerl.resume(copied, progress=False, inexact=True).returns.shape == (3, 5)
 
 
-def test_what_the_bits_depend_on_is_compared(copied, monkeypatch):
+def test_what_the_bits_depend_on_is_compared(copied):
     """Versions are not all: another way to draw random numbers, an edited file."""
     message = r"threefry_partitionable is True there, False here"
     with jax.threefry_partitionable(False), pytest.raises(ValueError, match=message):
         purerl.resume(copied, progress=False)
-    monkeypatch.setattr(sys.modules["purerl.host.store.provenance"], "_source", lambda: "other")
-    with pytest.raises(ValueError, match=r"source is '[0-9a-f]{8}' there, 'other' here"):
+    change_checkpoint(copied, lambda host: host["circumstances"].update(source="other"))
+    with pytest.raises(ValueError, match=r"source is 'other' there, '[0-9a-f]{8}' here"):
         purerl.resume(copied, progress=False)
 
 
 def test_passing_trouble_is_not_called_damage(copied, monkeypatch):
     """Nobody is told to give up a checkpoint that may be whole."""
-    manager = Checkpoints(copied / "checkpoints", keep=None)._manager.__class__
     for error in (OSError(116, "Stale file handle"), ValueError("UNAVAILABLE: try again")):
 
         def restore(self, *args, error=error, **kwargs):
             raise error
 
-        monkeypatch.setattr(manager, "restore", restore)
+        monkeypatch.setattr(orbax.checkpoint.CheckpointManager, "restore", restore)
         with pytest.raises(OSError, match=r"/10 cannot be read: .*(Stale|UNAVAILABLE)"):
             purerl.resume(copied, progress=False)
 
 
 def test_a_checkpoint_of_another_format(copied):
-    [path] = (copied / "checkpoints" / "10").rglob("host/metadata")
-    host = json.loads(path.read_text())
-    path.write_text(json.dumps(host | {"format": 99}))
+    change_checkpoint(copied, lambda host: host.update(format=99))
     with pytest.raises(ValueError, match=r"has the format 99, this version of purerl reads"):
         purerl.resume(copied, progress=False)
 
@@ -258,21 +237,64 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_named(damage, 
 
 
 def test_wrong_numbers_in_a_whole_checkpoint_are_found_by_their_checksums(copied):
-    [path] = (copied / "checkpoints" / "10").rglob("host/metadata")
-    host = json.loads(path.read_text())
-    host["checksums"][1] += 1
-    path.write_text(json.dumps(host))
+    """By who resumes it, and by who takes a policy out of it."""
+
+    def change(host):
+        host["checksums"][1] += 1
+        host["policy_checksums"][2] += 1
+
+    change_checkpoint(copied, change)
     with pytest.raises(ValueError, match=r"the checksums of seeds 1 are wrong"):
+        purerl.resume(copied, progress=False)
+    with pytest.raises(ValueError, match=r"the checksums of seeds 2 are wrong"):
+        purerl.load_policy(copied, 0)
+    with pytest.raises(ValueError, match=r"the checksums of seeds 2 are wrong"):
+        purerl.load_run(copied)
+
+
+def test_arrays_of_another_shape_are_named(copied):
+    """Of a checkpoint that says it is of this run."""
+
+    def wider(run):
+        run["config"]["network"]["hidden_sizes"] = [9]
+        return run
+
+    change_checkpoint(copied, lambda host: wider(host["run"]))
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(wider(config)))
+    message = r"\['bias'\] is float32\[3, 8\] there, float32\[3, 9\] here, .* and \d+ more"
+    with pytest.raises(ValueError, match=message):
         purerl.resume(copied, progress=False)
 
 
-def test_arrays_of_another_shape_are_named(copied, monkeypatch):
-    other = make("ppo_clip", evaluations=5, network=purerl.NetworkConfig(hidden_sizes=(9,)))
-    monkeypatch.setattr(sys.modules["purerl.host.store.retention"], "check_same", lambda *_: None)
-    monkeypatch.setattr(sys.modules["purerl.host.runs"], "check_same", lambda *_: None)
-    message = r"\['bias'\] is float32\[3, 8\], wanted float32\[3, 9\]; and 5 more"
-    with pytest.raises(ValueError, match=message):
-        purerl.run(other, seeds=3, out=copied, resume=True, progress=False)
+def test_a_seed_that_failed_is_known_when_its_run_is_read_or_goes_on(copied):
+    """Also where what failed is no longer seen in the state."""
+    change_checkpoint(copied, lambda host: host.update(failed=[False, True, False]))
+    assert purerl.load_run(copied).failed.tolist() == [False, True, False]
+    assert purerl.resume(copied, progress=False).failed.tolist() == [False, True, False]
+
+
+def test_a_seed_without_a_finite_return_is_not_the_best(copied):
+    def change(host):
+        host["returns"][-1] = [float("nan"), 1.0, 2.0]
+
+    change_checkpoint(copied, change)
+    many = np.random.default_rng(0).normal(size=(200, 4))
+    best, second = (purerl.load_policy(copied, seed)(many) for seed in ("best", 2))
+    np.testing.assert_array_equal(best, second)
+    assert not np.array_equal(best, purerl.load_policy(copied, 0)(many))
+    np.testing.assert_array_equal(best, purerl.load_run(copied).policy()(many))
+
+
+def test_the_best_evaluation_so_far_is_known_to_a_run_that_goes_on(copied):
+    """A worse one does not take its place."""
+    [kept] = (copied / "best").iterdir()
+    [path] = kept.rglob("host/metadata")
+    host = json.loads(path.read_text())
+    host["returns"][-1] = [1e6] * 3  # what no later evaluation beats
+    path.write_text(json.dumps(host))
+    purerl.resume(copied, steps=2 * 640, progress=False)
+    assert [path.name for path in (copied / "best").iterdir()] == [kept.name]
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(copied):
@@ -304,7 +326,7 @@ def test_resume_without_a_run(tmp_path, capsys):
         purerl.run(make("a2c"), resume=True)
 
 
-def test_killed_while_it_writes_a_checkpoint(tmp_path, monkeypatch):
+def test_killed_while_it_writes_a_checkpoint(tmp_path):
     """SIGKILL, to a process of its own; benchmarks/kill.py does it many times."""
     code = """
 import sys, jax
@@ -315,11 +337,7 @@ experiment = test_resume.make("ppo_clip", steps=64 * 300)
 options = {"checkpoint_seconds": 0.0, "chunk_seconds": 0.02, "progress": False}
 purerl.run(experiment, seeds=2, out=sys.argv[1], **options)
 """
-    out, tests = tmp_path / "killed", pathlib.Path(__file__).parents[1]
-    environment = os.environ | {
-        "PYTHONPATH": f"{tests.parent}:{tests}:{tests / 'host'}",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-    }
+    out, environment = tmp_path / "killed", child_environment()
     process = subprocess.Popen([sys.executable, "-c", code, str(out)], env=environment)
     checkpoints = out / "checkpoints"
     while process.poll() is None and not (
@@ -329,9 +347,9 @@ purerl.run(experiment, seeds=2, out=sys.argv[1], **options)
     process.kill()
     process.wait()
     assert not (out / "learning_curve.png").exists()  # it was not finished
-    trained = count_iterations(monkeypatch)
-    purerl.resume(out, progress=False)
-    assert sum(trained) < 300
+    surroundings = driven(chunk=0)
+    purerl.resume(out, progress=False, surroundings=surroundings)
+    assert sum(surroundings.driver.chunks) < 300
     experiment = make("ppo_clip", steps=64 * 300)
     purerl.run(experiment, seeds=2, out=tmp_path / "whole", progress=False)
     assert final(out) == final(tmp_path / "whole")

@@ -2,8 +2,6 @@
 
 import collections
 import json
-import os
-import pathlib
 import re
 import signal
 import socket
@@ -11,20 +9,13 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
-from run_folders import final
-from test_resume import count_iterations, interrupt  # noqa: F401
+from run_folders import child_environment, driven, final
 
 import purerl
 from purerl.host.devices import make_layout
 
-TESTS = pathlib.Path(__file__).parents[1]
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
-    "PYTHONPATH": f"{TESTS.parent}:{TESTS}:{TESTS / 'host'}",
-    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-}
 EIGHT_DEVICES = """
 import collections, json, math, re, sys
 import jax
@@ -75,7 +66,7 @@ def on_eight_devices(*arguments):
 def started(code, *arguments):
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
-        env=ENVIRONMENT,
+        env=child_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -128,7 +119,7 @@ def test_environments_that_the_devices_do_not_divide():
         make_layout("hosts", 4, 4)
 
 
-def test_environments_over_the_devices_of_this_process(tmp_path, interrupt, monkeypatch):  # noqa: F811
+def test_environments_over_the_devices_of_this_process(tmp_path):
     """A whole run, with its checkpoints, resumed bitwise."""
     experiment = purerl.make_experiment(
         "a2c",
@@ -146,12 +137,13 @@ def test_environments_over_the_devices_of_this_process(tmp_path, interrupt, monk
     np.testing.assert_allclose(result.returns, seeds.returns, rtol=0.2)
     again = purerl.run(experiment, out=tmp_path / "run", resume=True, **options)
     np.testing.assert_array_equal(again.returns, result.returns)
-    undo = interrupt(5)
-    assert purerl.run(experiment, out=tmp_path / "cut", **options).stopped == "SIGINT"
-    undo()
-    trained = count_iterations(monkeypatch)
-    purerl.resume(tmp_path / "cut", progress=False)
-    assert sum(trained) == 3
+    share = __name__, "environments"
+    cut = driven(at=5, share=share)
+    stopped = purerl.run(experiment, out=tmp_path / "cut", surroundings=cut, **options)
+    assert stopped.stopped == "SIGINT"
+    surroundings = driven(share=share)
+    purerl.resume(tmp_path / "cut", progress=False, surroundings=surroundings)
+    assert sum(surroundings.driver.chunks) == 3
     assert final(tmp_path / "cut") == final(tmp_path / "run")
     assert None not in final(tmp_path / "cut")[0]["checksums"]
 

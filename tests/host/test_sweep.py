@@ -4,9 +4,7 @@ import csv
 import functools
 import gc
 import json
-import os
 import shutil
-import signal
 import sys
 
 import jax
@@ -33,20 +31,6 @@ SMALL = {
 make = functools.partial(purerl.make_experiment, "a2c", "CartPole-v1", **SMALL)
 RATES = [1e-3, 1e-2]
 VALUES = {"learning_rate": RATES, "hidden_sizes": [(8,), (8, 8)]}
-
-
-class StopsAfterFirstPart:
-    """A writer; interrupts the process when the last row of a part is written."""
-
-    def open(self, folder, config, step):
-        """Nothing."""
-
-    def write(self, rows):
-        if rows["step"][0] == 256:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def close(self):
-        """Nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -201,13 +185,14 @@ def test_a_result_is_a_table_of_seeds_and_evaluations():
     }
 
 
-def test_a_table_needs_pandas(monkeypatch):
-    made = []
-    stand_in = type(sys)("pandas")
-    stand_in.DataFrame = made.append
-    monkeypatch.setitem(sys.modules, "pandas", stand_in)
-    made_up().to_pandas()
-    assert made[0]["step"].tolist() == [9, 18, 9, 18, 9]
+def test_a_result_as_a_data_frame():
+    pytest.importorskip("pandas")
+    table = made_up().to_pandas()
+    assert table.groupby("clip")["return"].max().tolist() == [1.0, 2.0, 3.0]
+    assert table.dtypes["step"] == np.int64
+
+
+def test_a_data_frame_needs_pandas(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match="which is not installed: pip install pandas"):
         made_up().to_pandas()
@@ -266,8 +251,16 @@ def test_a_sweep_is_resumed(swept, tmp_path):
     """Stopped between its two programs; what is finished is not trained again."""
     out, whole = swept
     options = {"seeds": 2, "out": tmp_path / "cut", "progress": False}
-    cut = purerl.sweep(make, VALUES, writers=("csv", StopsAfterFirstPart()), **options)
-    assert (cut.stopped, cut.compilations) == ("SIGINT", 1)
+    seen = []
+
+    def stop_at_the_end(rows):
+        seen.append({name: rows[name].tolist() for name in ("point", "learning_rate", "seed")})
+        return purerl.STOP if rows["step"][0] == 256 else {"tenfold": 10 * rows["return"]}
+
+    cut = purerl.sweep(make, VALUES, on_row=stop_at_the_end, **options)
+    assert (cut.stopped, cut.compilations) == ("hook", 1)
+    rates = [1e-3, 1e-3, 1e-2, 1e-2]
+    assert seen == [{"point": [0, 0, 2, 2], "learning_rate": rates, "seed": [0, 1, 0, 1]}] * 2
     assert cut.finished.tolist() == [True, False, True, False]
     assert (cut.steps[1] < 0).all()
     assert np.isnan(cut.returns[1]).all()
@@ -332,6 +325,30 @@ def test_a_sweep_that_was_stopped_ranks_what_is_finished_first():
     assert [row["clip"] for row in failed.ranked()] == [0.3, 0.1, 0.2]  # NaN is the worst
 
 
+def test_of_equal_iqms_the_higher_interval_is_first():
+    """And then the better worst seed; each of six seeds."""
+    returns = np.array([[0.0, 2, 2, 2, 2, 4], [1, 2, 2, 2, 2, 3], [0, 2, 2, 2, 2, 9]])[..., None]
+    result = made_up(
+        steps=np.full((3, 1), 9),
+        returns=returns,
+        failed=np.zeros((3, 6), bool),
+        finished=np.ones(3, bool),
+    )
+    assert {row["iqm"] for row in result.ranked()} == {2.0}
+    assert [row["point"] for row in result.ranked()][0] == 1
+
+
+def test_a_sweep_of_an_object_is_resumed_when_it_is_given_again(tmp_path):
+    env = purerl.make_env("CartPole-v1")
+    options = {"seeds": 2, "progress": False, "out": tmp_path / "sweep"}
+    first = purerl.sweep("a2c", env, grid={"learning_rate": RATES}, **options, **SMALL)
+    with pytest.raises(ValueError, match=r"give it again \(env="):
+        purerl.resume_sweep(tmp_path / "sweep")
+    again = purerl.resume_sweep(tmp_path / "sweep", env=env)
+    assert again.compilations == 0
+    np.testing.assert_array_equal(again.returns, first.returns)
+
+
 def test_what_cannot_be_sharded_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match=r"num_envs=3 cannot be shared evenly by 2 devices"):
         purerl.sweep(make, {"num_envs": [4, 3]}, out=tmp_path / "x", shard="environments")
@@ -342,7 +359,7 @@ def test_a_sweep_is_not_resumed_with_other_versions(swept, tmp_path):
     out, whole = swept
     copy = shutil.copytree(out, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
-    config["environment"]["source"] = "other"
+    config["circumstances"]["source"] = "other"
     (copy / "config.json").write_text(json.dumps(config))
     options = {"seeds": 2, "out": copy, "resume": True, "progress": False}
     with pytest.raises(ValueError, match=r"source is 'other' there.* the sweep would not be"):
@@ -355,13 +372,12 @@ def test_what_does_not_fit_is_trained_in_parts(tmp_path):
     """Of a program of four rows two fit; of the first part nothing is kept."""
     values, living = {"learning_rate": RATES}, []
 
-    class Looks(StopsAfterFirstPart):
-        def write(self, rows):
-            gc.collect()
-            living.append(sum(x.nbytes for x in jax.live_arrays()))
+    def look(rows):
+        gc.collect()
+        living.append(sum(x.nbytes for x in jax.live_arrays()))
 
     out = tmp_path / "parts"
-    options = {"seeds": 2, "progress": False, "writers": ("csv", Looks())}
+    options = {"seeds": 2, "progress": False, "on_row": look}
     for memory in 2 ** np.arange(12, 30):  # the first that is enough for a part, not for all
         try:
             parts = purerl.sweep(make, values, out=out, memory=int(memory), **options)
@@ -426,8 +442,8 @@ def test_an_algorithm_by_name_with_a_grid(swept):
         functools.partial(purerl.make_experiment, "a2c"), points, seeds=2, progress=False
     )
     np.testing.assert_array_equal(result.returns, swept[1].returns[::2])
-    named = [{k: x for k, x in point.items() if k != "env"} for point in points]
-    again = purerl.sweep("a2c", "CartPole-v1", grid=named, seeds=2, progress=False)
+    rates = {"learning_rate": RATES}
+    again = purerl.sweep("a2c", "CartPole-v1", grid=rates, seeds=2, progress=False, **SMALL)
     np.testing.assert_array_equal(again.returns, result.returns)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import purerl
-from purerl.host.report.log import Log
+from purerl.host.report.log import Log, named
 from purerl.host.report.writers import (
     CSVWriter,
     JSONLWriter,
@@ -74,6 +74,32 @@ def test_rows_after_the_checkpoint_are_forgotten(kind, tmp_path):
     assert len(path.read_text().splitlines()) == (1 if kind is CSVWriter else 0)
 
 
+@pytest.mark.parametrize("kind", [CSVWriter, JSONLWriter])
+def test_hyper_parameters_that_are_no_numbers(kind, tmp_path):
+    """And have commas, when the rows are read again to go on."""
+    swept = {"point": np.arange(2), "widths": np.fromiter([(8, 8), None], object)}
+    swept |= {"activation": np.array(["tanh", "relu"])}
+    writer = kind()
+    writer.open(tmp_path, CONFIG, None)
+    for step in (10, 20):
+        writer.write(swept | rows(step))
+    text = (tmp_path / writer.name).read_text()
+    assert (
+        '"(8, 8)",tanh' if kind is CSVWriter else '"widths": [8, 8], "activation": "tanh"'
+    ) in text
+    again = kind()
+    again.open(tmp_path, CONFIG, 10)
+    again.write(swept | rows(20))
+    assert (tmp_path / writer.name).read_text() == text
+
+
+def test_seeds_are_named_by_point_and_seed():
+    names = {"point": np.array([0, 0, 1]), "clip": np.ones(3), "seed": np.array([0, 1, 0])}
+    assert named(names, np.array([False, True, True])) == "point/seed 0/1, 1/0"
+    assert named({"seed": np.arange(9)}, np.ones(9, bool)) == "seed 0, 1, 2, 3, 4, ..."
+    assert named(names, np.zeros(3, bool)) == ""
+
+
 def test_a_disk_that_is_full_loses_no_row(tmp_path):
     """Part of a row that did fit is taken back; the row is written when there is space again."""
     writer = CSVWriter()
@@ -106,7 +132,7 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch):
 
 
 def events(path):
-    """Step, tag and value of each scalar in a file of TensorBoard's."""
+    """Step, tag and value of each scalar in a file of TensorBoard's; and where a session begins."""
     from tensorboardX.proto import event_pb2
 
     data, at = path.read_bytes(), 0
@@ -114,22 +140,41 @@ def events(path):
         (length,) = struct.unpack_from("<Q", data, at)
         event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
         at += 16 + length
+        if event.session_log.status == event_pb2.SessionLog.START:
+            yield event.step, "start", None
         yield from ((event.step, x.tag, x.simple_value) for x in event.summary.value)
 
 
 def test_tensorboard_has_a_run_a_seed(tmp_path):
+    """What goes on after step 20 purges what is later than it, and not what is at it."""
+    pytest.importorskip("tensorboardX")
+    sessions = []
+    for step, values in ((None, ((10, 1.5), (20, 2.5), (30, 9.0))), (20, ((30, 3.5),))):
+        writer = TensorBoardWriter()
+        writer.open(tmp_path, CONFIG, step)
+        for at, value in values:
+            writer.write(rows(at, value))
+        writer.close()
+        seeds = sorted((tmp_path / "tensorboard").iterdir())
+        assert [path.name for path in seeds] == ["seed-000", "seed-001"]
+        [path] = seeds[0].iterdir()
+        sessions.append(list(events(path)))
+        path.unlink()  # two within a second would have one name
+    assert sessions[0] == [(10, "return", 1.5), (20, "return", 2.5), (30, "return", 9.0)]
+    assert sessions[1] == [(21, "start", None), (30, "return", 3.5)]
+
+
+def test_tensorboard_of_a_sweep_shows_no_hyper_parameters(tmp_path):
     pytest.importorskip("tensorboardX")
     writer = TensorBoardWriter()
     writer.open(tmp_path, CONFIG, None)
-    writer.write(rows(10))
-    writer.write(rows(20, 2.5))
+    swept = {"point": np.array([3, 12]), "activation": np.array(["tanh", "relu"])}
+    writer.write(swept | rows(10))
     writer.close()
-    assert sorted(path.name for path in (tmp_path / "tensorboard").iterdir()) == [
-        "seed-000",
-        "seed-001",
-    ]
-    [path] = (tmp_path / "tensorboard" / "seed-000").iterdir()
-    assert list(events(path)) == [(10, "return", 1.5), (20, "return", 2.5)]
+    seeds = sorted((tmp_path / "tensorboard").iterdir())
+    assert [path.name for path in seeds] == ["point-003-seed-000", "point-012-seed-001"]
+    [path] = seeds[0].iterdir()
+    assert list(events(path)) == [(10, "return", 1.5)]
 
 
 def test_wandb_offline(tmp_path, monkeypatch):

@@ -96,8 +96,8 @@ NARROW = DiagGaussian(jnp.array([[0.0, 0.0]]), jnp.log(jnp.array([[0.5, 1.0]])))
 WIDE = DiagGaussian(jnp.array([[1.0, -1.0]]), jnp.log(jnp.array([[2.0, 1.5]])))
 
 
-def as_document_003_prints_it(p, q):
-    """Its KL(p || q), with the two variances exchanged."""
+def as_it_is_misprinted(p, q):
+    """KL(p || q) with the two variances exchanged, as lecture notes in circulation have it."""
     (s, t), (m, n) = np.exp([p.log_std, q.log_std]), (p.mean, q.mean)
     return 0.5 * np.sum(t**2 / s**2 + (m - n) ** 2 / s**2 - 1 + np.log(s**2 / t**2), axis=-1)
 
@@ -113,7 +113,7 @@ def as_document_003_prints_it(p, q):
 )
 def test_kl_has_the_direction_of_a_monte_carlo_mean(p, q, key):
     """KL(p || q) is the mean of log p - log q over samples of p; five standard errors apart from
-    that the other direction is excluded, and so is what document 003 prints."""
+    that the other direction is excluded, and so is the misprint."""
     n = 20_000
 
     @jax.jit
@@ -128,8 +128,8 @@ def test_kl_has_the_direction_of_a_monte_carlo_mean(p, q, key):
     assert abs(estimate - p.kl(q)[0]) < 4 * error
     assert abs(estimate - q.kl(p)[0]) > 5 * error
     if isinstance(p, DiagGaussian):
-        assert abs(estimate - as_document_003_prints_it(p, q)[0]) > 5 * error
-        close(as_document_003_prints_it(p, q), q.kl(p), 1e-5)  # it is the other direction
+        assert abs(estimate - as_it_is_misprinted(p, q)[0]) > 5 * error
+        close(as_it_is_misprinted(p, q), q.kl(p), 1e-5)  # it is the other direction
 
 
 def test_kl_is_positive_and_zero_only_for_equals(x64):
@@ -151,6 +151,7 @@ def test_kl_keeps_its_digits_between_neighbours():
 # Logits of any size, and forbidden actions.
 EXTREME = {
     "huge": jnp.array([[1e30, -1e30, 0.0], [-1e30, -1e30, -1e30]]),
+    "as far apart as float32 holds": jnp.array([[1.6e38, -1.6e38, 0.0], [-3e38, -3e38, -3e38]]),
     "forbidden": jnp.array([[0.0, -jnp.inf, 1.0], [-jnp.inf, -jnp.inf, 2.0]]),
 }
 
@@ -169,7 +170,7 @@ def test_extreme_logits_are_finite_with_their_gradients(logits):
 
 
 def test_extreme_logits_have_the_right_numbers():
-    huge, forbidden = (Categorical(x) for x in EXTREME.values())
+    huge, forbidden = (Categorical(EXTREME[name]) for name in ("huge", "forbidden"))
     close(huge.entropy(), [0.0, np.log(3)], 1e-6)
     p = 1 / (1 + np.e)
     close(forbidden.entropy(), [stats.entropy([p, 1 - p]), 0.0], 1e-6)
@@ -194,7 +195,7 @@ def test_extreme_scales_are_finite_with_their_gradients(log_std):
         p = DiagGaussian(*parameters)
         old = jax.lax.stop_gradient(p)
         one = DiagGaussian(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
-        action = old.mean + 2 * jnp.exp(old.log_std)
+        action = old.mean + 2 * jnp.exp(old.log_std) + 1e5
         return jnp.sum(p.log_prob(action) + p.entropy() + p.kl(old) + old.kl(p) + p.kl(one))
 
     parameters = (jnp.ones((1, 2)), jnp.full((1, 2), log_std))
@@ -256,3 +257,16 @@ def test_log_probabilities_sum_to_one(x64):
     close(jnp.sum(jnp.exp(p.log_probs()), axis=-1), np.ones(B))
     each = jnp.stack([p.log_prob(jnp.full(B, a)) for a in range(K)], axis=-1)
     close(each, p.log_probs())
+
+
+@pytest.mark.parametrize("make", [categoricals, gaussians])
+def test_bfloat16_parameters_have_float32_numbers(make, key):
+    """Samples too: bfloat16 has 256 numbers between 1 and 2."""
+    p, q = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make(9, 2))
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), (p, q))
+    action = p.sample(key)
+    np.testing.assert_array_equal(action, wide[0].sample(key))
+    got, wanted = everything(p, q, action), everything(*wide, action)
+    for name in got:
+        assert got[name].dtype == wanted[name].dtype
+        close(got[name], wanted[name], 1e-6)

@@ -21,6 +21,7 @@ ARM = Box((3,), -1.0, 1.0)
 IMAGE = (6, 5, 2)
 
 
+SHARED = NetworkConfig(shared=True)
 SMALL = NetworkConfig(hidden_sizes=(8,), orthogonal_init=False)
 
 
@@ -94,8 +95,11 @@ def test_observations_that_cannot_be_convolved(torso, obs_shape, message):
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ({"hidden_sizes": (64, 0)}, r"width=0 is out of range; set it within \[1, inf\)"),
-        ({"conv_features": 0}, r"width=0 is out of range"),
+        (
+            {"hidden_sizes": (64, 0)},
+            r"a width in hidden_sizes=0 is out of range; set it within \[1, inf\)",
+        ),
+        ({"conv_features": 0}, r"conv_features=0 is out of range"),
         ({"activation": "tahn"}, "unknown activation 'tahn'. Did you mean tanh?"),
         ({"torso": "cnn"}, "unknown torso 'cnn'. Did you mean conv"),
     ],
@@ -208,6 +212,25 @@ def test_q_critic_of_discrete_actions():
     action = jnp.array([0, 2, 1, 1, 0])
     _, q = network.apply(params, obs, action)
     np.testing.assert_array_equal(q, every[jnp.arange(5), action])
+
+
+def test_q_critic_of_box_actions_convolves_before_the_action():
+    """As torso='conv' and 'auto' say; it used to flatten the image, silently."""
+    config = NetworkConfig(hidden_sizes=(8,), conv_features=7)
+    _, params = shapes(ActorQCritic(ARM, config), jnp.zeros((5, *IMAGE)), jnp.zeros((5, 3)))
+    assert params["Conv_0/Dense_0/kernel"] == (3 * 3 * 2, 7)
+    assert params["critic/Dense_0/kernel"] == (4 * 3 * 7 + 3, 8)
+    with pytest.raises(ValueError, match="wanted \\[H, W, C\\] for torso='conv'"):
+        shapes(ActorQCritic(ARM, NetworkConfig(torso="conv")), jnp.zeros((5, 4)))
+    config = NetworkConfig(hidden_sizes=(8,), torso="mlp")
+    _, params = shapes(ActorQCritic(ARM, config), jnp.zeros((5, *IMAGE)), jnp.zeros((5, 3)))
+    assert params["critic/Dense_0/kernel"] == (6 * 5 * 2 + 3, 8)
+
+
+@pytest.mark.parametrize("network", [ActorQCritic(TWO, SHARED), purerl.QNetwork(TWO, SHARED)])
+def test_action_values_share_no_trunk(network):
+    with pytest.raises(ValueError, match="shared=True is for an actor and a state value"):
+        shapes(network, jnp.zeros((5, 4)))
 
 
 def test_q_critic_of_box_actions():

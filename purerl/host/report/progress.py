@@ -32,15 +32,10 @@ class Progress:
         """
         self._label, self._enabled = label, enabled
         self._return = self._failed = ""
-        kind = tqdm.auto.tqdm if _widgets() else tqdm.tqdm
-        self._bar = kind(
-            desc=title or None,
-            total=total,
-            initial=done,
-            unit="step",
-            unit_scale=True,
-            disable=not enabled,
-        )
+        widgets = _in_notebook() and importlib.util.find_spec("ipywidgets") is not None
+        numbers = {"total": total, "initial": done, "unit": "step", "unit_scale": True}
+        bar = tqdm.auto.tqdm if widgets else tqdm.tqdm
+        self._bar = bar(desc=title or None, disable=not enabled, **numbers)
         self._curve = _LiveCurve() if enabled and _in_notebook() else None
 
     def advance(self, steps: int, train_return: np.ndarray, failed: str) -> None:
@@ -137,9 +132,3 @@ def _in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return type(shell).__name__ == "ZMQInteractiveShell"
-
-
-def _widgets() -> bool:
-    if not _in_notebook():
-        return False
-    return importlib.util.find_spec("ipywidgets") is not None

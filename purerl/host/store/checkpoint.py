@@ -12,8 +12,8 @@ import errno
 import logging
 import os
 import pathlib
+import shutil
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -23,11 +23,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from purerl.host.devices import Layout, any_host, from_hosts, gathered, with_keys, without_keys
+from purerl.host.devices import Layout, any_host, with_keys, without_keys
+from purerl.host.store.checksums import checksums, of_all_hosts
+from purerl.host.store.folder import differences
 from purerl.records import PyTree
 from purerl.training.state import TrainState
 
-FORMAT = 1
+FORMAT = 2
 # What the error of a file that may be whole says.
 UNDAMAGED = (
     *("MemoryError", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED"),
@@ -57,6 +59,7 @@ class Checkpoints:
         """
         _quieten()
         self.path, self._keep = path, keep
+        self._unseen: int | None = None  # iteration whose files were not looked at yet
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -100,6 +103,7 @@ class Checkpoints:
             host=ocp.args.JsonSave(host),
         )
         self._write(lambda: self._manager.save(iteration, args=args, force=True))
+        self._unseen = iteration
 
     def wait(self) -> None:
         """Returns when the last checkpoint is written; all hosts call it.
@@ -107,7 +111,18 @@ class Checkpoints:
         Raises:
             OSError: If it cannot be written; what was written of it is deleted.
         """
-        self._write(self._manager.wait_until_finished)
+        self._write(self._finish)
+
+    def _finish(self) -> None:
+        self._manager.wait_until_finished()
+        if (iteration := self._unseen) is None or jax.process_index() != 0:
+            return
+        self._unseen = None
+        for part in ("policy", "rest"):
+            manifest = self.path / str(iteration) / part / "manifest.ocdbt"
+            if not manifest.exists():
+                shutil.rmtree(self.path / str(iteration))
+                raise OSError(f"{manifest} is missing")
 
     def close(self) -> None:
         """Ends the threads that write; what trouble they had, :meth:`wait` tells."""
@@ -194,17 +209,10 @@ class Checkpoints:
 
     def _check_arrays(self, iteration: int, wanted: dict[str, Any], found: dict[str, str]) -> None:
         described = {name: describe(x) for name, x in wanted.items()}
-        differences = [
-            f"{name} is {found.get(name, 'missing')}, wanted {described.get(name, 'nothing')}"
-            for name in sorted({*found, *described})
-            if found.get(name) != described.get(name)
-        ]
-        if differences:
+        if told := differences(found, described):
             raise ValueError(
-                f"{self.path / str(iteration)} does not hold this run's arrays: "
-                f"{'; '.join(differences[:3])}"
-                f"{f'; and {len(differences) - 3} more' if differences[3:] else ''}. Continue the "
-                "run with the version of purerl that began it."
+                f"{self.path / str(iteration)} does not hold this run's arrays: {told}. Continue "
+                "the run with the version of purerl that began it."
             )
 
     def _check_sums(
@@ -250,66 +258,12 @@ class Checkpoints:
             # Orbax leaves the torn folder, which takes space, and loses count of older ones.
             with contextlib.suppress(Exception):
                 self._manager.close()
-            self._manager = self._open()
+            self._manager, self._unseen = self._open(), None
         if trouble is not None:
             lines = str(trouble).strip().splitlines() or [type(trouble).__name__]
             why = os.strerror(errno.ENOSPC)
             why = why if why in str(trouble) else lines[0][:300]  # at the end of a long story
             raise OSError(f"{self.path}: no checkpoint could be written: {why}") from trouble
-
-
-def checksums(tree: PyTree) -> list[int | None]:
-    """CRC-32 of each seed's part; None of a seed of another host.
-
-    Args:
-        tree: Leaves ``[S, ...]``; Clocks, the same for all, count for each.
-    """
-    leaves = [_whole_rows(x) for x in jax.tree.leaves(without_keys(tree))]
-    seeds = max(x.shape[0] for x in leaves if x.ndim)
-    sums: list[int | None] = [0] * seeds
-    for leaf in leaves:
-        if not leaf.ndim:
-            value = np.asarray(leaf).tobytes()
-            sums = [None if x is None else zlib.crc32(value, x) for x in sums]
-            continue
-        rows = _rows(leaf)
-        sums = [
-            None if x is None or row is None else zlib.crc32(row, x)
-            for x, row in zip(sums, rows, strict=True)
-        ]
-    return sums
-
-
-def of_all_hosts(sums: list[int | None]) -> list[int | None]:
-    """The checksums that any host knows.
-
-    Args:
-        sums: Those that this host knows.
-    """
-    known = np.array([[x is not None, x or 0] for x in sums], np.uint32)
-    gathered = from_hosts(known).max(axis=0)
-    return [int(x) if is_known else None for is_known, x in gathered]
-
-
-def _whole_rows(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    """An array whose shards hold whole rows: one of sharded environments is put together."""
-    if not isinstance(leaf, jax.Array) or not leaf.ndim:
-        return leaf
-    if leaf.addressable_shards[0].data.shape[1:] == leaf.shape[1:]:
-        return leaf
-    return jax.device_get(gathered(leaf))
-
-
-def _rows(leaf: jax.Array | np.ndarray) -> list[Any]:
-    """Bytes of each row that is on this host, without a copy of them."""
-    rows: list[Any] = [None] * leaf.shape[0]
-    shards = [(0, leaf)]
-    if isinstance(leaf, jax.Array):
-        shards = [(x.index[0].start or 0, x.data) for x in leaf.addressable_shards]
-    for first, data in shards:
-        flat = np.ascontiguousarray(data).reshape(len(data), -1).view(np.uint8)
-        rows[first : first + len(flat)] = flat
-    return rows
 
 
 def _acting(state: Any) -> PyTree:

@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,15 @@ from purerl.host.store.provenance import provenance
 CONFIG, ROWS, PLOT = "config.json", "evaluations.csv", "learning_curve.png"
 PART = CONFIG + ".part"
 LOCK = "lock"
+REPLACED = ".replaced"  # a run that is being overwritten
+GLOB = "*?["  # Orbax takes them for patterns, and then cannot read what it wrote
 
 
 class RunFolder:
     """A folder of one run."""
 
     def __init__(self, path: str | pathlib.Path):
-        self.path = pathlib.Path(path)
+        self.path = pathlib.Path(path).expanduser()
 
     def check(self, overwrite: bool) -> None:
         """Whether a new run can go here, before any time is spent on it.
@@ -43,8 +45,15 @@ class RunFolder:
         Raises:
             FileExistsError: If the folder exists and is not empty, and ``overwrite`` is False, or
                 it holds something else than a run.
+            ValueError: If checkpoints in it could not be read again.
             OSError: If it cannot be written.
         """
+        if patterns := sorted({x for x in str(self.path.absolute()) if x in GLOB}):
+            raise ValueError(
+                f"{self.path.absolute()} has {' '.join(patterns)} in its name, which would make "
+                "its checkpoints unreadable; choose another --out."
+            )
+        self._put_back()
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(
                 f"{self.path} is a file, wanted a new folder; choose another --out."
@@ -66,26 +75,48 @@ class RunFolder:
             raise OSError(f"{self.path} cannot be written below {there}; choose another --out.")
 
     def create(self, description: dict[str, Any], options: dict[str, Any]) -> None:
-        """Makes the folder, in place of a run that was there, and writes what is being run.
+        """Makes the folder and writes what is being run; only then deletes a run that was there.
 
         Args:
             description: What is run, JSON-ready.
             options: How it is driven; what resumes it does it in the same way.
         """
-        if (self.path / CONFIG).exists():
+        text = dumps({**description, "options": options, **provenance()})
+        if self.begun():
             with self.lock():
                 pass
-        if self.path.exists():
-            for path in self.path.iterdir():  # the config at last: until then it is a run's folder
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                elif path.name != CONFIG:
-                    path.unlink()
-            (self.path / CONFIG).unlink(missing_ok=True)
+        replaced = self.path / REPLACED
+        if replaced.exists():  # of a process that was killed when the next run had begun
+            shutil.rmtree(replaced)
         self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.path / PART
-        temporary.write_text(dumps({**description, "options": options, **provenance()}))
-        temporary.replace(self.path / CONFIG)
+        (self.path / PART).write_text(text)
+        for path in list(self.path.iterdir()):
+            if path not in (self.path / PART, replaced):
+                replaced.mkdir(exist_ok=True)
+                path.replace(replaced / path.name)
+        (self.path / PART).replace(self.path / CONFIG)
+        if replaced.exists():
+            shutil.rmtree(replaced)
+
+    def update(self, description: dict[str, Any]) -> None:
+        """Writes what is being run, where it has changed: a run that is extended.
+
+        Args:
+            description: What is run, JSON-ready.
+        """
+        config = self.read_config()
+        text = dumps({**config, **description})
+        if text != dumps(config):
+            (self.path / PART).write_text(text)
+            (self.path / PART).replace(self.path / CONFIG)
+
+    def _put_back(self) -> None:
+        """The run that a process was overwriting when it was killed."""
+        replaced = self.path / REPLACED
+        if replaced.is_dir() and not self.begun():
+            for path in list(replaced.iterdir()):
+                path.replace(self.path / path.name)
+            replaced.rmdir()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -108,6 +139,11 @@ class RunFolder:
     def begun(self) -> bool:
         """Whether there is a run in the folder."""
         return (self.path / CONFIG).exists()
+
+    def iterations(self) -> list[int]:
+        """Iterations after which there are checkpoints, as far as their names tell."""
+        names = (path.name for path in (self.path / "checkpoints").glob("*"))
+        return sorted(int(name) for name in names if name.isdigit())
 
     def read_config(self) -> dict[str, Any]:
         """What ``config.json`` holds.
@@ -159,16 +195,44 @@ def check_same(
         ValueError: If a field differs; the first few are named with both values.
     """
     mine, other = json.loads(json.dumps(mine)), {k: other.get(k) for k in mine}
-    a, b = _flat(mine), _flat(other)
+    if told := differences(_flat(other), _flat(mine), show=repr):
+        raise ValueError(f"{where} is another run: {told}{advice}.")
+
+
+def differences(
+    there: dict[str, Any], here: dict[str, Any], *, show: Callable[[Any], str] = str
+) -> str:
+    """What differs between two dictionaries, in words; the first five, nothing if they are equal.
+
+    Args:
+        there: What was found.
+        here: What is wanted.
+        show: How a value is written.
+    """
     missing = "nothing"
-    differences = [
-        f"{name} is {b.get(name, missing)!r} there, {a.get(name, missing)!r} here"
-        for name in sorted({*a, *b})
-        if a.get(name, missing) != b.get(name, missing)
+    names = [
+        name
+        for name in sorted({*there, *here})
+        if there.get(name, missing) != here.get(name, missing)
     ]
-    if differences:
-        more = f", and {len(differences) - 5} more" if differences[5:] else ""
-        raise ValueError(f"{where} is another run: {', '.join(differences[:5])}{more}{advice}.")
+    told = [
+        f"{name} is {show(there.get(name, missing))} there, {show(here.get(name, missing))} here"
+        for name in names[:5]
+    ]
+    return ", ".join(told) + (f", and {len(names) - 5} more" if names[5:] else "")
+
+
+def check_run(mine: dict[str, Any], other: dict[str, Any], where: str) -> None:
+    """:func:`check_same` for a checkpoint, which may be of the run before it was extended.
+
+    Args:
+        mine: What is to be run, JSON-ready.
+        other: What the checkpoint says it is of.
+        where: The checkpoint, for the message.
+    """
+    if "loop" in mine and other.get("loop", {}).get("steps", 0) < mine["loop"]["steps"]:
+        other = {**other, "loop": other["loop"] | {"steps": mine["loop"]["steps"]}}
+    check_same(mine, other, where)
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:

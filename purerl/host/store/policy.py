@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,12 @@ import numpy as np
 from purerl.config import check_choice
 from purerl.host.experiment import Experiment
 from purerl.host.store.checkpoint import BEST, NEWEST, Checkpoints
-from purerl.host.store.folder import RunFolder, check_same
+from purerl.host.store.folder import RunFolder, check_run
 from purerl.host.sweep.result import load_sweep, read_host, sweep_parts
-from purerl.records import Box, Clock
+from purerl.records import Clock
 from purerl.training.evaluation import Evaluation
-from purerl.training.seeds import use_all_cores, vectorize
+from purerl.training.seeds import is_clock, take_seeds, use_all_cores, vectorize
 from purerl.training.state import TrainState
-
-
-class _Row(NamedTuple):
-    """Where a policy is: a run's folder, and its row of that run's arrays."""
-
-    folder: RunFolder
-    experiment: Experiment
-    row: int
 
 
 def load_policy(
@@ -35,7 +27,8 @@ def load_policy(
     point: int | str = "best",
     checkpoint: str = "newest",
     greedy: bool = True,
-) -> Callable[..., jax.Array]:
+    **given: Any,
+) -> Callable[..., Any]:
     """A policy that a run or a sweep learned, for use anywhere.
 
     Args:
@@ -46,11 +39,13 @@ def load_policy(
             of the ranking, which is by the newest checkpoints.
         checkpoint: ``newest``, or ``best``: the one that ``keep_best`` kept.
         greedy: Act by the policy's mode; else by samples, which need a key.
+        **given: ``algorithm``, ``env``, ``network``, where the run was begun with objects. The code
+            that it names by import paths is imported.
 
     Returns:
-        ``policy(obs, key=None) -> action``, jitted, for one raw observation ``[*O]`` or many
-        ``[N, *O]``; the run's normalization is applied to them, frozen. Actions are what the
-        environment takes.
+        ``policy(obs, key=None) -> action``, for one raw observation ``[*O]`` or many ``[N, *O]``;
+        the run's normalization is applied to them, frozen. Actions are what the environment takes,
+        as NumPy's numbers and arrays; under a JAX transformation they are traced.
 
     Raises:
         FileNotFoundError: If the folder holds no run, or one without a checkpoint.
@@ -61,50 +56,79 @@ def load_policy(
     folder, which = RunFolder(path), NEWEST if checkpoint == "newest" else BEST
     config = folder.read_config()
     if "experiments" in config:
-        folder, experiment, row = _row_of_sweep(folder, config, point, seed, which)
-        state, _ = _load(folder, which)
+        number, found, last = _rows_of_point(folder, config, point, which)
+        seed = best_seed(str(path), seed, config["seeds"], last) if found else 0
+        if seed not in found:
+            raise _missing(folder, number, seed)
+        experiment = Experiment.from_json(config["experiments"][number], **given)
+        part, row = found[seed]
+        state, _ = load_learned(part, which, **given)
     elif point != "best":
         raise ValueError(f"load_policy: {path} is no sweep, so it has no point {point!r}.")
     else:
-        experiment = Experiment.from_json(read_run(folder))
-        state, host = _load(folder, which)
+        experiment = Experiment.from_json(read_run(folder), **given)
+        state, host = load_learned(folder, which, **given)
         returns = dict(enumerate(host["returns"][-1])) if host["returns"] else {}
-        row = _seed(path, seed, host["run"]["seeds"], returns)
-    normalizer, learner = jax.tree.map(lambda x: x[row], (state.normalizer, state.learner))
+        row = best_seed(str(path), seed, host["run"]["seeds"], returns)
+    return make_policy(experiment, state, row, greedy=greedy)
+
+
+def make_policy(
+    experiment: Experiment, state: TrainState, seed: int, *, greedy: bool = True
+) -> Callable[..., Any]:
+    """The policy of one seed; see :func:`load_policy`.
+
+    Args:
+        experiment: What was trained.
+        state: Learners and normalizers ``[S, ...]``.
+        seed: Which of them.
+        greedy: Act by the policy's mode; else by samples, which need a key.
+    """
+    normalizer, learner = take_seeds((state.normalizer, state.learner), seed)
     algorithm, env = experiment.parts()
 
-    def policy(obs: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    @jax.jit
+    def act(obs: jax.Array, key: jax.Array) -> jax.Array:
+        action, _ = algorithm.act(
+            learner, normalizer.observe(obs), key, greedy=greedy, progress=1.0
+        )
+        return env.to_env_action(action)
+
+    def policy(obs: Any, key: jax.Array | None = None) -> Any:
         obs = jnp.asarray(obs, float)
         one = obs.shape == env.obs_shape
-        if obs.shape[-len(env.obs_shape) or obs.ndim :] != env.obs_shape or (
-            obs.ndim > len(env.obs_shape) + 1
-        ):
+        if not one and obs.shape[1:] != env.obs_shape:
             raise ValueError(
                 f"policy: obs has shape {obs.shape}, wanted {env.obs_shape} or a batch "
                 f"(N, {', '.join(map(str, env.obs_shape))})."
             )
         if key is None and not greedy:
             raise ValueError("policy: a sampled action needs a key: policy(obs, key).")
-        key = jax.random.key(0) if key is None else key
-        many = normalizer.observe(obs[None] if one else obs)
-        action, _ = algorithm.act(learner, many, key, greedy=greedy, progress=1.0)
-        if isinstance(env.action_space, Box):
-            action = jnp.clip(action, env.action_space.low, env.action_space.high)
-        return action[0] if one else action
+        action = act(obs[None] if one else obs, jax.random.key(0) if key is None else key)
+        action = action[0] if one else action
+        return action if isinstance(action, jax.core.Tracer) else np.asarray(action)[()]
 
-    return jax.jit(policy)
+    return policy
 
 
 def evaluate_run(
-    path: str | pathlib.Path, *, episodes: int = 128, seed: int = 0, greedy: bool = True
+    path: str | pathlib.Path,
+    *,
+    point: int | str = "best",
+    episodes: int = 128,
+    seed: int = 0,
+    greedy: bool = True,
+    **given: Any,
 ) -> Evaluation:
-    """Plays episodes with the policies of a run's newest checkpoint.
+    """Plays episodes with the policies of a run's newest checkpoint, or of a sweep's point.
 
     Args:
-        path: The run's folder.
+        path: The folder of the run or sweep.
+        point: Of a sweep: which of its points, as :func:`load_policy` takes it.
         episodes: Of each seed.
         seed: Random seed of the episodes.
         greedy: Act by the policy's mode; else by samples.
+        **given: As :func:`load_policy` takes them.
 
     Returns:
         An evaluation with leaves ``[S]``.
@@ -115,13 +139,30 @@ def evaluate_run(
     """
     use_all_cores()
     folder = RunFolder(path)
-    experiment = Experiment.from_json(read_run(folder))
-    state, host = _load(folder, NEWEST)
+    config = folder.read_config()
+    if "experiments" in config:
+        number, found, _ = _rows_of_point(folder, config, point, NEWEST)
+        seeds = config["seeds"]
+        if missing := sorted({*range(seeds)} - {*found}):
+            raise _missing(folder, number, missing[0])
+        experiment = Experiment.from_json(config["experiments"][number], **given)
+        parts = {part.path: load_learned(part, **given)[0] for part, _ in found.values()}
+        rows = [
+            take_seeds(parts[part.path], [row])
+            for part, row in map(found.__getitem__, range(seeds))
+        ]
+        state = jax.tree.map(
+            lambda *x: x[0] if is_clock(x[0]) else np.concatenate(x), *rows, is_leaf=is_clock
+        )
+    else:
+        experiment = Experiment.from_json(read_run(folder), **given)
+        state, host = load_learned(folder, **given)
+        seeds = len(host["failed"])
     loop = dataclasses.replace(
         experiment.loop, evaluation_episodes=episodes, greedy_evaluation=greedy
     )
     train = dataclasses.replace(experiment, loop=loop).build()
-    keys = jax.random.split(jax.random.key(seed), host["run"]["seeds"])
+    keys = jax.random.split(jax.random.key(seed), seeds)
     state = state._replace(clock=Clock(jnp.int32(0)), key=keys)
     return jax.device_get(jax.jit(vectorize(train.evaluate))(state))
 
@@ -146,22 +187,31 @@ def read_run(folder: RunFolder) -> dict[str, Any]:
     return config
 
 
-def _seed(
-    path: str | pathlib.Path, seed: int | str, seeds: int, returns: Mapping[int, float]
-) -> int:
-    """The number of a seed, or of the one with the highest return."""
+def best_seed(where: str, seed: int | str, seeds: int, returns: Mapping[int, float]) -> int:
+    """The number of a seed, or of the one with the highest return; NaN is the lowest.
+
+    Args:
+        where: Whose seeds they are, for the message.
+        seed: A number, or ``best``.
+        seeds: S.
+        returns: Of the last evaluation, by seed.
+
+    Raises:
+        ValueError: If there is no such seed, or nothing was evaluated.
+    """
     if seed != "best":
         return _number("seed", seed, seeds)
     if not returns:
         raise ValueError(
-            f"{path} was not evaluated, so no seed is the best; give a number, 0 to {seeds - 1}."
+            f"{where} was not evaluated, so no seed is the best; give a number, 0 to {seeds - 1}."
         )
     return max(returns, key=lambda s: -np.inf if np.isnan(returns[s]) else returns[s])
 
 
-def _row_of_sweep(
-    folder: RunFolder, config: dict[str, Any], point: int | str, seed: int | str, which: str
-) -> _Row:
+def _rows_of_point(
+    folder: RunFolder, config: dict[str, Any], point: int | str, which: str
+) -> tuple[int, dict[int, tuple[RunFolder, int]], dict[int, float]]:
+    """Number of a sweep's point; and by seed the folder and row it is in, and its last return."""
     result = load_sweep(folder.path)
     if point == "best":
         ranked = result.ranked()
@@ -169,7 +219,7 @@ def _row_of_sweep(
             raise ValueError(f"{folder.path}: nothing was evaluated, so no point is the best.")
         point = ranked[0]["point"]
     point, seeds = _number("point", point, len(result.points)), config["seeds"]
-    found: dict[int, tuple[RunFolder, int]] = {}  # of each seed
+    found: dict[int, tuple[RunFolder, int]] = {}
     returns: dict[int, float] = {}
     for part in sweep_parts(folder):
         there = part.read_config()
@@ -182,13 +232,14 @@ def _row_of_sweep(
         host = read_host(part, which)
         if host is not None and host["returns"]:
             returns |= {row - begin: host["returns"][-1][row - first] for row in rows}
-    seed = _seed(folder.path, seed, seeds, returns) if found else 0
-    if seed not in found:
-        raise FileNotFoundError(
-            f"{folder.path}: the sweep was stopped before it came to point {point}, seed {seed}; "
-            "resume it."
-        )
-    return _Row(found[seed][0], Experiment.from_json(config["experiments"][point]), found[seed][1])
+    return point, found, returns
+
+
+def _missing(folder: RunFolder, point: int, seed: int) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{folder.path}: the sweep was stopped before it came to point {point}, seed {seed}; "
+        "resume it."
+    )
 
 
 def _number(name: str, x: Any, count: int) -> int:
@@ -197,9 +248,21 @@ def _number(name: str, x: Any, count: int) -> int:
     return int(x)
 
 
-def _load(folder: RunFolder, which: str) -> tuple[TrainState, dict[str, Any]]:
-    """The learners and normalizers of a checkpoint, and what it says of itself."""
-    experiment = Experiment.from_json(folder.read_config())
+def load_learned(
+    folder: RunFolder, which: str = NEWEST, **given: Any
+) -> tuple[TrainState, dict[str, Any]]:
+    """The learners and normalizers of a checkpoint, and what it says of itself.
+
+    Args:
+        folder: A run's, or that of a part of a sweep.
+        which: Folder in it: ``checkpoints`` or ``best``.
+        **given: Objects that the run was begun with.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If it is damaged, or of another run or version.
+    """
+    experiment = Experiment.from_json(folder.read_config(), **given)
     if not (folder.path / which).is_dir():
         advice = "resume it" if which == NEWEST else "it was run without --keep-best"
         raise FileNotFoundError(f"{folder.path / which} is missing: no checkpoint; {advice}.")
@@ -212,16 +275,30 @@ def _load(folder: RunFolder, which: str) -> tuple[TrainState, dict[str, Any]]:
                 "first one; resume it."
             )
         host = checkpoints.read_host(iterations[-1])
-        check_same(experiment.to_json(), host["run"], str(checkpoints.path))
-        train = experiment.build()
-        keys = jax.random.split(jax.random.key(0), len(host["failed"]))
-        template = jax.jit(vectorize(lambda key: _policy_part(train.init(key)))).eval_shape(keys)
+        check_run(experiment.to_json(), host["run"], str(checkpoints.path))
+        template = learned_shapes(experiment, len(host["failed"]))
         state = checkpoints.restore_policy(iterations[-1], template)
     finally:
         checkpoints.close()
     return state, host
 
 
-def _policy_part(state: TrainState) -> TrainState:
-    """What of a state acting needs."""
+def learned_shapes(experiment: Experiment, seeds: int) -> TrainState:
+    """Shapes and dtypes ``[S, ...]`` of learners and normalizers; all else is None.
+
+    Args:
+        experiment: What is trained.
+        seeds: S.
+    """
+    train = experiment.build()
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds))
+    return jax.jit(vectorize(lambda key: learned_part(train.init(key)))).eval_shape(keys)
+
+
+def learned_part(state: TrainState) -> TrainState:
+    """What of a state acting needs: learner and normalizer.
+
+    Args:
+        state: Of one seed or many.
+    """
     return TrainState(None, None, state.learner, None, state.normalizer, None)  # type: ignore

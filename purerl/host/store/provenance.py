@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from purerl.host.devices import from_hosts
+from purerl.host.devices import Shard, from_hosts
 
 PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
 FLAGS = (  # of JAX
@@ -36,10 +36,13 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def environment() -> dict[str, Any]:
+def circumstances(shard: Shard) -> dict[str, Any]:
     """What the last bits of a run depend on besides its configuration, as JSON-ready values.
 
     All hosts call it, and get the same.
+
+    Args:
+        shard: What is spread over the devices.
     """
     devices = jax.devices()
     kind = _cpu_model() if devices[0].platform == "cpu" else devices[0].device_kind
@@ -51,6 +54,7 @@ def environment() -> dict[str, Any]:
         **{name: getattr(jax.config, f"jax_{name}") for name in FLAGS},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "devices": f"{len(devices)} x {', '.join(kinds)}",
+        "shard": shard,
     }
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from purerl.host.devices import Layout, Shard
+from purerl.host.devices import Layout
 from purerl.host.options import RunOptions
 from purerl.host.report.aggregate import iqm
 from purerl.host.store.checkpoint import BEST, NEWEST, Checkpoints, Snapshot
-from purerl.host.store.folder import check_same
-from purerl.host.store.provenance import environment
+from purerl.host.store.folder import check_run, check_same
+from purerl.host.store.provenance import circumstances
 
 INEXACT = (
     "; the run would not be bitwise the same: continue it where it began (on a CPU with "
@@ -20,8 +20,8 @@ INEXACT = (
 )
 
 
-class RunCheckpoints:
-    """A run's checkpoints; trouble in writing them is told, and does not end the run."""
+class Retention:
+    """Which checkpoints of a run are kept; trouble in writing them does not end the run."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class RunCheckpoints:
                 it could.
         """
         self._note, self._inexact = note, options.inexact
-        self._about = {"run": description, "environment": circumstances(options.shard)}
+        self._about = {"run": description, "circumstances": circumstances(options.shard)}
         self._newest = Checkpoints(folder / NEWEST, options.keep)
         self._best = Checkpoints(folder / BEST, 1) if options.keep_best else None
         self._best_iqm = self._best_kept()
@@ -57,9 +57,9 @@ class RunCheckpoints:
             return None
         where = str(self._newest.path / str(iterations[-1]))
         host = self._newest.read_host(iterations[-1])
-        check_same(self._about["run"], host["run"], where)
+        check_run(self._about["run"], host["run"], where)
         if not self._inexact:
-            check_same(self._about["environment"], host["environment"], where, INEXACT)
+            check_same(self._about["circumstances"], host["circumstances"], where, INEXACT)
         return host
 
     def restore(self, iteration: int, template: Snapshot, layout: Layout) -> Snapshot:
@@ -141,12 +141,3 @@ class RunCheckpoints:
         if self._best is None or not (iterations := self._best.iterations()):
             return -np.inf
         return float(iqm(self._best.read_host(iterations[-1])["returns"][-1]))
-
-
-def circumstances(shard: Shard) -> dict[str, Any]:
-    """What the last bits of a run depend on besides what is run; the same on all hosts.
-
-    Args:
-        shard: What is spread over the devices.
-    """
-    return environment() | {"shard": shard}

@@ -1,6 +1,7 @@
 """Sweeps: hyper-parameters x seeds in as few compilations as their shapes allow."""
 
 import csv
+import dataclasses
 import functools
 import io
 import math
@@ -13,15 +14,17 @@ import jax
 import numpy as np
 
 from purerl.config import check_integer, plain, python_number
-from purerl.host.chunks import Session
+from purerl.host.chunks import OnRow, Session
 from purerl.host.devices import agreed, from_hosts, make_layout
 from purerl.host.experiment import Experiment, make_experiment
 from purerl.host.options import RunOptions, Stopped, Terminated
 from purerl.host.programs import Driver
 from purerl.host.report import frame
 from purerl.host.resources import memory_bytes, tree_bytes
+from purerl.host.runs import OPTIONS
 from purerl.host.store.folder import RunFolder, check_same
-from purerl.host.store.retention import INEXACT, circumstances
+from purerl.host.store.provenance import circumstances
+from purerl.host.store.retention import INEXACT
 from purerl.host.sweep.points import Group, grid as combinations, make_groups
 from purerl.host.sweep.result import Collected, SweepResult, read_host, read_sweep
 from purerl.training.seeds import use_all_cores
@@ -31,12 +34,13 @@ SPARE = 0.9  # of the memory: what else needs some
 
 
 class _Part(NamedTuple):
-    """Rows (points x seeds) of a group that are trained side by side."""
+    """Rows (points x seeds) of a group that are trained side by side: a run of its own."""
 
-    number: int  # of the group
     group: Group
     first: int
     last: int
+    folder: RunFolder | None
+    description: dict[str, Any]
 
 
 def sweep(
@@ -50,6 +54,7 @@ def sweep(
     overwrite: bool = False,
     resume: bool = False,
     memory: int | None = None,
+    on_row: OnRow | None = None,
     **options: Any,
 ) -> SweepResult:
     """Trains every point of a grid, or of a list, with the same seeds.
@@ -74,7 +79,9 @@ def sweep(
         resume: Go on with the sweep in that folder, if there is one; it must be this one.
         memory: Bytes that one part may take on all devices together; by default nine tenths of what
             they have.
-        **options: Fields of :class:`purerl.RunOptions`.
+        on_row: As in :func:`purerl.run`; rows are points x seeds, and have their hyper-parameters.
+        **options: Fields of :class:`purerl.RunOptions`; with ``grid`` also what
+            :func:`purerl.make_experiment` takes.
 
     Raises:
         ValueError: If there is no point, a number is out of range, not even one seed a device fits
@@ -90,12 +97,13 @@ def sweep(
         >>> len(result.ranked()), result.returns.shape, result.compilations
         (2, (2, 2, 1), 1)
     """
+    if grid is not None:
+        numbers = {name: options.pop(name) for name in [*options] if name not in OPTIONS}
+        experiment, values = functools.partial(make_experiment, experiment, values, **numbers), grid
     chosen = RunOptions.of(options)
-    check_integer("sweep", "seeds", seeds, 1)
+    seeds, seed = check_integer("sweep", "seeds", seeds, 1), check_integer("sweep", "seed", seed, 0)
     if resume and (out is None or overwrite):
         raise ValueError("sweep: resume goes on with the sweep in out; give out, and no overwrite.")
-    if grid is not None:
-        experiment, values = functools.partial(make_experiment, experiment, values), grid
     make = experiment.replace if isinstance(experiment, Experiment) else experiment
     if not callable(make) or not isinstance(values, Mapping | Sequence) or isinstance(values, str):
         raise TypeError(
@@ -108,11 +116,12 @@ def sweep(
         raise ValueError("sweep got no points; give names with values, or a list of points.")
     use_all_cores()
     experiments = [make(**point) for point in points]
+    groups = make_groups(experiments)
     description = {
         "points": plain(points),
         "experiments": [experiment.to_json() for experiment in experiments],
         "seeds": seeds,
-        "seed": python_number(seed),
+        "seed": seed,
     }
     folder = None if out is None else RunFolder(out)
     begun = agreed(folder is not None and resume and folder.begun())
@@ -122,13 +131,14 @@ def sweep(
             check_same({name: description[name]}, there, str(folder.path))
         if not chosen.inexact:
             advice = INEXACT.replace("run", "sweep")
-            check_same(circumstances(chosen.shard), there["environment"], str(folder.path), advice)
+            check_same(
+                circumstances(chosen.shard), there["circumstances"], str(folder.path), advice
+            )
     else:
         if folder is not None:
             folder.check(overwrite)
-        _check(experiments, seeds, chosen)
-    trainer = _Sweep(description, experiments, folder, begun, chosen, memory)
-    result = trainer.run()
+        _check(groups, seeds, chosen)
+    result = _Sweep(description, groups, folder, begun, chosen, memory, on_row).run()
     if folder is not None and jax.process_index() == 0 and (rows := result.ranked()):
         text = io.StringIO()
         writer = csv.DictWriter(text, ["rank", *rows[0]], lineterminator="\n")
@@ -146,13 +156,17 @@ def sweep(
     return result
 
 
-def resume_sweep(path: str | pathlib.Path, **options: Any) -> SweepResult:
+def resume_sweep(
+    path: str | pathlib.Path, *, on_row: OnRow | None = None, **options: Any
+) -> SweepResult:
     """Goes on with the sweep in a folder, as it was begun.
 
     Args:
         path: The sweep's folder.
+        on_row: As in :func:`sweep`; give it again.
         **options: Fields of :class:`purerl.RunOptions` that are to be others than at its beginning
-            (writers of your own are to be given again).
+            (writers of your own are to be given again); ``algorithm``, ``env``, ``network``, where
+            all points were begun with one object.
 
     Raises:
         FileNotFoundError: If the folder holds no sweep.
@@ -160,7 +174,8 @@ def resume_sweep(path: str | pathlib.Path, **options: Any) -> SweepResult:
     """
     use_all_cores()  # before anything computes: making the environment does
     config = read_sweep(RunFolder(path))
-    experiments = map(Experiment.from_json, config["experiments"])
+    given = {name: options.pop(name) for name in [*options] if name not in OPTIONS}
+    experiments = iter([Experiment.from_json(data, **given) for data in config["experiments"]])
     return sweep(
         lambda **point: next(experiments),
         config["points"],
@@ -168,13 +183,14 @@ def resume_sweep(path: str | pathlib.Path, **options: Any) -> SweepResult:
         seed=config["seed"],
         out=path,
         resume=True,
+        on_row=on_row,
         **config.get("options", {}) | options,
     )
 
 
-def _check(experiments: list[Experiment], seeds: int, options: RunOptions) -> None:
+def _check(groups: list[Group], seeds: int, options: RunOptions) -> None:
     """Raises what a point's numbers are wrong with, before any time is spent on another."""
-    for group in make_groups(experiments):
+    for group in groups:
         rows = len(group.points) * seeds
         make_layout(options.shard, rows, group.experiment.loop.num_envs)
         train = group.experiment.build()
@@ -183,27 +199,25 @@ def _check(experiments: list[Experiment], seeds: int, options: RunOptions) -> No
         )
 
 
+@dataclasses.dataclass
 class _Sweep:
     """Trains group after group, part after part."""
 
-    def __init__(
-        self,
-        description: dict[str, Any],
-        experiments: list[Experiment],
-        folder: RunFolder | None,
-        begun: bool,
-        options: RunOptions,
-        memory: int | None,
-    ):
-        self.description, self.folder, self.begun = description, folder, begun
-        self.options, self.memory = options, memory
-        self.seeds, self.seed = description["seeds"], description["seed"]
-        self.groups = make_groups(experiments)
-        self.keys = jax.random.split(jax.random.key(self.seed), self.seeds)
-        self.known = Collected(description["points"], self.seeds)
-        self.compilations = 0
-        self.stopped: Stopped | None = None
-        self.trouble: str | None = None
+    description: dict[str, Any]
+    groups: list[Group]
+    folder: RunFolder | None
+    begun: bool  # whether the folder holds this sweep
+    options: RunOptions
+    memory: int | None
+    on_row: OnRow | None
+    compilations: int = 0
+    stopped: Stopped | None = None
+    trouble: str | None = None
+
+    def __post_init__(self):
+        self.seeds = self.description["seeds"]
+        self.known = Collected(self.description["points"], self.seeds)
+        self.keys = jax.random.split(jax.random.key(self.description["seed"]), self.seeds)
 
     def run(self) -> SweepResult:
         """Everything."""
@@ -217,8 +231,8 @@ class _Sweep:
         """In as few parts as fit into memory; parts of one size are trained by one program."""
         rows, size = len(group.points) * self.seeds, 0
         driver: Driver | None = None
-        found = sorted(self._folder(number).glob("rows-*")) if self.folder and self.begun else []
-        if found:
+        where = self.folder.path / f"group-{number:03d}" if self.folder else None
+        if where and self.begun and (found := sorted(where.glob("rows-*"))):
             # As it was split before: the bits of a run depend on how many are side by side.
             size = int(found[0].name.split("-")[2])
         size = int(from_hosts(np.array(size, np.int32))[0])
@@ -227,7 +241,7 @@ class _Sweep:
             driver = largest(lambda count: self._compiled(group, 0, count), rows, devices)
             size = self._size(driver, rows)
         for first in range(0, rows, size):
-            part = _Part(number, group, first, min(first + size, rows))
+            part = self._part(group, first, min(first + size, rows), where)
             if self._is_finished(part):
                 continue
             if driver is None or driver.seeds != part.last - part.first:
@@ -235,9 +249,22 @@ class _Sweep:
                 driver = self._compiled(group, part.first, part.last)
             elif part.first:  # the first part's rows are those it was compiled with
                 driver.use(*self._rows(group, part.first, part.last))
-            self._train(part, driver)
+            title = f"group {number + 1} of {len(self.groups)}, rows {first} to {part.last - 1}"
+            self._train(part, driver, title)
             if self.stopped:
                 return
+
+    def _part(self, group: Group, first: int, last: int, where: pathlib.Path | None) -> _Part:
+        description = {
+            **group.experiment.to_json(),
+            "values": group.values,
+            "points": group.points,
+            "rows": [first, last],
+            "seeds": self.seeds,
+            "seed": self.description["seed"],
+        }
+        folder = None if where is None else RunFolder(where / f"rows-{first:06d}-{last:06d}")
+        return _Part(group, first, last, folder, description)
 
     def _size(self, driver: Driver, rows: int) -> int:
         """How many rows are trained side by side, by the compiler's analysis of some."""
@@ -271,65 +298,45 @@ class _Sweep:
 
     def _is_finished(self, part: _Part) -> bool:
         """Whether a part was trained before; then what it came to is known from now on."""
-        folder = self._part_folder(part) if self.begun else None
+        folder = part.folder if self.begun else None
         begun = agreed(folder is not None and folder.begun())
         if folder is None or not begun or not (host := read_host(folder)) or not host["finished"]:
             return False
-        check_same(self._description(part), host["run"], str(folder.path))
+        check_same(part.description, host["run"], str(folder.path))
         self.known.add_host(host)
         return True
 
-    def _train(self, part: _Part, driver: Driver) -> None:
+    def _train(self, part: _Part, driver: Driver, title: str) -> None:
         self._create()
-        experiment, folder = part.group.experiment, self._part_folder(part)
-        point, seed = (x[part.first : part.last] for x in self.known.names(part.group.points))
+        experiment, points = part.group.experiment, part.group.points
+        point, seed = (x[part.first : part.last] for x in self.known.names(points))
         session = Session(
             driver,
             experiment.label,
             experiment.loop.evaluations > 0,
-            folder,
-            self._description(part),
+            part.folder,
+            part.description,
             self.options,
             {**frame.point_columns(self.known.points, point), "seed": seed},
-            f"group {part.number + 1} of {len(self.groups)}, rows {part.first} to {part.last - 1}",
+            title,
+            on_row=self.on_row,
         )
-        outcome = session.run(agreed(folder is not None and folder.begun()))
+        outcome = session.run(agreed(part.folder is not None and part.folder.begun()))
         self.stopped, self.trouble = outcome.stopped, outcome.trouble or self.trouble
-        self.known.add_seconds(driver.seconds)
         finished = driver.done == driver.train.iterations
-        self.known.add(
-            part.group.points, part.first, outcome.steps, outcome.returns, outcome.failed, finished
-        )
+        curves = outcome.steps, outcome.returns, outcome.failed
+        self.known.add(points, part.first, *curves, finished, driver.seconds)
 
     def _create(self) -> None:
         """Makes the sweep's folder, only now: what does not compile deletes nothing."""
         if self.folder is None or self.begun:
             return
         self.begun = True
-        description = {**self.description, "environment": circumstances(self.options.shard)}
+        description = {**self.description, "circumstances": circumstances(self.options.shard)}
         from_hosts(np.zeros(()))  # all hosts have looked at the folder before one writes to it
         if jax.process_index() == 0:
             self.folder.create(description, self.options.to_json())
         from_hosts(np.zeros(()))
-
-    def _description(self, part: _Part) -> dict[str, Any]:
-        return {
-            **part.group.experiment.to_json(),
-            "values": part.group.values,
-            "points": part.group.points,
-            "rows": [part.first, part.last],
-            "seeds": self.seeds,
-            "seed": self.seed,
-        }
-
-    def _part_folder(self, part: _Part) -> RunFolder | None:
-        if self.folder is None:
-            return None
-        return RunFolder(self._folder(part.number) / f"rows-{part.first:06d}-{part.last:06d}")
-
-    def _folder(self, number: int) -> pathlib.Path:
-        assert self.folder is not None
-        return self.folder.path / f"group-{number:03d}"
 
 
 def largest(compiled: Callable[[int], Driver], rows: int, devices: int) -> Driver:

@@ -154,17 +154,8 @@ class Collected:
         run, failed = host["run"], np.array(host["failed"])
         returns = np.array(host["returns"]).reshape(len(host["steps"]), len(failed)).T
         steps = np.array(host["steps"], int)
-        self.add(run["points"], run["rows"][0], steps, returns, failed, host["finished"])
-        self.add_seconds(host["seconds"])
-
-    def add_seconds(self, seconds: dict[str, float]) -> None:
-        """Wall time of a part.
-
-        Args:
-            seconds: By what it was spent on.
-        """
-        for what in self.seconds:
-            self.seconds[what] += seconds[what]
+        about = steps, returns, failed, host["finished"], host["seconds"]
+        self.add(run["points"], run["rows"][0], *about)
 
     def add(
         self,
@@ -174,6 +165,7 @@ class Collected:
         returns: np.ndarray,
         failed: np.ndarray,
         finished: bool,
+        seconds: dict[str, float],
     ) -> None:
         """What one part came to, or has come to until it was stopped.
 
@@ -184,7 +176,10 @@ class Collected:
             returns: ``[R, E]`` of its rows.
             failed: ``[R]`` bool.
             finished: Whether they were trained to the last iteration.
+            seconds: Wall time by what it was spent on.
         """
+        for what in self.seconds:
+            self.seconds[what] += seconds[what]
         points, seeds = (x[first : first + len(failed)] for x in self.names(group))
         self.failed[points, seeds] = failed
         self.finished[points, seeds] = finished
@@ -207,11 +202,8 @@ class Collected:
         for (point, seed), (steps, returns) in self.curves.items():
             all_steps[point, : len(steps)] = steps
             all_returns[point, seed, : len(steps)] = returns
-        finished = self.finished.all(axis=1)
-        return SweepResult(
-            *(self.points, all_steps, all_returns, self.failed, finished),
-            *(self.seconds, compilations, stopped, trouble),
-        )
+        about = all_steps, all_returns, self.failed, np.all(self.finished, axis=1)
+        return SweepResult(self.points, *about, self.seconds, compilations, stopped, trouble)
 
 
 def load_sweep(path: str | pathlib.Path) -> SweepResult:

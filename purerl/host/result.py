@@ -1,0 +1,122 @@
+"""What a run came to, when it ends or read from its folder."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from purerl.host.experiment import Experiment
+from purerl.host.options import Stopped
+from purerl.host.report import frame
+from purerl.host.report.aggregate import iqm, iqm_interval
+from purerl.host.store.folder import RunFolder
+from purerl.host.store.policy import best_seed, load_learned, make_policy, read_run
+from purerl.training.seeds import use_all_cores
+from purerl.training.state import TrainState
+
+
+class RunResult(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+        state: Its last state, leaves ``[S, ...]``; after :func:`load_run` learner and normalizer.
+        steps: Environment steps of the evaluations, ``[E]``.
+        returns: Mean returns of the evaluations, ``[S, E]``.
+        failed: Whether a seed failed, ``[S]`` bool.
+        seconds: Wall time of compiling, training, evaluating.
+        steps_per_second: Environment steps of all seeds a second of training.
+        stopped: What ended it: a signal, a seed's failure, or a hook; None: its end.
+        trouble: What could not be written.
+        experiment: What was trained.
+        config: What ``config.json`` holds of a run that was loaded.
+    """
+
+    state: TrainState
+    steps: np.ndarray
+    returns: np.ndarray
+    failed: np.ndarray
+    seconds: dict[str, float]
+    steps_per_second: float
+    stopped: Stopped | None = None
+    trouble: str | None = None
+    experiment: Any = None
+    config: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        label = "" if self.experiment is None else f"{self.experiment.label} | "
+        return f"RunResult({label}{self.summary()})"
+
+    def policy(self, seed: int | str = "best", *, greedy: bool = True) -> Callable[..., Any]:
+        """A policy, as :func:`purerl.load_policy` gives it.
+
+        Args:
+            seed: Which seed, or ``best``: the one with the highest return in the last evaluation.
+            greedy: Act by the policy's mode; else by samples, which need a key.
+        """
+        last = dict(enumerate(self.returns[:, -1])) if len(self.steps) else {}
+        number = best_seed("this run", seed, len(self.failed), last)
+        return make_policy(self.experiment, self.state, number, greedy=greedy)
+
+    def to_pandas(self) -> Any:
+        """A pandas ``DataFrame``: a row a seed and evaluation, hyper-parameters among the columns.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        arrays = (self.steps[None], self.returns[None], self.failed[None])
+        columns = frame.evaluations([{}], *arrays)
+        data = self.experiment.to_json()
+        numbers = {k: data[k] for k in ("algorithm", "env")} | data["loop"] | data["config"]
+        for name, x in numbers.items():
+            if name not in columns and (x is None or isinstance(x, str | int | float)):
+                columns[name] = np.full(len(columns["step"]), x)
+        return frame.to_pandas(columns)
+
+    def summary(self) -> str:
+        """One line: IQM of the last evaluation, seconds, steps a second, failed seeds."""
+        parts = []
+        if len(self.steps):
+            last = self.returns[:, -1]
+            low, high = iqm_interval(last)
+            failed = f", {self.failed.sum()} of them failed," if self.failed.any() else ""
+            parts.append(
+                f"return {iqm(last):.1f} (IQM of {len(last)} seeds{failed} at {self.steps[-1]:,} "
+                f"steps, 95 % interval {low:.1f} to {high:.1f})"
+            )
+        parts += [f"{value:.1f} s {what}" for what, value in self.seconds.items()]
+        parts.append(f"{self.steps_per_second:,.0f} steps/s")
+        if self.failed.any():
+            names = ", ".join(map(str, np.flatnonzero(self.failed)))
+            parts.append(f"{self.failed.sum()} failed seeds: {names}")
+        return " | ".join(parts)
+
+
+def load_run(path: str | pathlib.Path, **given: Any) -> RunResult:
+    """What the run in a folder came to by its newest checkpoint, without training.
+
+    Args:
+        path: The run's folder. The code that its import paths name is imported.
+        **given: ``algorithm``, ``env``, ``network``, where it was begun with objects.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run, or one without a checkpoint.
+        ValueError: If its checkpoint is damaged, or of another version.
+    """
+    use_all_cores()
+    folder = RunFolder(path)
+    config = read_run(folder)
+    experiment = Experiment.from_json(config, **given)
+    state, host = load_learned(folder, **given)
+    returns = np.array(host["returns"]).reshape(len(host["steps"]), -1).T
+    seconds, seeds = host["seconds"], len(host["failed"])
+    return RunResult(
+        state,
+        np.array(host["steps"], int),
+        returns if len(host["steps"]) else np.zeros((seeds, 0)),
+        np.array(host["failed"]),
+        seconds,
+        host["step"] * seeds / max(seconds["training"], 1e-9),
+        experiment=experiment,
+        config=config,
+    )

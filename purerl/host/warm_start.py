@@ -1,0 +1,65 @@
+"""Learners of another run that a run begins with."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from purerl.host.devices import gathered, without_keys
+from purerl.host.experiment import Experiment
+from purerl.host.store.checkpoint import describe
+from purerl.host.store.checksums import checksums, of_all_hosts
+from purerl.host.store.folder import RunFolder, differences
+from purerl.host.store.policy import learned_part, learned_shapes, load_learned
+from purerl.training.seeds import take_seeds
+from purerl.training.state import TrainState
+
+
+def learned_of(
+    start_from: Any, experiment: Experiment, seeds: int
+) -> tuple[TrainState, dict[str, Any]]:
+    """Learners and normalizers of another run, one for each seed, and what is recorded of them.
+
+    Args:
+        start_from: The folder of a run, or its result; of as many seeds, or of one for all.
+        experiment: What is to be trained; its learner must have the same structure.
+        seeds: S.
+
+    Raises:
+        ValueError: If the numbers of seeds or the structures do not fit.
+        TypeError: If ``start_from`` is neither.
+    """
+    path = None
+    if isinstance(start_from, str | pathlib.Path):
+        folder = RunFolder(start_from)
+        path = str(folder.path.resolve())
+        state = load_learned(folder)[0]
+    elif isinstance(getattr(start_from, "state", None), TrainState):
+        state = jax.device_get(gathered(learned_part(start_from.state)))
+    else:
+        raise TypeError(
+            f"start_from is a {type(start_from).__name__}, wanted the folder of a run, or its "
+            "RunResult."
+        )
+    found = max(x.shape[0] for x in jax.tree.leaves(without_keys(state)) if x.ndim)
+    if found not in (1, seeds):
+        raise ValueError(
+            f"start_from has {found} seeds, wanted {seeds}, or one for all; take some with "
+            "purerl.take_seeds, or ask for as many."
+        )
+    if found != seeds:
+        state = take_seeds(state, np.zeros(seeds, int))
+    here, there = (_described(x) for x in (learned_shapes(experiment, seeds), state))
+    if told := differences(there, here):
+        raise ValueError(
+            f"start_from has another learner: {told}; give the same algorithm, network, "
+            "observations and normalize_obs."
+        )
+    sums = of_all_hosts(checksums((state.learner, state.normalizer)))
+    return state, {"path": path, "checksums": sums}
+
+
+def _described(state: TrainState) -> dict[str, str]:
+    leaves = jax.tree_util.tree_flatten_with_path(jax.eval_shape(without_keys, state))[0]
+    return {jax.tree_util.keystr(path): describe(x) for path, x in leaves}
