@@ -1,7 +1,7 @@
 """Unrolling environments, and statistics of the episodes they finish."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +99,8 @@ def unroll(
     # All of a rollout's keys and resets at once: one hash over a long array instead of T over
     # short ones. On a CPU the hashes were a third of the time of a rollout of CartPole.
     keys = jax.random.split(key, (length, 1 + 2 * num_envs))
-    act_keys, env_keys, resets = keys[:, 0], keys[:, 1::2], keys[:, 2::2]
+    act_keys, env_keys = keys[:, 0], keys[:, 1::2]
+    resets: Any = keys[:, 2::2]
     if env.resets == "ahead":
         resets = jax.vmap(jax.vmap(env.reset))(resets)
 

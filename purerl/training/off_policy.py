@@ -26,6 +26,13 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         ValueError: If the sizes do not fit the algorithm's batch or buffer.
     """
     _check(algorithm, sizes)
+    low, high = env.obs_range or (-jnp.inf, jnp.inf)
+    most = {"float": jnp.inf, "uint8": 255, "bool": 1}[sizes.replay_obs]
+    if high > most or (low < 0 and sizes.replay_obs != "float"):
+        raise ValueError(
+            f"replay_obs={sizes.replay_obs!r} holds whole numbers from 0 to {most}, but the "
+            f"observations of {env.name} are {env.obs_range or 'real numbers'}; use 'float'."
+        )
     num_envs = sizes.num_envs
     real = jnp.result_type(float)
     memory = replay_memory(algorithm.replay, num_envs, env.truncation_interval)
