@@ -1,13 +1,13 @@
 r"""Trust region policy optimization, and the natural policy gradient, which is its first half.
 
 Schulman et al. 2015, "Trust Region Policy Optimization" (the paper); Kakade 2001, "A Natural Policy
-Gradient"; algorithm 5.22 of document 001. With the surrogate L and the mean KL divergence
+Gradient". With the surrogate L (the paper's eq. 14, with advantages) and the mean KL divergence
 
 .. math::
     L(\theta) = \hat{\mathbb E}\Big[\frac{\pi_\theta(a|s)}{\pi_{\theta_k}(a|s)} \hat A\Big], \quad
     \bar D(\theta) = \hat{\mathbb E}\big[KL(\pi_{\theta_k}(\cdot|s) \| \pi_\theta(\cdot|s))\big]
 
-an update solves "maximize L within :math:`\bar D \le \delta`" approximately:
+an update solves "maximize L within :math:`\bar D \le \delta`" approximately (appendix C):
 
 1. :math:`g = \nabla L(\theta_k)`, and :math:`F = \nabla^2 \bar D(\theta_k)` as products;
 2. :math:`x \approx (F + c I)^{-1} g` by conjugate gradient;
@@ -21,18 +21,15 @@ Steps 1 to 4 are :func:`make_policy_step`: pure functions ``(params, batch) -> (
 without a memory.
 
 Differs from:
-    Documents 000, 003 and 004 misprint single formulas of step 3 (no step size; H inverted; j from
-    1) and the sign or the arguments of H; F here is the Hessian of KL(old || new), which is the
-    Fisher matrix, without a minus. No document has the damping c, without which F is singular (the
-    softmax does not see a constant added to its logits). Document 002 fits the critic to one-step
-    targets, once; here as in OpenAI baselines and sb3-contrib to lambda-returns, for some epochs.
+    The paper has no damping c, without which F is singular (the softmax does not see a constant
+    added to its logits). Lecture notes in circulation print -H for F, or H inverted under the root
+    of step 3; F is the Hessian of KL(old || new) itself, without a minus.
 
     sb3-contrib 2.9 constrains KL(new || old) in its line search, starts conjugate gradient from
-    small random numbers instead of zero, divides advantages by the sample standard deviation, takes
-    a Gaussian's KL as the mean over the action's dimensions (so with d of them it bounds KL / d),
-    stops conjugate gradient at an absolute residual, and its critic's loss has no 1/2; otherwise a
-    whole update is the same one (``tests/test_trpo.py`` compares them). OpenAI baselines accepts a
-    KL of up to 1.5 times the bound; here the bound is one.
+    small random numbers and stops it at an absolute residual, divides advantages by the sample
+    standard deviation, takes a Gaussian's KL as the mean over the action's dimensions, and has no
+    1/2 in the critic's loss; otherwise a whole update is the same (the tests compare them). OpenAI
+    baselines accepts a KL of up to 1.5 times the bound.
 """
 
 import dataclasses
@@ -44,140 +41,69 @@ import jax.numpy as jnp
 import optax
 
 from purerl.checks import check_on_policy_batch, check_rollout
-from purerl.config import (
-    Config,
-    Number,
-    Schedule,
-    choice,
-    count,
-    number,
-    part,
-    switch,
-)
-from purerl.pieces.advantages import advantage_batch, explained_variance, standardize
-from purerl.pieces.gradient import all_finite, fit, keep_if_finite, make_optimizer
+from purerl.config import Config, Number, Schedule, choice, count, number, part, switch
+from purerl.pieces import gradient as steps
+from purerl.pieces.advantages import explained_variance, on_policy_batch
 from purerl.pieces.losses import surrogate_loss, value_loss
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies.acting import apply_network, default_network, init_params, make_act
+from purerl.policies import acting
 from purerl.policies.networks import NetworkConfig
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 from purerl.second_order.conjugate_gradient import CGStop, conjugate_gradient
-from purerl.second_order.line_search import LineSearchResult, backtracking_line_search
+from purerl.second_order.line_search import backtracking_line_search
 from purerl.second_order.products import fisher_vector_product
-
-PolicyStep = Callable[[PyTree, OnPolicyBatch], tuple[PyTree, Info]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NPGConfig(Config):
-    """Configuration of :func:`npg`."""
-
-    max_kl: Number = number(
-        0.01, "(0, inf)", "delta, the wished mean KL(old || new) of an update, in nats."
-    )
-    damping: Number = number(0.1, "[0, inf)", "c, added to the Fisher matrix's diagonal.")
-    cg_iterations: int = count(
-        10, "Conjugate gradient makes at most so many Fisher-vector products."
-    )
-    cg_tolerance: Number = number(
-        1e-6,
-        "[0, inf)",
-        "Conjugate gradient stops at this residual, relative to the gradient's norm.",
-    )
-    fisher_fraction: float = number(
-        1.0, "(0, 1]", "Share of the samples that the Fisher matrix is taken over.", swept=False
-    )
-    normalize_advantage: bool = switch(
-        True, "Bring a rollout's advantages to mean 0 and standard deviation 1."
-    )
-    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
-    gae_lambda: Number = number(0.95, "[0, 1]", "GAE's lambda.")
-    critic_learning_rate: Schedule = number(
-        1e-3, "(0, inf)", "Adam's step size for the critic.", schedule=True
-    )
-    critic_learning_rate_schedule: Shape = choice(
-        "constant", Shape, "How it falls to 0 at the run's end."
-    )
-    critic_epochs: int = count(10, "Passes of the critic over a rollout's samples.")
-    critic_minibatches: int = count(8, "Minibatches a pass; must divide the samples of a rollout.")
-    adam_eps: Number = number(1e-5, "(0, inf)", "Adam's epsilon.")
-    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TRPOConfig(NPGConfig):
-    """Configuration of :func:`trpo`; ``max_kl`` is a bound here."""
-
-    backtrack_factor: Number = number(0.8, "(0, 1)", "alpha, in (0, 1).")
-    backtrack_steps: int = count(10, "Number of points tried at most.")
 
 
 class TRPOState(NamedTuple):
-    """What TRPO and the natural policy gradient learn."""
+    """What TRPO and the natural policy gradient learn.
+
+    Attributes:
+        params: Of the network.
+        critic_opt_state: Adam's, of the critic's fit; the policy's step has no state.
+    """
 
     params: PyTree
-    critic_opt_state: Any  # the policy's step has none
+    critic_opt_state: Any
 
 
-def trpo(config: TRPOConfig, action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
-    """Trust region policy optimization (the module's steps 1 to 5).
+def make_surrogate(network: Any) -> Callable[[PyTree, OnPolicyBatch], jax.Array]:
+    r"""``L(params, batch)``, to be maximized.
 
-    With separate networks the constraint covers all that happens to the policy. With a shared
-    trunk (``NetworkConfig(shared=True)``) it covers the policy's step, trunk included; the critic's
-    fit that follows moves the trunk, and the policy with it, without any bound.
-
-    Args:
-        config: Hyper-parameters.
-        action_space: Of the environment.
-        network: Flax module ``obs [B, *O] -> (distribution, value [B])``; by default
-            :class:`purerl.policies.networks.ActorCritic`.
-
-    Returns:
-        The algorithm. ``update``'s info is that of :func:`make_policy_step`, and ``entropy`` (of
-        the old policy), ``value_loss``, ``explained_variance``. Where ``finite`` is False, by the
-        policy's step or the critic's fit, the whole update is refused.
-
-    Example:
-        >>> import jax, purerl
-        >>> env = purerl.make_env("CartPole-v1")
-        >>> algorithm = trpo(TRPOConfig(max_kl=0.02), env.action_space)
-        >>> state = algorithm.init(jax.numpy.zeros((8, 4)), jax.random.key(0))
-        >>> sorted(state.params["params"])
-        ['actor', 'critic', 'policy_head', 'value_head']
-    """
-    return _make_algorithm(config, action_space, network)
-
-
-def npg(config: NPGConfig, action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
-    """Natural policy gradient: TRPO's full step, always taken.
-
-    The step length is that of a quadratic model of the KL, so ``max_kl`` is met about, not kept.
+    .. math::
+        L(\theta) = \frac1B \sum_b \frac{\pi_\theta(a_b|s_b)}{\pi_{\theta_k}(a_b|s_b)} \hat A_b
 
     Args:
-        config: Hyper-parameters.
-        action_space: Of the environment.
-        network: Flax module ``obs [B, *O] -> (distribution, value [B])``; by default
-            :class:`purerl.policies.networks.ActorCritic`.
-
-    Returns:
-        The algorithm, with the info of :func:`trpo`.
-
-    Example:
-        >>> import purerl
-        >>> algorithm = npg(NPGConfig(), purerl.Discrete(2))
-        >>> algorithm.whole_episodes
-        False
+        network: ``obs [B, *O] -> (distribution, value [B])``.
 
     References:
-        Kakade 2001; the step length normalized as in Rajeswaran et al. 2017, "Towards
-        Generalization and Simplicity in Continuous Control", eq. 5.
+        Schulman et al. 2015, eq. 14.
     """
-    if isinstance(config, TRPOConfig):
-        raise TypeError("npg got a TRPOConfig, but has no line search; give an NPGConfig.")
-    return _make_algorithm(config, action_space, network)
+
+    def surrogate(params: PyTree, batch: OnPolicyBatch) -> jax.Array:
+        distribution, _ = acting.apply_network(network, params, batch.obs)
+        log_prob = distribution.log_prob(batch.action)
+        return -jnp.mean(surrogate_loss(log_prob, batch.log_prob, batch.advantage))
+
+    return surrogate
 
 
-def make_policy_step(network: Any, config: NPGConfig) -> PolicyStep:
+def make_critic_loss(network: Any) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
+    r"""``loss(params, batch) -> (scalar, info)``: :math:`\tfrac1{2B} \sum_b (V(s_b) - \hat G_b)^2`.
+
+    Args:
+        network: ``obs [B, *O] -> (distribution, value [B])``.
+    """
+
+    def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
+        mean = jnp.mean(value_loss(network.apply(params, batch.obs)[1], batch.target))
+        return mean, {"value_loss": mean}
+
+    return loss
+
+
+def make_policy_step(
+    network: Any, config: "NPGConfig"
+) -> Callable[[PyTree, OnPolicyBatch], tuple[PyTree, Info]]:
     r"""``policy_step(params, batch) -> (params, info)``: the module's steps 1 to 4.
 
     A pure function without a memory. Of the batch it reads ``obs``, ``action``, ``log_prob`` and
@@ -186,7 +112,7 @@ def make_policy_step(network: Any, config: NPGConfig) -> PolicyStep:
     refused.
 
     Args:
-        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
+        network: ``obs [B, *O] -> (distribution, value [B])``.
         config: A :class:`TRPOConfig`, or an :class:`NPGConfig` for the step without line search.
 
     Returns:
@@ -211,18 +137,29 @@ def make_policy_step(network: Any, config: NPGConfig) -> PolicyStep:
         >>> bool(info["accepted"]), bool(info["kl"] <= 0.01)
         (True, True)
     """
+    surrogate = make_surrogate(network)
+    if isinstance(config, TRPOConfig):
+        search: dict[str, Any] = dict(
+            bound=config.max_kl, factor=config.backtrack_factor, max_tries=config.backtrack_steps
+        )
+    else:
+        search = dict(bound=jnp.inf, least_improvement=-jnp.inf, max_tries=1)
 
     def policy(params: PyTree, obs: jax.Array) -> Any:
-        return apply_network(network, params, obs)[0]
-
-    def surrogate(params: PyTree, batch: OnPolicyBatch) -> jax.Array:
-        log_prob = policy(params, batch.obs).log_prob(batch.action)
-        return -jnp.mean(surrogate_loss(log_prob, batch.log_prob, batch.advantage))
+        return acting.apply_network(network, params, obs)[0]
 
     def policy_step(params: PyTree, batch: OnPolicyBatch) -> tuple[PyTree, Info]:
         check_on_policy_batch(batch)
+        batch = jax.tree.map(jnp.asarray, batch)
+
+        # 1. The gradient and the Fisher matrix.
         objective, gradient = jax.value_and_grad(surrogate)(params, batch)
+        gradient = jax.tree.map(
+            lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), gradient
+        )
         fisher = fisher_vector_product(policy, params, batch.obs, fraction=config.fisher_fraction)
+
+        # 2. The direction.
         solution = conjugate_gradient(
             fisher,
             gradient,
@@ -230,27 +167,20 @@ def make_policy_step(network: Any, config: NPGConfig) -> PolicyStep:
             max_iterations=config.cg_iterations,
             damping=config.damping,
         )
-        # (F + c I) x = g - residual: the step's length needs no further product.
+
+        # 3. The full step. (F + c I) x = g - residual: its length needs no further product.
         product = optax.tree.sub(gradient, solution.residual)
         step, multiplier = trust_region_step(solution.x, product, config.max_kl)
-        objective = jnp.where(multiplier > 0, objective, jnp.inf)  # a step of zero is refused
+
+        # 4. The line search.
         old = policy(params, batch.obs)
 
         def evaluate(params: PyTree) -> tuple[jax.Array, jax.Array]:
             return surrogate(params, batch), jnp.mean(old.kl(policy(params, batch.obs)))
 
-        if isinstance(config, TRPOConfig):
-            found = backtracking_line_search(
-                evaluate,
-                params,
-                step,
-                objective=objective,
-                bound=config.max_kl,
-                factor=config.backtrack_factor,
-                max_tries=config.backtrack_steps,
-            )
-        else:
-            found = _full_step(evaluate, params, step, objective)
+        objective = jnp.where(multiplier > 0, objective, jnp.inf)  # a step of zero is refused
+        found = backtracking_line_search(evaluate, params, step, objective=objective, **search)
+
         norm = optax.tree.norm(gradient)
         expected = found.fraction * optax.tree.vdot(gradient, step)
         info = {
@@ -261,7 +191,7 @@ def make_policy_step(network: Any, config: NPGConfig) -> PolicyStep:
             "cg_iterations": solution.iterations,
             "step_fraction": found.fraction,
             "accepted": found.accepted,
-            "finite": all_finite(gradient) & (solution.reason != CGStop.NON_FINITE),
+            "finite": steps.all_finite(gradient) & (solution.reason != CGStop.NON_FINITE),
         }
         return found.params, info
 
@@ -294,12 +224,8 @@ def trust_region_step(
         ([1.0], 2.0)
 
     References:
-        Document 001, eq. 5.33; documents 002 and 003, where it is derived by the KKT conditions.
-
-    Differs from:
-        Document 003 has H inverted under the root, in one of three places, and takes the multiplier
-        for positive because the constraint is active, from which only >= 0 follows; it is positive
-        where g is not 0.
+        Schulman et al. 2015, appendix C, by the Karush-Kuhn-Tucker conditions of the problem. The
+        multiplier is positive where g is not 0.
     """
     curvature = optax.tree.vdot(x, product)
     multiplier = jnp.sqrt(jnp.maximum(curvature, 0) / (2 * max_kl))
@@ -307,99 +233,129 @@ def trust_region_step(
     return optax.tree.scale(scale, x), multiplier
 
 
-def make_batch(
-    network: Any,
-    config: NPGConfig,
-    params: PyTree,
-    rollout: Rollout,
-) -> OnPolicyBatch:
-    """A rollout as samples with advantages and targets, under the parameters that collected it.
-
-    Args:
-        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
-        config: Hyper-parameters.
-        params: Old parameters.
-        rollout: ``[T, N]``.
-
-    Returns:
-        Samples ``[T * N]``.
-    """
-    batch = advantage_batch(network, params, rollout, config.gamma, config.gae_lambda)
-    if config.normalize_advantage:
-        batch = batch._replace(advantage=standardize(batch.advantage))
-    return batch
-
-
-def make_critic_loss(
-    network: Any,
-) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
-    """``loss(params, batch) -> (scalar, info)``: the critic's, step 5.
-
-    Args:
-        network: Flax module ``obs [B, *O] -> (distribution, value [B])``.
-    """
-
-    def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        mean = jnp.mean(value_loss(network.apply(params, batch.obs)[1], batch.target))
-        return mean, {"value_loss": mean}
-
-    return loss
-
-
-def _full_step(evaluate, params: PyTree, step: PyTree, objective: jax.Array) -> LineSearchResult:
-    """The natural policy gradient's step as the result of a search that tried one point."""
-    point = optax.tree.add(params, step)
-    value, kl = evaluate(point)
-    accepted = all_finite((step, kl, value, objective))
-    return LineSearchResult(
-        params=jax.tree.map(lambda new, old: jnp.where(accepted, new, old), point, params),
-        accepted=accepted,
-        fraction=accepted.astype(kl.dtype),
-        improvement=jnp.where(accepted, value - objective, 0.0),
-        constraint=jnp.where(accepted, kl, 0.0),
-        tries=jnp.ones((), jnp.int32),
-    )
-
-
-def _make_algorithm(
-    config: NPGConfig, action_space: ActionSpace, network: Any
-) -> OnPolicyAlgorithm:
-    network = default_network(action_space, config.network, network)
+def _build(config: "NPGConfig", action_space: ActionSpace, network: Any) -> OnPolicyAlgorithm:
+    network = acting.default_network(action_space, config.network, network)
     policy_step = make_policy_step(network, config)
-    critic_optimizer = make_optimizer("adam", eps=config.adam_eps)
+    critic_loss = make_critic_loss(network)
+    optimizer = steps.make_optimizer("adam", eps=config.adam_eps)
 
     def init(obs: jax.Array, key: jax.Array) -> TRPOState:
-        params = init_params(network, action_space, obs, key)
-        return TRPOState(params, critic_optimizer.init(params))
+        params = acting.init_params(network, action_space, obs, key)
+        return TRPOState(params, optimizer.init(params))
 
     def update(
         state: TRPOState, rollout: Rollout, key: jax.Array, *, progress: float | jax.Array = 0.0
     ) -> tuple[TRPOState, Info]:
         check_rollout(rollout, action_space)
-        batch = make_batch(network, config, state.params, rollout)
-        params, info = policy_step(state.params, batch)
-        rate = scheduled(
-            config.critic_learning_rate, config.critic_learning_rate_schedule, progress
+        normalize = config.normalize_advantage
+        batch = on_policy_batch(
+            network, state.params, rollout, config.gamma, config.gae_lambda, normalize=normalize
         )
-        *learned, critic_info = fit(
-            make_critic_loss(network),
+        # Steps 1 to 4.
+        params, info = policy_step(state.params, batch)
+        # Step 5.
+        shape = config.critic_learning_rate_schedule
+        *learned, of_critic = steps.fit(
+            critic_loss,
             params,
             state.critic_opt_state,
             batch,
             key,
-            optimizer=critic_optimizer,
-            learning_rate=rate,
+            optimizer=optimizer,
+            learning_rate=scheduled(config.critic_learning_rate, shape, progress),
             num_epochs=config.critic_epochs,
             num_minibatches=config.critic_minibatches,
         )
-        new, finite = keep_if_finite(TRPOState(*learned), state, also=info["finite"])
+        new, finite = steps.keep_if_finite(TRPOState(*learned), state, also=info["finite"])
         old, _ = network.apply(state.params, batch.obs)
-        more = {
+        return new, {
+            **info,
+            **of_critic,
             "entropy": jnp.mean(old.entropy()),
             "explained_variance": explained_variance(batch.value, batch.target),
             "accepted": info["accepted"] & finite,
             "finite": finite,
         }
-        return new, info | critic_info | more
 
-    return OnPolicyAlgorithm(init, make_act(network), update, gamma=config.gamma)
+    return OnPolicyAlgorithm(init, acting.make_act(network), update, gamma=config.gamma)
+
+
+def trpo(config: "TRPOConfig", action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
+    """Trust region policy optimization (the module's steps 1 to 5).
+
+    With separate networks the constraint covers all that happens to the policy. With a shared
+    trunk (``NetworkConfig(shared=True)``) it covers the policy's step, trunk included; the critic's
+    fit that follows moves the trunk, and the policy with it, without any bound.
+
+    Args:
+        config: Hyper-parameters.
+        action_space: Of the environment.
+        network: ``obs [B, *O] -> (distribution, value [B])``; by default an ``ActorCritic``.
+
+    Returns:
+        The algorithm. ``update``'s info is that of :func:`make_policy_step`, and ``entropy`` (of
+        the old policy), ``value_loss``, ``explained_variance``. Where ``finite`` is False, by the
+        policy's step or the critic's fit, the whole update is refused.
+
+    Example:
+        >>> import jax, purerl
+        >>> env = purerl.make_env("CartPole-v1")
+        >>> algorithm = trpo(TRPOConfig(max_kl=0.02), env.action_space)
+        >>> state = algorithm.init(jax.numpy.zeros((8, 4)), jax.random.key(0))
+        >>> sorted(state.params["params"])
+        ['actor', 'critic', 'policy_head', 'value_head']
+    """
+    return _build(config, action_space, network)
+
+
+def npg(config: "NPGConfig", action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
+    """Natural policy gradient: TRPO's full step, always taken.
+
+    The step length is that of a quadratic model of the KL, so ``max_kl`` is met about, not kept.
+    Arguments and result are those of :func:`trpo`.
+
+    Example:
+        >>> import purerl
+        >>> algorithm = npg(NPGConfig(), purerl.Discrete(2))
+        >>> algorithm.whole_episodes
+        False
+
+    References:
+        Kakade 2001; Rajeswaran et al. 2017, "Towards Generalization and Simplicity in Continuous
+        Control", eq. 5, for the length of the step.
+    """
+    if isinstance(config, TRPOConfig):
+        raise TypeError("npg got a TRPOConfig, but has no line search; give an NPGConfig.")
+    return _build(config, action_space, network)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NPGConfig(Config):
+    """Configuration of :func:`npg`."""
+
+    max_kl: Number = number(0.01, "(0, inf)", "delta, wanted mean KL(old || new) in nats.")
+    damping: Number = number(0.1, "[0, inf)", "c, added to the Fisher matrix's diagonal.")
+    cg_iterations: int = count(10, "Largest number of Fisher-vector products in a step.")
+    cg_tolerance: Number = number(
+        1e-6, "[0, inf)", "Residual at which conjugate gradient stops, relative to the gradient."
+    )
+    fisher_fraction: float = number(
+        1.0, "(0, 1]", "Share of the samples that the Fisher matrix is taken over.", swept=False
+    )
+    normalize_advantage: bool = switch(True, "Standardize the advantages of a rollout.")
+    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
+    gae_lambda: Number = number(0.95, "[0, 1]", "GAE's lambda.")
+    critic_learning_rate: Schedule = number(1e-3, "(0, inf)", "Adam's step size.", schedule=True)
+    critic_learning_rate_schedule: Shape = choice("constant", Shape, "How it falls to 0.")
+    critic_epochs: int = count(10, "Passes of the critic over a rollout's samples.")
+    critic_minibatches: int = count(8, "Minibatches a pass; must divide the samples of a rollout.")
+    adam_eps: Number = number(1e-5, "(0, inf)", "Adam's epsilon.")
+    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TRPOConfig(NPGConfig):
+    """Configuration of :func:`trpo`; ``max_kl`` is a bound here."""
+
+    backtrack_factor: Number = number(0.8, "(0, 1)", "alpha, by which a refused step shrinks.")
+    backtrack_steps: int = count(10, "Largest number of points that the line search tries.")

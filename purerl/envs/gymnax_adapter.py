@@ -56,7 +56,7 @@ def _construct(name: str, x64: bool, **own: Any) -> Any:
     return gymnax.make(name, **own)[0]
 
 
-def adapt(env: Any, params: dict[str, Any], name: str = "") -> Env:
+def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     """An environment of an object with gymnax's interface.
 
     Args:
@@ -64,7 +64,7 @@ def adapt(env: Any, params: dict[str, Any], name: str = "") -> Env:
         params: Fields of its parameters.
         name: Its name; what it calls itself by default.
     """
-    name = name or str(getattr(env, "name", type(env).__name__))
+    name = str(name or getattr(env, "name", type(env).__name__))
     for attribute in ("reset", "step", "default_params", "action_space", "observation_space"):
         if not hasattr(env, attribute):
             raise TypeError(

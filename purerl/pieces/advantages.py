@@ -69,9 +69,6 @@ def on_policy_batch(
     return batch._replace(advantage=standardize(batch.advantage)) if normalize else batch
 
 
-advantage_batch = on_policy_batch  # its former name
-
-
 def standardize(x: jax.Array, weights: jax.Array | None = None, eps: float = 1e-8) -> jax.Array:
     """Mean 0 and (population) standard deviation 1; exactly 0 where all are equal.
 

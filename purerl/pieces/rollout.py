@@ -1,7 +1,7 @@
 """Unrolling environments, and statistics of the episodes they finish."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,7 @@ def unroll(
     # short ones. On a CPU the hashes were a third of the time of a rollout of CartPole.
     keys = jax.random.split(key, (length, 1 + 2 * num_envs))
     act_keys, env_keys = keys[:, 0], keys[:, 1::2]
-    resets: Any = keys[:, 2::2]
+    resets: PyTree = keys[:, 2::2]
     if env.resets == "ahead":
         resets = jax.vmap(jax.vmap(env.reset))(resets)
 

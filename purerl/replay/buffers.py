@@ -17,9 +17,9 @@ References:
     Schaul et al. 2016, "Prioritized Experience Replay", section 3.3, algorithm 1.
 
 Differs from:
-    Document 002 raises the priority to the power of alpha twice, in :math:`p_i` and in
+    The paper and most implementations hold a binary tree; see :mod:`purerl.replay.tree`. Lecture
+    notes in circulation raise the priority to the power of alpha twice, in :math:`p_i` and in
     :math:`P(i)`; here, as in the paper, once.
-    The paper and most implementations hold a binary tree; see :mod:`purerl.replay.tree`.
 """
 
 from collections.abc import Callable
@@ -34,27 +34,46 @@ from purerl.replay.tree import draw, empty_tree, set_leaves, stratified, take
 
 
 class ReplayState(NamedTuple):
-    """A buffer."""
+    """A buffer.
 
-    items: PyTree  # leaves [C, ...]
-    cursor: Cursor  # unbatched under purerl.vectorize
-    tree: Any  # the Tree of prioritized replay; None for uniform replay
+    Attributes:
+        items: Leaves ``[C, ...]``.
+        cursor: Where the next item goes; unbatched under ``purerl.vectorize``.
+        tree: The :class:`purerl.replay.tree.Tree` of prioritized replay; None for uniform replay.
+    """
+
+    items: PyTree
+    cursor: Cursor
+    tree: Any
 
 
 class Sample(NamedTuple):
-    """Items drawn from a buffer."""
+    """Items drawn from a buffer.
 
-    indices: jax.Array  # [B] int32, their places
-    weight: jax.Array  # [B] importance weights in (0, 1]
+    Attributes:
+        indices: Their places, ``[B]`` int32.
+        weight: Importance weights in (0, 1], ``[B]``.
+    """
+
+    indices: jax.Array
+    weight: jax.Array
 
 
 class Replay(NamedTuple):
-    """A replay buffer as pure functions; :func:`uniform` and :func:`prioritized` make one."""
+    """A replay buffer as pure functions; :func:`uniform` and :func:`prioritized` make one.
 
-    init: Callable[..., ReplayState]  # (item) -> state; shapes and dtypes of one item
-    add: Callable[..., ReplayState]  # (state, items [N, ...]) -> state; N <= capacity
-    sample: Callable[..., Sample]  # (state, key, size, *, progress) -> places and weights
-    update_priorities: Callable[..., ReplayState]  # (state, indices [B], td_error [B]) -> state
+    Attributes:
+        init: ``(item) -> state``; shapes and dtypes of one item.
+        add: ``(state, items [N, ...]) -> state``; N at most the capacity.
+        sample: ``(state, key, size, *, progress) -> Sample``.
+        update_priorities: ``(state, indices [B], td_error [B]) -> state``.
+        capacity: C, the number of places.
+    """
+
+    init: Callable[..., ReplayState]
+    add: Callable[..., ReplayState]
+    sample: Callable[..., Sample]
+    update_priorities: Callable[..., ReplayState]
     capacity: int
 
 
@@ -81,22 +100,17 @@ def uniform(capacity: int) -> Replay:
     check_integer("uniform", "capacity", capacity, 1)
 
     def init(item: PyTree) -> ReplayState:
-        return ReplayState(_empty(item, capacity), _start(), None)
+        return _empty(item, capacity, None)
 
     def add(state: ReplayState, items: PyTree) -> ReplayState:
-        index, cursor = _places(state.cursor, _count(items, capacity), capacity)
-        return ReplayState(_write(state.items, index, items), cursor, None)
+        return _add(state, items, capacity)[0]
 
     def sample(
         state: ReplayState, key: jax.Array, size: int, *, progress: float | jax.Array = 0.0
     ) -> Sample:
-        index = jax.random.randint(key, (size,), 0, state.cursor.size)
-        return Sample(index, jnp.ones(size))
+        return Sample(jax.random.randint(key, (size,), 0, state.cursor.size), jnp.ones(size))
 
-    def update_priorities(state: ReplayState, index: jax.Array, td_error: jax.Array) -> ReplayState:
-        return state
-
-    return Replay(init, add, sample, update_priorities, capacity)
+    return Replay(init, add, sample, lambda state, *_: state, capacity)
 
 
 def prioritized(
@@ -109,8 +123,8 @@ def prioritized(
     """Items with a large TD error are drawn more often, and weighed less.
 
     A new item has the largest priority so far. An index that occurs several times in one update
-    gets the largest of its new priorities. A TD error that is not finite leaves the priority as it
-    was.
+    gets the largest of its new priorities. An item whose TD error is not finite gets the smallest
+    priority in the buffer, so that it is seldom drawn again: its update is refused each time.
 
     Args:
         capacity: C, how many items are held; the oldest are overwritten.
@@ -139,13 +153,12 @@ def prioritized(
     check_range("prioritized", "eps", eps, "[0, inf)")
 
     def init(item: PyTree) -> ReplayState:
-        return ReplayState(_empty(item, capacity), _start(), empty_tree(capacity))
+        return _empty(item, capacity, empty_tree(capacity))
 
     def add(state: ReplayState, items: PyTree) -> ReplayState:
-        index, cursor = _places(state.cursor, _count(items, capacity), capacity)
+        state, index = _add(state, items, capacity)
         priority = jnp.broadcast_to(state.tree.largest, index.shape)
-        tree = set_leaves(state.tree, index, priority)
-        return ReplayState(_write(state.items, index, items), cursor, tree)
+        return state._replace(tree=set_leaves(state.tree, index, priority))
 
     def sample(
         state: ReplayState, key: jax.Array, size: int, *, progress: float | jax.Array = 0.0
@@ -159,8 +172,9 @@ def prioritized(
     def update_priorities(state: ReplayState, index: jax.Array, td_error: jax.Array) -> ReplayState:
         tree = state.tree
         power = (jnp.abs(td_error) + eps) ** alpha
-        before = take(tree.leaves, index)
-        power = jnp.where(jnp.isfinite(power), power, before)
+        # The minimum is `least`; without this read the one of `sample` would cost a copy, see Tree.
+        least = jnp.minimum(tree.least, take(tree.leaves, index))
+        power = jnp.where(jnp.isfinite(power), power, least).astype(tree.leaves.dtype)
         tree = tree._replace(largest=jnp.maximum(tree.largest, jnp.max(power)))
         return state._replace(tree=set_leaves(tree, index, power))
 
@@ -170,15 +184,14 @@ def prioritized(
 # The ring.
 
 
-def _empty(item: PyTree, capacity: int) -> PyTree:
-    return jax.tree.map(lambda x: jnp.zeros((capacity, *jnp.shape(x)), jnp.result_type(x)), item)
+def _empty(item: PyTree, capacity: int, tree: Any) -> ReplayState:
+    empty = lambda x: jnp.zeros((capacity, *jnp.shape(x)), jnp.result_type(x))  # noqa: E731
+    zero = jnp.zeros((), jnp.int32)
+    return ReplayState(jax.tree.map(empty, item), Cursor(zero, zero), tree)
 
 
-def _start() -> Cursor:
-    return Cursor(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
-
-
-def _count(items: PyTree, capacity: int) -> int:
+def _add(state: ReplayState, items: PyTree, capacity: int) -> tuple[ReplayState, jax.Array]:
+    """Writes the items at the next places, in order; the state, and these places."""
     counts = {jnp.shape(x)[:1] for x in jax.tree.leaves(items)}
     if len(counts) != 1 or () in counts:
         raise ValueError(
@@ -191,19 +204,13 @@ def _count(items: PyTree, capacity: int) -> int:
             f"add got {count} items at once, wanted at most the capacity, {capacity}; make the "
             "capacity larger, or num_envs * rollout_length smaller."
         )
-    return count
 
-
-def _places(cursor: Cursor, count: int, capacity: int) -> tuple[jax.Array, Cursor]:
-    """Where the next ``count`` items go, in order, and the cursor after them."""
-    index = (cursor.next + jnp.arange(count, dtype=jnp.int32)) % capacity
-    size = jnp.minimum(cursor.size + count, capacity)
-    return index, Cursor((cursor.next + count) % capacity, size)
-
-
-def _write(items: PyTree, index: jax.Array, new: PyTree) -> PyTree:
-    def write(old, new):
+    def write(old: jax.Array, new: jax.Array) -> jax.Array:
         new = new.astype(old.dtype)
         return old.at[index].set(new, mode="promise_in_bounds", unique_indices=True)
 
-    return jax.tree.map(write, items, new)
+    start, size = state.cursor
+    index = (start + jnp.arange(count, dtype=jnp.int32)) % capacity
+    cursor = Cursor((start + count) % capacity, jnp.minimum(size + count, capacity))
+    items = jax.tree.map(write, state.items, items)
+    return state._replace(items=items, cursor=cursor), index

@@ -20,10 +20,17 @@ from purerl.replay.tree import take
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """Where a leaf of an item lies; a leaf of pytrees."""
+    """Where a leaf of an item lies; a leaf of pytrees.
 
-    array: int  # which array of words
-    start: int  # its first column
+    Attributes:
+        array: Which array of words.
+        start: Its first column.
+        shape: Of the leaf.
+        dtype: Of the leaf.
+    """
+
+    array: int
+    start: int
     shape: tuple[int, ...]
     dtype: Any
 
@@ -36,9 +43,14 @@ class Field:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """Items, packed."""
+    """Items, packed.
 
-    words: tuple[jax.Array, ...]  # each [..., W], of one width
+    Attributes:
+        words: Arrays ``[..., W]``, each of words of one width.
+        layout: The item's tree structure, and a :class:`Field` for each leaf; static.
+    """
+
+    words: tuple[jax.Array, ...]
     layout: tuple[Any, tuple[Field, ...]] = dataclasses.field(metadata={"static": True})
 
     @property

@@ -13,7 +13,7 @@ memory of its own: it is the ``obs`` that lies N places on. Three cases are diff
 * After the newest step of each environment nothing has been added yet: N more places.
 
 No search, and no index an item, is needed: a place's number says at which step it was written.
-An observation is one array here; the buffers of ``replay.py`` hold any pytree.
+An observation is one array here; the buffers of :mod:`purerl.replay.buffers` hold any pytree.
 """
 
 from collections.abc import Callable
@@ -31,31 +31,54 @@ from purerl.replay.tree import put, take
 
 
 class Held(NamedTuple):
-    """An item of the buffer, which holds it packed: a transition without ``next_obs``."""
+    """An item of the buffer, which holds it packed: a transition without ``next_obs``.
 
-    obs: jax.Array  # [*O]
-    action: jax.Array  # [*A]
-    reward: jax.Array  # []
-    terminated: jax.Array  # [] bool
-    truncated: jax.Array  # [] bool
+    Attributes:
+        obs: ``[*O]``.
+        action: ``[*A]``.
+        reward: ``[]``.
+        terminated: ``[]`` bool.
+        truncated: ``[]`` bool.
+    """
+
+    obs: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
 
 
 class ReplayMemoryState(NamedTuple):
-    """A replay memory."""
+    """A replay memory.
 
-    replay: ReplayState  # of Held items, Packed; purerl.packing.unpack gives them
-    last_obs: jax.Array  # [W + 1, N, *O] after truncations, of W intervals; after the newest step
-    steps: Clock  # steps of each environment that were added
+    Attributes:
+        replay: Of packed :class:`Held` items; :func:`purerl.replay.packed.unpack` gives them.
+        last_obs: Observations after truncations, of W intervals, and after the newest step,
+            ``[W + 1, N, *O]``.
+        steps: Steps of each environment that were added.
+    """
+
+    replay: ReplayState
+    last_obs: jax.Array
+    steps: Clock
 
 
 class ReplayMemory(NamedTuple):
-    """A replay memory as pure functions; :func:`replay_memory` makes one."""
+    """A replay memory as pure functions; :func:`replay_memory` makes one.
 
-    init: Callable[..., ReplayMemoryState]  # (Transition, shapes and dtypes of one) -> state
-    add: Callable[..., ReplayMemoryState]  # (state, Transition [T, N, ...]) -> state
-    sample: Callable[..., Sample]  # (state, key, size, *, progress) -> places and weights
-    batch: Callable[..., OffPolicyBatch]  # (state, sample, *, gamma, n_step) -> transitions
-    update_priorities: Callable[..., ReplayMemoryState]  # (state, indices [B], td_error [B])
+    Attributes:
+        init: ``(Transition, shapes and dtypes of one) -> state``.
+        add: ``(state, Transition [T, N, ...]) -> state``.
+        sample: ``(state, key, size, *, progress) -> Sample``.
+        batch: ``(state, sample, *, gamma, n_step) -> OffPolicyBatch``.
+        update_priorities: ``(state, indices [B], td_error [B]) -> state``.
+    """
+
+    init: Callable[..., ReplayMemoryState]
+    add: Callable[..., ReplayMemoryState]
+    sample: Callable[..., Sample]
+    batch: Callable[..., OffPolicyBatch]
+    update_priorities: Callable[..., ReplayMemoryState]
 
 
 def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> ReplayMemory:
@@ -78,7 +101,8 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
             (:attr:`purerl.Env.truncation_interval`); 1 is right for all, and takes most memory.
 
     Raises:
-        ValueError: If a number is no positive integer.
+        ValueError: If a number is no positive integer; by ``batch``, if ``n_step`` exceeds the
+            steps of an environment that the buffer holds, capacity / N.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -132,8 +156,8 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
     def window_of(time: jax.Array) -> jax.Array:
         return (time // interval) % windows
 
-    def sample(state, key, size, *, progress=0.0):
-        return replay.sample(state.replay, key, size, progress=progress)
+    def sample(state, *args, **kwargs) -> Sample:
+        return replay.sample(state.replay, *args, **kwargs)
 
     def batch(
         state: ReplayMemoryState,
@@ -142,6 +166,12 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
         gamma: float | jax.Array,
         n_step: int = 1,
     ) -> OffPolicyBatch:
+        if n_step > max(1, capacity // num_envs):
+            raise ValueError(
+                f"n_step={n_step}, but of {num_envs} environments a buffer of capacity={capacity} "
+                f"holds {capacity // num_envs} steps each; choose a capacity of at least "
+                f"{n_step * num_envs}, or a smaller n_step."
+            )
         items = state.replay.items
         field: Held = items.fields
         flags = field.reward, field.terminated, field.truncated
@@ -173,10 +203,8 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
             indices=sample.indices,
         )
 
-    def update_priorities(
-        state: ReplayMemoryState, index: jax.Array, td_error: jax.Array
-    ) -> ReplayMemoryState:
-        return state._replace(replay=replay.update_priorities(state.replay, index, td_error))
+    def update_priorities(state, *args) -> ReplayMemoryState:
+        return state._replace(replay=replay.update_priorities(state.replay, *args))
 
     return ReplayMemory(init, add, sample, batch, update_priorities)
 

@@ -17,12 +17,17 @@ class Tree(NamedTuple):
 
     Each level is an array of its own, and what is read of one before it is written always has a
     part in what is written: otherwise XLA, not knowing which comes first, would copy the level.
+
+    Attributes:
+        leaves: p^alpha, zero where no item is, ``[>= C]``.
+        nodes: Of level 1, 2, ...: ``[>= C / 4, 2]``, ``[>= C / 16, 2]``, ..., ``[4, 2]``: the sum,
+            and the minimum of the leaves above zero (infinite where none is).
+        largest: The largest p^alpha so far, that of a new item, ``[]``.
     """
 
-    leaves: jax.Array  # [>= C] p^alpha, zero where no item is
-    nodes: tuple[jax.Array, ...]  # of level 1, 2, ...: [>= C / 4, 2], [>= C / 16, 2], ..., [4, 2]:
-    # sum, and minimum of the leaves above zero (infinite where none is)
-    largest: jax.Array  # [] the largest p^alpha so far: that of a new item
+    leaves: jax.Array
+    nodes: tuple[jax.Array, ...]
+    largest: jax.Array
 
     @property
     def total(self) -> jax.Array:
@@ -82,14 +87,14 @@ def set_leaves(tree: Tree, index: jax.Array, power: jax.Array) -> Tree:
 
 
 def stratified(key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """One uniform number out of each of ``size`` equal parts of [0, 1), and bits below its last.
+    """One uniform number out of each of ``size`` equal parts of [0, 1), and one of all of it.
 
     Args:
         key: PRNG key.
         size: B.
 
     Returns:
-        ``(fraction [B], fine [B])``, both in [0, 1).
+        ``(fraction [B], fine [B])``, both in [0, 1].
     """
     within, fine = jax.random.uniform(key, (2, size))
     return (jnp.arange(size) + within) / size, fine
@@ -98,6 +103,12 @@ def stratified(key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
 def draw(tree: Tree, fraction: jax.Array, fine: jax.Array) -> jax.Array:
     """The items at these fractions of the sum of all leaves, in their order.
 
+    One number in float32 cannot tell a million items apart evenly: it knows sixteen points in each.
+    So where the tree has more than six levels, ``fraction`` decides on the upper half of them, or
+    six if that is more, and ``fine`` on the lower: given the node that both numbers have in common,
+    the leaves below it are drawn with their probabilities, to a thousandth and independent of how
+    a compiler rounds.
+
     A leaf that is zero is never drawn, whatever the rounding errors of the sums: among four
     children, the first whose running sum exceeds what is left is taken, or else the last, and only
     those that are not zero count.
@@ -105,22 +116,20 @@ def draw(tree: Tree, fraction: jax.Array, fine: jax.Array) -> jax.Array:
     Args:
         tree: The priorities, at least one of them above zero.
         fraction: ``[B]`` in [0, 1].
-        fine: ``[B]`` in [0, 1): random bits below the last of ``fraction``. With a million items
-            a fraction in float32 knows sixteen points in each, so its bits alone would draw some
-            of them 6 % too often. They are added half way down, where what is left is small.
+        fine: ``[B]`` in [0, 1], independent of ``fraction``.
 
     Returns:
         ``[B]`` int32.
     """
     node = jnp.zeros(fraction.shape, jnp.uint32)
-    total = tree.total
-    rest, last_bit = fraction * total, total * jnp.finfo(total.dtype).eps / 2
+    rest = fraction * tree.total
     levels = (*reversed(tree.nodes), tree.leaves)
     for i, level in enumerate(levels):
-        if i == len(levels) // 2:
-            rest = rest + fine * last_bit
-        below = _children(level, node)
-        child, before = _choose(below if level is tree.leaves else below[..., 0], rest)
+        mass = _children(level, node)
+        mass = mass if level is tree.leaves else mass[..., 0]
+        if i == max(6, len(levels) // 2):
+            rest = fine * jnp.sum(mass, axis=1)
+        child, before = _choose(mass, rest)
         node, rest = BRANCHES * node + child, jnp.maximum(rest - before, 0)
     return node.astype(jnp.int32)
 

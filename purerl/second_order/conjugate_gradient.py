@@ -12,6 +12,7 @@ from purerl.checks import check_like
 from purerl.config import check_integer, check_range
 from purerl.pieces.gradient import all_finite
 from purerl.records import PyTree
+from purerl.second_order.products import cast_like
 
 LinearMap = Callable[[PyTree], PyTree]
 
@@ -26,13 +27,21 @@ class CGStop(enum.IntEnum):
 
 
 class CGResult(NamedTuple):
-    """Solution and how it came about."""
+    """What :func:`conjugate_gradient` found.
 
-    x: PyTree  # like b; finite, if x0 is
-    residual: PyTree  # like b: b - (A + damping I) x, as the recursion has it
-    residual_norm: jax.Array  # [] Euclidean norm of the residual
-    iterations: jax.Array  # [] int32, products with A that made up x
-    reason: jax.Array  # [] int32, a CGStop
+    Attributes:
+        x: The solution, shaped like b; finite, if x0 is.
+        residual: Like b: b - (A + damping I) x, as the recursion has it.
+        residual_norm: ``[]``, its Euclidean norm.
+        iterations: ``[]`` int32, products with A that made up x.
+        reason: ``[]`` int32, a :class:`CGStop`.
+    """
+
+    x: PyTree
+    residual: PyTree
+    residual_norm: jax.Array
+    iterations: jax.Array
+    reason: jax.Array
 
 
 class _Carry(NamedTuple):
@@ -91,12 +100,11 @@ def conjugate_gradient(
         ([1.0, 0.5], 2, 'CONVERGED')
 
     References:
-        Hestenes & Stiefel 1952; Saad 2003, algorithm 9.1; document 002, section 2.4.
+        Hestenes & Stiefel 1952; Saad 2003, algorithm 9.1.
 
     Differs from:
-        Document 002 stops at an absolute :math:`r^\top r < 10^{-10}`, which depends on the scale of
-        the gradient; here the tolerance is relative. Document 003 offers two formulas for beta,
-        which are the same one for a linear system.
+        Implementations that stop at an absolute :math:`r^\top r < 10^{-10}`, which depends on the
+        scale of the gradient; here the tolerance is relative.
     """
     where = "conjugate_gradient"
     check_integer(where, "max_iterations", max_iterations, 1)
@@ -105,9 +113,9 @@ def conjugate_gradient(
     precondition = (lambda r: r) if preconditioner is None else preconditioner
     matrix = lambda v: _axpy(damping, v, matvec(v))  # noqa: E731
     _check(matvec, b, x0)
-    start = jax.tree.map(jnp.zeros_like, b) if x0 is None else _cast(x0, b)
+    start = jax.tree.map(jnp.zeros_like, b) if x0 is None else cast_like(x0, b)
     residual = b if x0 is None else _axpy(-1.0, matrix(start), b)
-    direction = _cast(precondition(residual), b)
+    direction = cast_like(precondition(residual), b)
     threshold = jnp.square(tolerance) * optax.tree.vdot(b, b)
     dtype = threshold.dtype
     rr = optax.tree.vdot(residual, residual).astype(dtype)
@@ -126,7 +134,7 @@ def conjugate_gradient(
         z = precondition(residual)
         rz = optax.tree.vdot(residual, z).astype(dtype)
         rr = optax.tree.vdot(residual, residual).astype(dtype)
-        direction = _axpy(rz / c.rz, c.direction, _cast(z, b))
+        direction = _axpy(rz / c.rz, c.direction, cast_like(z, b))
         iterations = c.iterations + 1
         new = _Carry(x, residual, direction, rz, rr, iterations, reason(rr, iterations))
         # Where rr = 0 the new direction may be 0 / 0, but it is not used any more.
@@ -146,10 +154,6 @@ def conjugate_gradient(
 def _axpy(alpha: float | jax.Array, x: PyTree, y: PyTree) -> PyTree:
     """``alpha x + y``, in the precision of y."""
     return jax.tree.map(lambda x, y: (alpha * x + y).astype(jnp.result_type(y)), x, y)
-
-
-def _cast(tree: PyTree, like: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, y: jnp.asarray(x, jnp.result_type(y)), tree, like)
 
 
 def _check(matvec: LinearMap, b: PyTree, x0: PyTree | None) -> None:

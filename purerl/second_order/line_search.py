@@ -12,14 +12,23 @@ from purerl.records import PyTree
 
 
 class LineSearchResult(NamedTuple):
-    """The accepted point, or the old one. Of a refused search all numbers but ``tries`` are 0."""
+    """What :func:`backtracking_line_search` found; refused, all numbers but ``tries`` are 0.
+
+    Attributes:
+        params: The accepted point, or the old one.
+        accepted: ``[]`` bool.
+        fraction: ``[]``, factor^j, of the step taken.
+        improvement: ``[]``, of the objective.
+        constraint: ``[]``, at the accepted point.
+        tries: ``[]`` int32, points evaluated.
+    """
 
     params: PyTree
-    accepted: jax.Array  # [] bool
-    fraction: jax.Array  # [] factor^j, of the step taken
-    improvement: jax.Array  # [] of the objective
-    constraint: jax.Array  # [] at the accepted point
-    tries: jax.Array  # [] int32, points evaluated
+    accepted: jax.Array
+    fraction: jax.Array
+    improvement: jax.Array
+    constraint: jax.Array
+    tries: jax.Array
 
 
 def backtracking_line_search(
@@ -31,21 +40,23 @@ def backtracking_line_search(
     bound: float | jax.Array,
     factor: float | jax.Array = 0.8,
     max_tries: int = 10,
+    least_improvement: float | jax.Array = 0.0,
 ) -> LineSearchResult:
     r"""The smallest j in 0, 1, ... for which :math:`\theta + \alpha^j \Delta` improves the
     objective and keeps the constraint.
 
-    Both conditions are checked anew at every point. A point whose objective is not finite, or whose
-    constraint is NaN, is not accepted.
+    Both conditions are checked anew at every point. A point whose objective or constraint is not
+    finite is not accepted.
 
     Args:
         evaluate: ``params -> (objective, constraint)``, scalars; the objective is maximized.
         params: :math:`\theta`.
         step: :math:`\Delta`, the full step, shaped like ``params``.
-        objective: Its value at ``params``; an accepted point has strictly more.
+        objective: Its value at ``params``.
         bound: An accepted point's constraint is at most this.
         factor: :math:`\alpha`, in (0, 1).
         max_tries: Number of points tried at most; static.
+        least_improvement: An accepted point's objective is larger by more than this.
 
     Returns:
         A :class:`LineSearchResult`. Where no point is accepted, ``params`` are the old ones, bit
@@ -66,25 +77,22 @@ def backtracking_line_search(
         (0.5, 2)
 
     References:
-        Schulman et al. 2015 (TRPO), appendix C; document 001, eq. 5.33.
-
-    Differs from:
-        Document 000 leaves out the step size and does not say that j is the smallest; document 004
-        begins with j = 1, so that the full step is never tried.
+        Schulman et al. 2015 (TRPO), appendix C.
     """
     where = "backtracking_line_search"
     check_range(where, "factor", factor, "(0, 1)")
     check_integer(where, "max_tries", max_tries, 1)
     check_like(f"{where}: step", step, params, "params")
     params = jax.tree.map(jnp.asarray, params)
-    dtype = jnp.result_type(objective)
+    dtype = jnp.promote_types(jnp.result_type(objective), jnp.float32)  # sees small improvements
     zero = jnp.zeros((), dtype)
 
     def attempt(found: LineSearchResult) -> LineSearchResult:
         fraction = jnp.asarray(factor, dtype) ** found.tries
         point = jax.tree.map(lambda p, s: (p + fraction * s).astype(p.dtype), params, step)
         value, constraint = evaluate(point)
-        accepted = (value > objective) & jnp.isfinite(value) & (constraint <= bound)
+        accepted = (value > objective + least_improvement) & (constraint <= bound)
+        accepted &= jnp.isfinite(value) & jnp.isfinite(constraint)
         keep = lambda new: jnp.where(accepted, new, zero).astype(dtype)  # noqa: E731
         return LineSearchResult(
             params=jax.tree.map(lambda new, old: jnp.where(accepted, new, old), point, params),

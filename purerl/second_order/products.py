@@ -40,6 +40,16 @@ def hvp(f: Callable[[PyTree], jax.Array], params: PyTree, v: PyTree) -> PyTree:
     return jax.jvp(jax.grad(f), (params,), (v,))[1]
 
 
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """A tree in the dtypes of another.
+
+    Args:
+        tree: Arrays.
+        like: Of the same structure.
+    """
+    return jax.tree.map(lambda x, y: jnp.asarray(x, jnp.result_type(y)), tree, like)
+
+
 def fisher_vector_product(
     policy: Policy, params: PyTree, obs: jax.Array, *, fraction: float = 1.0
 ) -> Callable[[PyTree], PyTree]:
@@ -63,7 +73,7 @@ def fisher_vector_product(
         fraction: Share of the samples to use, in (0, 1]; always the same ones, evenly spread.
 
     Returns:
-        A linear function of pytrees shaped like ``params``.
+        A linear function of pytrees shaped like ``params``; the result has its argument's dtypes.
 
     Raises:
         ValueError: If ``fraction`` is out of range.
@@ -77,12 +87,7 @@ def fisher_vector_product(
 
     References:
         Martens 2020, "New Insights and Perspectives on the Natural Gradient Method", section 9;
-        Schulman et al. 2015 (TRPO), appendix C.1; document 001, eqs. 5.45-5.48.
-
-    Differs from:
-        Documents 000 and 001 call -H the Fisher matrix; with H the Hessian of the KL it is H
-        itself. Document 004 takes the Hessian of KL(new || old), which is the same at the old
-        parameters.
+        Schulman et al. 2015 (TRPO), appendix C.1.
     """
     obs = _subsample(obs, fraction)
     distribution = policy(params, obs)
@@ -93,8 +98,8 @@ def fisher_vector_product(
     _, curvature = jax.linearize(kl_gradient, z)
 
     def product(v: PyTree) -> PyTree:
-        (out,) = pull(curvature(push(v)))
-        return out
+        (out,) = pull(curvature(push(cast_like(v, params))))
+        return cast_like(out, v)
 
     return product
 

@@ -8,30 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 import probe_envs
 import pytest
+from flax import nnx
 from flax.traverse_util import flatten_dict
 from test_kfac import branches_around
 
 import purerl
 from purerl import NetworkConfig
-from purerl.algorithms.acktr import (
-    ACKTRConfig,
-    acktr,
-    adapt,
-    joint_variance,
-    make_batch,
-    make_loss,
-    score,
-)
+from purerl.algorithms.acktr import ACKTRConfig, _adapt, _joint_variance, acktr, make_loss, score
+from purerl.pieces.advantages import on_policy_batch
 from purerl.pieces.gradient import keep_if_finite
 from purerl.policies.distributions import Categorical, DiagGaussian
 from purerl.records import Clock, Discrete, Rollout
-from purerl.second_order.kfac.factors import fisher_factors
-from purerl.second_order.kfac.layers import find_layers, tap
+from purerl.second_order import kfac
+from purerl.second_order.kfac import find_layers, fisher_factors, tap
 
 STEPS, ENVS, OBS, ACTIONS = 5, 4, 3, 3
 SPACE = Discrete(ACTIONS)
 LINEAR = NetworkConfig(hidden_sizes=())
 SMALL = NetworkConfig(hidden_sizes=(8,))
+CONSTANT = {"learning_rate_schedule": "constant"}
+TARGET = ACKTRConfig(target_kl=0.01, kl_clip=0.1, **CONSTANT)
 
 
 def rollout(seed=0):
@@ -66,8 +62,7 @@ def solved(kind, a, g, gradient, damping):
     return np.linalg.solve(block, gradient.ravel()).reshape(gradient.shape)
 
 
-@pytest.mark.parametrize("kind", ["eigenbasis", "factored"])
-@pytest.mark.parametrize("critic_std", [2.0, None])
+@pytest.mark.parametrize(("kind", "critic_std"), [("eigenbasis", 2.0), ("factored", None)])
 def test_update_by_hand(kind, critic_std, x64):
     """A softmax policy and a value, linear in the observation; two updates."""
     config = ACKTRConfig(
@@ -98,7 +93,8 @@ def test_update_by_hand(kind, critic_std, x64):
     weight = 0.0
     for i, progress in enumerate((0.25, 0.5)):
         data = rollout(seed=i)
-        batch = make_batch(purerl.ActorCritic(SPACE, LINEAR), config, state.params, data)
+        network = purerl.ActorCritic(SPACE, LINEAR)
+        batch = on_policy_batch(network, state.params, data, 0.9, 0.6, normalize=True)
         state, info = algorithm.update(state, data, jax.random.key(i), progress=progress)
 
         obs = np.concatenate([np.asarray(data.obs).reshape(-1, OBS), np.ones((20, 1))], axis=1)
@@ -146,7 +142,7 @@ def test_loss_of_the_parameters_is_what_is_reported_and_followed(x64):
     algorithm, data = acktr(config, SPACE), rollout()
     state = algorithm.init(data.obs[0], jax.random.key(0))
     network = purerl.ActorCritic(SPACE, SMALL)
-    batch = make_batch(network, config, state.params, data)
+    batch = on_policy_batch(network, state.params, data, config.gamma, config.gae_lambda)
     loss = make_loss(network, config)
     (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
     new, info = algorithm.update(state, data, jax.random.key(0))
@@ -199,22 +195,38 @@ def test_scores_have_the_fisher_for_their_second_moment(x64):
 )
 def test_step_follows_the_desired_kl(kl, wanted):
     rate, kl = jnp.float32(0.2), jnp.float32(kl)
-    assert adapt(ACKTRConfig(target_kl=0.01), rate, kl) == pytest.approx(wanted)
-    assert adapt(ACKTRConfig(), rate, kl) == rate
+    assert _adapt(TARGET, rate, kl) == pytest.approx(wanted)
+    assert _adapt(ACKTRConfig(), rate, kl) == rate
 
 
 def test_step_stays_within_its_bounds():
-    config = ACKTRConfig(target_kl=0.01)
-    assert adapt(config, jnp.float32(0.9), jnp.float32(0.0)) == 1
-    assert adapt(config, jnp.float32(1e-8), jnp.float32(1.0)) == pytest.approx(1e-8)
+    assert _adapt(TARGET, jnp.float32(0.9), jnp.float32(0.0)) == 1
+    assert _adapt(TARGET, jnp.float32(1e-8), jnp.float32(1.0)) == pytest.approx(1e-8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "learning rate, which must not be annealed besides; set learning_rate_schedule="),
+        ({"learning_rate": lambda p: 0.1}, "and a number for learning_rate"),
+        ({"learning_rate_schedule": "constant"}, r"kl_clip=0.001 keeps every KL below half of it"),
+        ({"learning_rate_schedule": "constant", "kl_clip": 0.008}, r"set kl_clip above 0.008"),
+    ],
+)
+def test_a_wanted_kl_that_cannot_be_reached_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ACKTRConfig(target_kl=0.002, **changes)
+
+
+def test_a_wanted_kl_may_be_swept():
+    make = lambda x: jnp.float32(ACKTRConfig(**CONSTANT, target_kl=x, kl_clip=2 * x).target_kl)  # noqa: E731
+    assert jax.vmap(make)(jnp.array([0.01, 0.1])).tolist() == pytest.approx([0.01, 0.1])
 
 
 def test_a_desired_kl_is_reached():
     """End to end: the measured KL settles where the step was adapted to."""
     env = purerl.make_env("CartPole-v1")
-    config = ACKTRConfig(
-        target_kl=0.002, kl_clip=0.1, learning_rate_schedule="constant", network=SMALL
-    )
+    config = ACKTRConfig(target_kl=0.002, kl_clip=0.1, network=SMALL, **CONSTANT)
     algorithm = acktr(config, env.action_space)
     train = purerl.make_train(algorithm, env, 64_000, num_envs=8, rollout_length=20, evaluations=0)
     result = jax.jit(train.train)(jax.random.key(0))
@@ -272,7 +284,7 @@ def test_joint_fisher_of_a_shared_trunk(x64):
     tapped = tap(network, layers, params, obs)
 
     def of_one(key):
-        variance = joint_variance(config, shared=True)
+        variance = _joint_variance(config, shared=True)
         return fisher_factors(layers, tapped, score(tapped.output, variance, key))
 
     many = jax.jit(jax.vmap(of_one))(jax.random.split(jax.random.key(1), 20_000))
@@ -321,8 +333,8 @@ SWEPT = {
 }
 CHANGES = {
     "critic_std": 0.001,  # so small that the critic's bound is met
-    "target_kl": 0.1,
-    "learning_rate_schedule": "constant",
+    "target_kl": 0.0001,
+    "learning_rate_schedule": "linear",
     "damping_kind": "eigenbasis",
     "stats_every": 2,
     "stats_stride": 2,
@@ -342,8 +354,8 @@ NUMBERS = {
 @functools.cache
 def updates(shared, **static):
     """Compiled: four updates, of which the first is a cold one, as a function of the numbers."""
-    static = {"inverse_every": 1, "cold_start": 1, "damping_kind": "factored"} | static
-    network = NetworkConfig(hidden_sizes=(8,), shared=shared)
+    static = {"inverse_every": 1, "cold_start": 1} | CONSTANT | static
+    network = NetworkConfig(hidden_sizes=(4,) if shared else (), shared=shared)
     rollouts = jax.tree.map(lambda *x: jnp.stack(x), *(rollout(seed=i) for i in range(4)))
 
     @jax.jit
@@ -406,8 +418,78 @@ def test_network_without_a_layer_to_factor():
             return Categorical(logits), logits[:, 0]
 
     algorithm = acktr(ACKTRConfig(), SPACE, Table())
-    with pytest.raises(ValueError, match=r"Table has no nn.Dense or nn.Conv layer"):
+    with pytest.raises(ValueError, match=r"Table has no nn.Dense or nn.Conv layer of flax.linen"):
         algorithm.init(jnp.zeros((1, OBS)), jax.random.key(0))
+
+
+def test_network_of_another_library():
+    class Policy(nnx.Module):
+        def __init__(self, rngs):
+            self.heads = nnx.Linear(OBS, ACTIONS + 1, rngs=rngs)
+
+        def __call__(self, obs):
+            heads = self.heads(obs)
+            return Categorical(heads[:, :ACTIONS]), heads[:, ACTIONS]
+
+    algorithm = acktr(ACKTRConfig(), SPACE, purerl.from_nnx(Policy))
+    with pytest.raises(ValueError, match=r"layer of flax.linen, which are all that K-FAC can fac"):
+        algorithm.init(jnp.zeros((1, OBS)), jax.random.key(0))
+
+
+class Jitted(nn.Module):
+    """Actor and critic, or a shared trunk, with a jitted function that both go through."""
+
+    shared: bool
+
+    @nn.compact
+    def __call__(self, obs):
+        squash = jax.jit(lambda *x: jax.tree.map(jnp.tanh, x))
+        actor = nn.Dense(4, name="actor")(obs)
+        critic = actor if self.shared else nn.Dense(4, name="critic")(obs)
+        actor, critic = squash(actor, critic)
+        return Categorical(nn.Dense(ACTIONS)(actor)), nn.Dense(1)(critic)[:, 0]
+
+
+def test_trust_regions_are_seen_through_jit():
+    for shared, wanted in ((True, ["all"]), (False, ["actor", "critic"])):
+        algorithm = acktr(ACKTRConfig(), SPACE, Jitted(shared))
+        state = algorithm.init(jnp.zeros((1, OBS)), jax.random.key(0))
+        assert sorted(state.opt_state[0].trust) == wanted
+
+
+def test_a_rollout_of_numpy_and_a_schedule_of_the_users():
+    config = ACKTRConfig(network=LINEAR, learning_rate=lambda progress: 0.2 - 0.1 * progress)
+    algorithm, data = acktr(config, SPACE), jax.tree.map(np.asarray, rollout())
+    state = algorithm.init(data.obs[0], jax.random.key(0))
+    new, info = algorithm.update(state, data, jax.random.key(0), progress=0.5)
+    assert info["finite"]
+    assert info["learning_rate"] == pytest.approx(0.15)
+    assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(lambda x: x.dtype, state)
+
+
+@pytest.mark.parametrize("kind", kfac.INVERT)
+def test_a_network_in_bfloat16_keeps_its_dtypes(kind):
+    """Factors and inverses are in float32; eigenvalues of bfloat16 there are none."""
+
+    class Half(nn.Module):
+        @nn.compact
+        def __call__(self, obs):
+            dense = functools.partial(nn.Dense, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+            h = jnp.tanh(dense(4)(obs))
+            scale = self.param("scale", nn.initializers.ones, (1,), jnp.bfloat16)
+            return Categorical(dense(ACTIONS)(h) * scale[None]), dense(1)(h)[:, 0]
+
+    config = ACKTRConfig(damping_kind=kind, cold_start=1, inverse_every=1)
+    algorithm, data = acktr(config, SPACE, Half()), rollout()
+    state = algorithm.init(data.obs[0], jax.random.key(0))
+    update = jax.jit(algorithm.update)
+    new, _ = update(state, data, jax.random.key(0))
+    new, info = update(new, data, jax.random.key(0))
+    assert info["finite"]
+    assert update._cache_size() == 1
+    assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(lambda x: x.dtype, state)
+    assert flat(new.opt_state[0]).dtype == np.float32
+    assert np.abs(flat(new.params) - flat(state.params)).max() > 0
 
 
 def test_refused_update_keeps_all_but_the_clock():
@@ -450,12 +532,12 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.parametrize("network", [None, Scaled()], ids=["plain", "ill_conditioned"])
-def test_32_seeds_for_500_updates_stay_finite(network):
+def test_16_seeds_for_250_updates_stay_finite(network):
     env = purerl.make_env("CartPole-v1")
     algorithm = acktr(ACKTRConfig(), env.action_space, network)
     sizes = {"num_envs": 4, "rollout_length": 8, "evaluations": 0}
-    train = purerl.make_train(algorithm, env, 500 * 32, **sizes)
-    keys = jax.random.split(jax.random.key(0), 32)
+    train = purerl.make_train(algorithm, env, 250 * 32, **sizes)
+    keys = jax.random.split(jax.random.key(0), 16)
     result = jax.jit(purerl.vectorize(train.train))(keys)
     assert not result.failed.any()
     assert result.metrics.info["finite"].all()

@@ -1,5 +1,6 @@
 """TRPO against a whole update of sb3-contrib, closed forms, and the known ways to get it wrong."""
 
+import functools
 import pathlib
 
 import flax.traverse_util
@@ -12,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 import purerl
 from purerl import Box, Discrete, NetworkConfig, OnPolicyBatch, Rollout
 from purerl.algorithms.trpo import make_critic_loss, make_policy_step, trust_region_step
-from purerl.pieces.advantages import standardize
+from purerl.pieces.advantages import on_policy_batch, standardize
 from purerl.pieces.gradient import fit, make_optimizer
 from purerl.pieces.losses import surrogate_loss
 
@@ -67,7 +68,7 @@ class Oracle:
 
     def config(self, kind=purerl.TRPOConfig, **changes):
         options = {
-            "max_kl": float(self["max_kl"]),
+            "max_kl": float(self["target_kl"]),
             "damping": float(self["damping"]),
             "cg_iterations": int(self["cg_iterations"]),
             "cg_tolerance": 0.0,
@@ -89,6 +90,30 @@ class Oracle:
         s, z = np.exp(np.asarray(old.log_std)), np.exp(np.asarray(new.log_std))
         far = np.asarray(old.mean - new.mean)
         return (np.log(z / s) + (s**2 + far**2) / (2 * z**2) - 0.5).sum(1).mean()
+
+
+@functools.cache
+def compiled(kind, discrete, **static):
+    """A policy step as a function of the numbers, so that few programs do for all tests."""
+    space = Discrete(3) if discrete else Box((2,))
+    network = purerl.ActorCritic(space, NetworkConfig(hidden_sizes=(8, 8)))
+
+    @jax.jit
+    def run(params, batch, numbers):
+        return make_policy_step(network, kind(**static, **numbers))(params, batch)
+
+    return run
+
+
+def step(oracle, kind=purerl.TRPOConfig, batch=None, **changes):
+    """The case's policy step: parameters and info."""
+    config = oracle.config(kind, **changes)
+    names = {"max_kl", "damping", "cg_tolerance", "backtrack_factor"}
+    numbers = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    names = {"cg_iterations", "backtrack_steps", "fisher_fraction"}
+    static = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    run = compiled(kind, oracle["action"].ndim == 1, **static)
+    return run(oracle.params, oracle.batch if batch is None else batch, numbers)
 
 
 # One update of sb3-contrib, number by number.
@@ -124,7 +149,7 @@ def test_gradient_and_direction_of_sb3(case, x64):
     )
     np.testing.assert_allclose(flat(result.x), flat(oracle.tree("direction")), rtol=1e-8, atol=1e-9)
     product = jax.tree.map(jnp.subtract, gradient, result.residual)
-    step, _ = trust_region_step(result.x, product, float(oracle["max_kl"]))
+    step, _ = trust_region_step(result.x, product, float(oracle["target_kl"]))
     wanted = float(oracle["step_size"]) * flat(oracle.tree("direction"))
     np.testing.assert_allclose(flat(step), wanted, rtol=1e-8, atol=1e-9)
 
@@ -132,8 +157,7 @@ def test_gradient_and_direction_of_sb3(case, x64):
 @EACH_CASE
 def test_policy_step_of_sb3(case, x64):
     oracle = Oracle(case)
-    step = jax.jit(make_policy_step(oracle.network, oracle.config()))
-    params, info = step(oracle.params, oracle.batch)
+    params, info = step(oracle)
     wanted = oracle.tree("new_params")["params"]
     for part in ("actor", "policy_head"):
         np.testing.assert_allclose(
@@ -150,54 +174,41 @@ def test_policy_step_of_sb3(case, x64):
 
 
 @EACH_CASE
-def test_critic_of_sb3(case, x64):
-    """Its loss has no 1/2: twice the gradient, which Adam does not notice but for its epsilon."""
+def test_whole_update_of_sb3(case, x64):
+    """The policy's step, then the critic's fit, as ``update`` has them; every parameter.
+
+    The critic's loss there has no 1/2: twice the gradient, which Adam does not notice but for its
+    epsilon. The fit leaves the policy alone, bit for bit.
+    """
     oracle = Oracle(case)
+    stepped, _ = step(oracle)
     optimizer = make_optimizer("adam", eps=float(oracle["adam_eps"]) / 2)
-    params, _, info = fit(
-        make_critic_loss(oracle.network),
-        oracle.params,
-        optimizer.init(oracle.params),
-        oracle.batch,
-        jax.random.key(0),
-        optimizer=optimizer,
-        learning_rate=float(oracle["critic_learning_rate"]),
-        num_epochs=int(oracle["critic_epochs"]),
-        num_minibatches=1,
-    )
+    params, _, info = jax.jit(
+        lambda params, batch: fit(
+            make_critic_loss(oracle.network),
+            params,
+            optimizer.init(params),
+            batch,
+            jax.random.key(0),
+            optimizer=optimizer,
+            learning_rate=float(oracle["critic_learning_rate"]),
+            num_epochs=int(oracle["critic_epochs"]),
+            num_minibatches=1,
+        )
+    )(stepped, oracle.batch)
     wanted = oracle.tree("new_params")["params"]
     for part in ("critic", "value_head"):
         np.testing.assert_allclose(flat(params["params"][part]), flat(wanted[part]), rtol=1e-10)
     np.testing.assert_allclose(2 * info["value_loss"], oracle["value_loss"], rtol=1e-10)
     for part in ("actor", "policy_head"):
-        assert same_bits(params["params"][part], oracle.params["params"][part])
-
-
-@EACH_CASE
-def test_whole_update_of_sb3(case, x64):
-    """The policy's step, then the critic's fit, as ``update`` has them; every parameter."""
-    oracle = Oracle(case)
-    optimizer = make_optimizer("adam", eps=float(oracle["adam_eps"]) / 2)
-    stepped, _ = make_policy_step(oracle.network, oracle.config())(oracle.params, oracle.batch)
-    params, _, _ = fit(
-        make_critic_loss(oracle.network),
-        stepped,
-        optimizer.init(stepped),
-        oracle.batch,
-        jax.random.key(0),
-        optimizer=optimizer,
-        learning_rate=float(oracle["critic_learning_rate"]),
-        num_epochs=int(oracle["critic_epochs"]),
-        num_minibatches=1,
-    )
-    wanted = flat(oracle.tree("new_params"))
-    np.testing.assert_allclose(flat(params), wanted, rtol=1e-6, atol=1e-10)
+        assert same_bits(params["params"][part], stepped["params"][part])
+    np.testing.assert_allclose(flat(params["params"]), flat(wanted), rtol=1e-6, atol=1e-10)
 
 
 @EACH_CASE
 def test_policy_step_of_sb3_in_float32(case):
     oracle = Oracle(case)
-    params, info = make_policy_step(oracle.network, oracle.config())(oracle.params, oracle.batch)
+    params, info = step(oracle)
     wanted = oracle.tree("new_params")["params"]["actor"]
     np.testing.assert_allclose(flat(params["params"]["actor"]), flat(wanted), rtol=2e-3, atol=2e-3)
     assert bool(info["accepted"]) == bool(oracle["accepted"])
@@ -235,8 +246,7 @@ def test_no_curvature_no_step(curvature, x64):
 
 def test_info_is_about_the_step_that_was_made(x64):
     oracle = Oracle("shrinking")
-    step = make_policy_step(oracle.network, oracle.config())
-    params, info = step(oracle.params, oracle.batch)
+    params, info = step(oracle)
     assert info["step_fraction"] == pytest.approx(0.8**4)
     assert info["kl"] == pytest.approx(oracle.kl(params), rel=1e-9)
     assert 0 < info["kl"] < 5
@@ -249,8 +259,7 @@ def test_info_is_about_the_step_that_was_made(x64):
 def test_small_steps_meet_the_quadratic_model(max_kl, x64):
     """Without damping a small full step's KL is the bound, its improvement the expected one."""
     oracle = Oracle("gaussian")
-    config = oracle.config(max_kl=max_kl, damping=0.0, cg_iterations=10)
-    _, info = make_policy_step(oracle.network, config)(oracle.params, oracle.batch)
+    _, info = step(oracle, max_kl=max_kl, damping=0.0)
     assert float(info["kl"]) == pytest.approx(max_kl, rel=0.01)
     assert float(info["improvement"]) == pytest.approx(
         float(info["expected_improvement"]), rel=0.01
@@ -260,35 +269,27 @@ def test_small_steps_meet_the_quadratic_model(max_kl, x64):
 def test_damping_only_shortens(x64):
     """The step's length counts the damping too, so the KL stays below the bound."""
     oracle = Oracle("gaussian")
-    kls = [
-        float(make_policy_step(oracle.network, oracle.config(damping=c, max_kl=1e-4))(
-            oracle.params, oracle.batch
-        )[1]["kl"])
-        for c in (0.01, 0.1, 1.0)
-    ]  # fmt: skip
+    kls = [float(step(oracle, damping=c, max_kl=1e-4)[1]["kl"]) for c in (0.01, 0.1, 1.0)]
     assert kls[0] > kls[1] > kls[2]
     assert kls[0] < 1.01e-4
 
 
 def test_the_scale_of_the_advantages_does_not_matter(x64):
     oracle = Oracle("gaussian")
-    step = jax.jit(make_policy_step(oracle.network, oracle.config()))
-    one, _ = step(oracle.params, oracle.batch)
-    tiny = oracle.batch._replace(advantage=1e-7 * oracle.batch.advantage)
-    other, _ = step(oracle.params, tiny)
+    one, _ = step(oracle)
+    other, _ = step(oracle, batch=oracle.batch._replace(advantage=1e-7 * oracle.batch.advantage))
     np.testing.assert_allclose(flat(other), flat(one), rtol=1e-9)
     with jax.enable_x64(False):
         oracle = Oracle("gaussian")
         tiny = oracle.batch._replace(advantage=1e-7 * oracle.batch.advantage)
-        other, _ = jax.jit(make_policy_step(oracle.network, oracle.config()))(oracle.params, tiny)
-        other = flat(other)
+        other = flat(step(oracle, batch=tiny)[0])
     np.testing.assert_allclose(other, flat(one), rtol=1e-2, atol=1e-3)
 
 
 def test_bound_is_of_old_to_new(x64):
     """With a far step the two directions differ; the reported one is KL(old || new)."""
     oracle = Oracle("shrinking")
-    params, info = make_policy_step(oracle.network, oracle.config())(oracle.params, oracle.batch)
+    params, info = step(oracle)
     old, new = (oracle.policy(p, oracle.batch.obs) for p in (oracle.params, params))
     assert abs(jnp.mean(new.kl(old)) - info["kl"]) > 0.1
     assert info["kl"] == pytest.approx(float(jnp.mean(old.kl(new))), rel=1e-12)
@@ -296,12 +297,7 @@ def test_bound_is_of_old_to_new(x64):
 
 def test_a_fraction_of_the_fisher_is_another_step(x64):
     oracle = Oracle("gaussian")
-    whole, part = (
-        make_policy_step(oracle.network, oracle.config(fisher_fraction=f))(
-            oracle.params, oracle.batch
-        )
-        for f in (1.0, 0.25)
-    )
+    whole, part = (step(oracle, fisher_fraction=f) for f in (1.0, 0.25))
     assert part[1]["accepted"]
     assert np.abs(flat(whole[0]) - flat(part[0])).max() > 1e-4
 
@@ -312,16 +308,14 @@ def test_a_fraction_of_the_fisher_is_another_step(x64):
 @EACH_CASE
 def test_policy_step_leaves_the_critic_alone(case):
     oracle = Oracle(case)
-    params, _ = make_policy_step(oracle.network, oracle.config())(oracle.params, oracle.batch)
+    params, _ = step(oracle)
     for part in ("critic", "value_head"):
         assert same_bits(params["params"][part], oracle.params["params"][part])
 
 
 def test_refused_step_is_the_identity():
     oracle = Oracle("refused")
-    params, info = jax.jit(make_policy_step(oracle.network, oracle.config()))(
-        oracle.params, oracle.batch
-    )
+    params, info = step(oracle)
     assert not info["accepted"]
     assert info["finite"]
     assert same_bits(params, oracle.params)
@@ -333,8 +327,7 @@ def test_zero_advantage_changes_nothing():
     oracle = Oracle("categorical")
     batch = oracle.batch._replace(advantage=jnp.zeros(64))
     for kind in (purerl.TRPOConfig, purerl.NPGConfig):
-        step = make_policy_step(oracle.network, oracle.config(kind))
-        params, info = step(oracle.params, batch)
+        params, info = step(oracle, kind, batch)
         assert same_bits(params, oracle.params)
         assert info["finite"]
         assert not info["accepted"]
@@ -347,7 +340,7 @@ def test_zero_advantage_changes_nothing():
 def test_non_finite_advantage_is_refused(kind, bad):
     oracle = Oracle("gaussian")
     batch = oracle.batch._replace(advantage=oracle.batch.advantage.at[3].set(bad))
-    params, info = make_policy_step(oracle.network, oracle.config(kind))(oracle.params, batch)
+    params, info = step(oracle, kind, batch)
     assert not info["finite"]
     assert not info["accepted"]
     assert same_bits(params, oracle.params)
@@ -360,7 +353,7 @@ def test_non_finite_advantage_is_refused(kind, bad):
 def test_advantages_out_of_range_are_refused_and_said_so(kind):
     oracle = Oracle("gaussian")
     batch = oracle.batch._replace(advantage=1e25 * oracle.batch.advantage)
-    params, info = make_policy_step(oracle.network, oracle.config(kind))(oracle.params, batch)
+    params, info = step(oracle, kind, batch)
     assert not info["finite"]
     assert not info["accepted"]
     assert same_bits(params, oracle.params)
@@ -388,7 +381,7 @@ def test_batch_of_a_wrong_shape(field, value, message):
     oracle = Oracle("gaussian")
     batch = oracle.batch._replace(**{field: jnp.asarray(value)})
     with pytest.raises(ValueError, match=message):
-        make_policy_step(oracle.network, oracle.config())(oracle.params, batch)
+        step(oracle, batch=batch)
 
 
 def test_surrogate_has_no_gradient_but_the_parameters(x64):
@@ -415,9 +408,8 @@ def sixteen(kind=purerl.TRPOConfig):
     advantage[4] = 0
     advantage[5] *= 1e6
     advantage = jnp.asarray(advantage, jnp.result_type(float))
-    step = make_policy_step(oracle.network, oracle.config(kind, max_kl=0.5))
-    one = lambda a: step(oracle.params, oracle.batch._replace(advantage=a))  # noqa: E731
-    return oracle, jax.jit(one), jax.jit(jax.vmap(one)), advantage
+    one = lambda a: step(oracle, kind, oracle.batch._replace(advantage=a), max_kl=0.5)  # noqa: E731
+    return oracle, one, jax.jit(jax.vmap(one)), advantage
 
 
 @pytest.mark.parametrize("kind", [purerl.TRPOConfig, purerl.NPGConfig])
@@ -450,10 +442,7 @@ def test_a_bad_neighbour_is_not_felt():
 
 def test_npg_is_the_full_step(x64):
     oracle = Oracle("gaussian")
-    one, other = (
-        make_policy_step(oracle.network, oracle.config(kind))(oracle.params, oracle.batch)
-        for kind in (purerl.TRPOConfig, purerl.NPGConfig)
-    )
+    one, other = (step(oracle, kind) for kind in (purerl.TRPOConfig, purerl.NPGConfig))
     assert one[1]["step_fraction"] == 1
     np.testing.assert_allclose(flat(one[0]), flat(other[0]), atol=1e-15)
     for name in one[1]:
@@ -462,8 +451,7 @@ def test_npg_is_the_full_step(x64):
 
 def test_npg_goes_where_trpo_does_not(x64):
     oracle = Oracle("shrinking")
-    step = make_policy_step(oracle.network, oracle.config(purerl.NPGConfig))
-    params, info = step(oracle.params, oracle.batch)
+    params, info = step(oracle, purerl.NPGConfig)
     wanted = flat(oracle.params) + float(oracle["step_size"]) * flat(oracle.tree("direction"))
     np.testing.assert_allclose(flat(params), wanted, rtol=1e-7, atol=1e-8)
     assert info["accepted"]
@@ -498,8 +486,9 @@ def rollout(space, steps=16, envs=8, seed=0):
     )
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
-@pytest.mark.parametrize("space", [Discrete(3), Box((2,))], ids=["discrete", "box"])
+@pytest.mark.parametrize(
+    ("space", "shared"), [(Discrete(3), False), (Box((2,)), True)], ids=["separate", "shared"]
+)
 def test_update_is_policy_step_and_critic_fit(space, shared, x64):
     """With separate networks the fit leaves the policy alone; with a shared trunk it moves it."""
     config = purerl.TRPOConfig(network=NetworkConfig(hidden_sizes=(8,), shared=shared))
@@ -510,7 +499,7 @@ def test_update_is_policy_step_and_critic_fit(space, shared, x64):
     old = jax.vmap(lambda o: network.apply(state.params, o)[0])(data.obs)
     data = data._replace(log_prob=jax.vmap(lambda d, a: d.log_prob(a))(old, data.action))
     new, info = jax.jit(algorithm.update)(state, data, jax.random.key(1))
-    batch = purerl.algorithms.trpo.make_batch(network, config, state.params, data)
+    batch = on_policy_batch(network, state.params, data, 0.99, 0.95, normalize=True)
     stepped, step_info = make_policy_step(network, config)(state.params, batch)
     assert info["kl"] == pytest.approx(step_info["kl"])
     assert info["accepted"]
@@ -535,6 +524,33 @@ def tiny_update(data, progress=0.0, **changes):
     state = algorithm.init(data.obs[0], jax.random.key(0))
     update = jax.jit(algorithm.update)
     return state, *update(state, data, jax.random.key(1), progress=progress)
+
+
+def test_a_rollout_of_numpy_updates_as_one_of_jax():
+    data, config = rollout(Discrete(3)), purerl.TRPOConfig(network=NetworkConfig(hidden_sizes=(4,)))
+    algorithm = purerl.trpo(config, Discrete(3))
+    state = algorithm.init(data.obs[0], jax.random.key(0))
+    one, _ = algorithm.update(state, data, jax.random.key(1))
+    other, info = algorithm.update(state, jax.tree.map(np.asarray, data), jax.random.key(1))
+    assert info["accepted"]
+    assert same_bits(one, other)
+
+
+@pytest.mark.parametrize("kind", [purerl.TRPOConfig, purerl.NPGConfig])
+def test_a_policy_in_bfloat16_steps_and_keeps_its_dtypes(kind):
+    """The linear algebra is in float32, and so are the step and the numbers of the search."""
+    oracle = Oracle("categorical")
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), oracle.params)
+    batch = oracle.batch._replace(obs=oracle.batch.obs.astype(jnp.bfloat16))
+    network = purerl.ActorCritic(Discrete(3), NetworkConfig(hidden_sizes=(8, 8)))
+    one = jax.jit(make_policy_step(network, oracle.config(kind, max_kl=0.5, cg_iterations=3)))
+    new, info = one(params, batch)
+    one(new, batch)
+    assert one._cache_size() == 1
+    assert info["accepted"]
+    assert info["kl"].dtype == jnp.float32
+    assert {x.dtype for x in jax.tree.leaves(new)} == {jnp.dtype(jnp.bfloat16)}
+    assert not same_bits(new, params)
 
 
 def test_annealing_of_the_critic():
@@ -564,18 +580,17 @@ def test_a_critic_that_is_not_finite_refuses_the_policy_too():
 
 
 def test_advantages_and_targets_are_of_the_old_critic(x64):
-    space, config = Discrete(3), purerl.TRPOConfig(gamma=0.9, gae_lambda=0.8)
-    network = purerl.default_network(space, config.network)
+    space = Discrete(3)
+    network = purerl.ActorCritic(space, NetworkConfig(hidden_sizes=(4,)))
     data = rollout(space)
     params = network.init(jax.random.key(0), data.obs[0])
-    batch = purerl.algorithms.trpo.make_batch(network, config, params, data)
+    batch = on_policy_batch(network, params, data, 0.9, 0.8, normalize=True)
     values = [jax.vmap(lambda o: network.apply(params, o)[1])(o) for o in (data.obs, data.next_obs)]
     wanted = purerl.gae(data.reward, *values, data.terminated, data.truncated, 0.9, 0.8)
     np.testing.assert_allclose(batch.target, (wanted + values[0]).ravel(), rtol=1e-12)
     normal = (wanted - wanted.mean()) / (np.std(wanted) + 1e-8)
     np.testing.assert_allclose(batch.advantage, normal.ravel(), rtol=1e-10)
-    raw = purerl.TRPOConfig(gamma=0.9, gae_lambda=0.8, normalize_advantage=False)
-    batch = purerl.algorithms.trpo.make_batch(network, raw, params, data)
+    batch = on_policy_batch(network, params, data, 0.9, 0.8)
     np.testing.assert_allclose(batch.advantage, wanted.ravel(), rtol=1e-12)
 
 
@@ -641,7 +656,7 @@ class Tabular:
 
 
 def test_performance_difference_lemma(x64):
-    """J(pi') - J(pi) = E_{nu', pi'}[A_pi] / (1 - gamma); documents 003 and 004 drop the factor."""
+    """J(pi') - J(pi) = E_{nu', pi'}[A_pi] / (1 - gamma)."""
     mdp = Tabular()
     old, new = (jax.nn.softmax(x) for x in mdp.logits)
     difference = mdp.objective(new) - mdp.objective(old)

@@ -253,6 +253,16 @@ def test_bad_numbers(name):
         replay_memory(uniform(4), **{name: 0})
 
 
+def test_returns_longer_than_what_is_held_are_refused():
+    memory = replay_memory(uniform(16), num_envs=2)
+    state = jax.eval_shape(memory.init, item())
+    sample = Sample(jnp.zeros(3, jnp.int32), jnp.ones(3))
+    batch = lambda n: jax.eval_shape(lambda s: memory.batch(s, sample, gamma=0.9, n_step=n), state)  # noqa: E731
+    assert batch(8).reward.shape == (3,)
+    with pytest.raises(ValueError, match=r"n_step=9, .* holds 8 steps each; .* at least 18"):
+        batch(9)
+
+
 def test_steps_of_another_number_of_environments():
     memory = replay_memory(uniform(8), 2)
     with pytest.raises(ValueError, match=r"add got steps of 3 environments, wanted .* N = 2"):

@@ -13,22 +13,18 @@ import purerl
 from purerl import Clock
 from purerl.policies.distributions import Categorical, DiagGaussian
 from purerl.policies.networks import Conv, NetworkConfig
-from purerl.second_order.kfac.factors import (
+from purerl.second_order.kfac import (
     INVERT,
     Factors,
-    fisher_factors,
-    from_matrices,
-    identity_factors,
-    to_matrices,
-)
-from purerl.second_order.kfac.layers import find_layers, reaching, tap
-from purerl.second_order.kfac.transform import (
-    average,
     clip_kl,
-    corrected,
+    find_layers,
+    fisher_factors,
     precondition,
+    reaching,
     scale_by_kfac,
+    tap,
 )
+from purerl.second_order.kfac.factors import from_matrices, identity_factors, to_matrices
 
 B = 8
 
@@ -62,11 +58,12 @@ def flat(tree):
 
 def made(network, *shape, batch=B):
     obs = normal(batch, *(shape or (4,)))
-    params = network.init(jax.random.key(0), obs)
+    params = jax.eval_shape(network.init, jax.random.key(0), obs)
     params = jax.tree.map(lambda p: normal(*p.shape, seed=p.size) * 0.7, params)
     return params, obs, find_layers(network, params, obs)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def exact_factors(network, params, obs, layers):
     """With the expectation over the actions of a softmax policy taken exactly."""
     tapped = tap(network, layers, params, obs)
@@ -88,6 +85,7 @@ def exact_factors(network, params, obs, layers):
     return total
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def exact_blocks(network, params, obs, layers, curvature):
     """E[J^T H J] of each layer, from the Jacobian; `curvature` [B, K, K] is the output's."""
 
@@ -233,6 +231,72 @@ def test_reaching_tells_actor_from_critic():
         else:
             assert all(jax.tree.leaves((of_actor["actor"], of_critic["critic"])))
             assert not any(jax.tree.leaves((of_actor["critic"], of_critic["actor"])))
+
+
+def both(p):
+    return p["a"] * 2, p["b"] * 3
+
+
+def custom_jvp(p):
+    function = jax.custom_jvp(both)
+    function.defjvp(lambda primals, tangents: (both(*primals), both(*tangents)))
+    return function(p)
+
+
+def custom_vjp(p):
+    function = jax.custom_vjp(both)
+    function.defvjp(lambda p: (both(p), None), lambda _, g: ({"a": g[0], "b": g[1], "c": 0.0},))
+    return function(p)
+
+
+def scan(p, mixed=False):
+    def body(carry, x):
+        a, b = carry
+        return (a * p["a"] + b if mixed else a * p["a"], b * p["b"]), (a, b)
+
+    return jax.lax.scan(body, (1.0, 1.0), jnp.arange(3.0))[0]
+
+
+def while_loop(p, on_b=False):
+    count = lambda c: c[1] if on_b else c[2]  # noqa: E731
+    body = lambda c: (c[0] * p["a"], c[1] * p["b"], c[2] + 1)  # noqa: E731
+    return jax.lax.while_loop(lambda c: count(c) < 3, body, (1.0, 1.0, 0))
+
+
+def cond(p):
+    return jax.lax.cond(p["c"] > 0, lambda: (p["a"], p["b"]), lambda: (p["a"] * 2, 1.0))
+
+
+def printed(p):
+    jax.debug.print("{}", p["b"])
+    return (p["a"],)
+
+
+@pytest.mark.parametrize(
+    ("function", "wanted"),
+    [
+        (jax.jit(both), "a"),
+        (jax.checkpoint(both), "a"),
+        (lambda p: jax.jit(lambda p: jax.checkpoint(jax.jit(both))(p))(p)[::-1], "b"),
+        (custom_jvp, "a"),
+        (custom_vjp, "a"),
+        (scan, "a"),
+        (lambda p: jax.jit(lambda p: scan(p)[::-1])(p), "b"),
+        (lambda p: scan(p, mixed=True), "ab"),
+        (lambda p: scan(p, mixed=True)[::-1], "b"),
+        (while_loop, "a"),
+        (lambda p: while_loop(p, on_b=True), "ab"),
+        (cond, "ac"),
+        (printed, "a"),
+        (lambda p: (jnp.linalg.solve(jnp.diag(jnp.stack([p["a"], p["b"]])), jnp.ones(2)),), "ab"),
+        (lambda p: (1.0,), ""),
+        (lambda p: (p["c"],), "c"),
+    ],
+)
+def test_reaching_looks_into_what_is_called(function, wanted):
+    params = {"a": 1.0, "b": 1.0, "c": 1.0}
+    found = reaching(lambda p: function(p)[0], params)
+    assert "".join(name for name, reaches in found.items() if reaches) == wanted
 
 
 # Factors.
@@ -419,8 +483,8 @@ def test_inverse_times_gradient_against_a_dense_solve(kind, damping, x64):
     params, _, layers = made(Everything(), 5, 4, 2)
     factors = random_factors(layers, params)
     gradient = jax.tree.map(lambda p: normal(*p.shape, seed=p.size), params)
-    inverse = INVERT[kind](factors, damping)
-    got, rest = to_matrices(layers, precondition(layers, inverse, gradient))
+    natural = jax.jit(lambda f, g: precondition(layers, INVERT[kind](f, damping), g))
+    got, rest = to_matrices(layers, natural(factors, gradient))
     matrices, of_rest = to_matrices(layers, gradient)
     for matrix, a, g, x in zip(got, factors.a, factors.g, matrices, strict=True):
         wanted = np.linalg.solve(damped(kind, a, g, damping), np.ravel(x))
@@ -448,25 +512,15 @@ def test_inverses_stay_finite_in_float32(kind, scale):
     factors = random_factors(layers, params)
     factors = Factors(*([scale[i] * m for m in factors[i]] for i in (0, 1)), {})
     gradient = jax.tree.map(jnp.ones_like, params)
-    natural = precondition(layers, INVERT[kind](factors, 0.01), gradient)
+    natural = jax.jit(lambda f, g: precondition(layers, INVERT[kind](f, 0.01), g))(
+        factors, gradient
+    )
     slope = jax.tree.map(lambda g, n: jnp.sum(g * n), gradient, natural)
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(natural))
     assert sum(jax.tree.leaves(slope)) > 0
 
 
 # The transformation.
-
-
-def test_moving_average_is_corrected_for_its_start():
-    one = lambda x: Factors((jnp.full((1, 1), x),), (jnp.full((1, 1), 2 * x),), {})  # noqa: E731
-    factors, weight = one(0.0), jnp.zeros(())
-    assert corrected(factors, weight).a[0] == 0
-    for x in (1.0, 2.0, 5.0):
-        factors, weight = average(factors, weight, one(x), 0.9)
-    wanted = (0.81 * 1 + 0.9 * 2 + 5) / (0.81 + 0.9 + 1)
-    assert weight == pytest.approx(1 - 0.9**3)
-    assert corrected(factors, weight).a[0] == pytest.approx(wanted)
-    assert corrected(factors, weight).g[0] == pytest.approx(2 * wanted)
 
 
 def test_kl_clip_by_hand(x64):
@@ -503,16 +557,21 @@ def stepper(network=None, **options):
     network = Net() if network is None else network
     params, obs, layers = made(network)
     transformation = scale_by_kfac(layers, **options)
-    tapped = tap(network, layers, params, obs)
 
-    def update(state, seed, learning_rate=0.1):
+    @jax.jit
+    def of_batch(score):
+        return fisher_factors(layers, tap(network, layers, params, obs), score)
+
+    @jax.jit
+    def run(state, gradient, score):
+        extra = {"statistics": lambda: of_batch(score), "learning_rate": 0.1}
+        return transformation.update(gradient, state, params, **extra)
+
+    def update(state, seed):
         gradient = jax.tree.map(lambda p: normal(*p.shape, seed=seed), params)
-        statistics = lambda: fisher_factors(layers, tapped, normal(B, 3, seed=seed))  # noqa: E731
-        return gradient, *transformation.update(
-            gradient, state, params, statistics=statistics, learning_rate=learning_rate
-        )
+        return gradient, *run(state, gradient, normal(B, 3, seed=seed))
 
-    return transformation.init(params), update, layers, tapped
+    return jax.jit(transformation.init)(params), update, layers, of_batch
 
 
 def same(one, other):
@@ -525,13 +584,13 @@ def same(one, other):
 @pytest.mark.parametrize("kind", INVERT)
 def test_whole_update_by_hand(kind, x64):
     """Three updates: averages, an inversion at the first and the third, clip."""
-    state, update, layers, tapped = stepper(
+    state, update, layers, of_batch = stepper(
         decay=0.8, inverse_every=2, cold_start=0, kl_clip=1e-4, damping=0.1, damping_kind=kind
     )
     sums, weight = None, 0.0
     for i in range(3):
         gradient, natural, state = update(state, seed=i)
-        new = fisher_factors(layers, tapped, normal(B, 3, seed=i))
+        new = of_batch(normal(B, 3, seed=i))
         pairs = list(zip(new.a, new.g, strict=True))
         old = sums or [(0.0, 0.0)] * len(pairs)
         sums = [
@@ -707,6 +766,6 @@ def test_branches_stay_branches_when_a_vmapped_run_is_resumed(kind, primitive):
     ],
 )
 def test_bad_numbers(field, value):
-    *_, layers, _ = stepper()
+    _, _, layers = made(Net())
     with pytest.raises(ValueError, match=f"scale_by_kfac: .*{field}"):
         scale_by_kfac(layers, **{field: value})

@@ -120,6 +120,18 @@ def test_sixteen_searches_at_once(x64):
     assert set(many.tries.tolist()) >= {1, 2, 6}
 
 
+def test_any_finite_point_will_do_where_no_improvement_is_asked_for(x64):
+    """The natural policy gradient's step: worse by 1 and far, but finite."""
+    free = {"least_improvement": -jnp.inf, "bound": jnp.inf, "max_tries": 1}
+    found = search([(-1.0, 9.0)], **free)
+    assert found.accepted
+    assert (found.fraction, found.improvement, found.constraint) == (1, -1, 9)
+    for pair in ((np.nan, 1.0), (-np.inf, 1.0), (1.0, np.nan), (1.0, np.inf)):
+        assert not search([pair], **free).accepted, pair
+    assert not search([GOOD], **free, objective=jnp.array(jnp.inf)).accepted
+    assert search([(0.5, 0.5), GOOD], least_improvement=0.5, max_tries=2).tries == 2
+
+
 def test_step_of_another_shape():
     with pytest.raises(ValueError, match=r"step has shapes \(1,\), wanted those of params, \(2,\)"):
         purerl.backtracking_line_search(

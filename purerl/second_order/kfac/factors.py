@@ -27,19 +27,31 @@ _SMALLEST_TRACE = 1e-12  # of a factor, per row: what a layer without gradients 
 
 
 class Factors(NamedTuple):
-    """An estimate of the Fisher information, a block a layer."""
+    """An estimate of the Fisher information, one block a layer; in float32 at least.
 
-    a: tuple[jax.Array, ...]  # of each layer, [d + bias, d + bias]
-    g: tuple[jax.Array, ...]  # of each layer, [k, k]
-    rest: dict[str, jax.Array]  # the diagonal, for parameters that belong to no layer
+    Attributes:
+        a: A of each layer, ``[d + bias, d + bias]``.
+        g: G of each layer, ``[k, k]``.
+        rest: The diagonal, for parameters that belong to no layer.
+    """
+
+    a: tuple[jax.Array, ...]
+    g: tuple[jax.Array, ...]
+    rest: dict[str, jax.Array]
 
 
 class Inverse(NamedTuple):
-    """What takes a gradient to the damped Fisher's inverse times it."""
+    """The damped Fisher's inverse, block by block.
 
-    layers: tuple[Any, ...]  # of each layer, an EigenbasisInverse or a FactoredInverse
-    rest: dict[str, jax.Array]  # 1 / (diagonal + damping)
-    condition: jax.Array  # [] the largest of the layers' damped blocks
+    Attributes:
+        layers: Of each layer, an :class:`EigenbasisInverse` or a :class:`FactoredInverse`.
+        rest: 1 / (diagonal + damping).
+        condition: ``[]``, the largest condition number of the layers' damped blocks.
+    """
+
+    layers: tuple[Any, ...]
+    rest: dict[str, jax.Array]
+    condition: jax.Array
 
 
 def fisher_factors(layers: Sequence[Layer], tapped: Tapped, score: PyTree) -> Factors:
@@ -57,21 +69,25 @@ def fisher_factors(layers: Sequence[Layer], tapped: Tapped, score: PyTree) -> Fa
             the empirical Fisher, which is another matrix.
 
     References:
-        Martens and Grosse 2015, eq. 3; Grosse and Martens 2016 (KFC). Documents 000 and 001, eq.
-        5.49, have the block before the expectation is split.
+        Martens and Grosse 2015, section 3; Grosse and Martens 2016 (KFC), section 3.
     """
     gradient, deltas = tapped.pullback(score)
     a = [_second_moment(x) / x.shape[1] for x in tapped.inputs()]
     g = [_second_moment(x) for x in deltas]
     _, rest = to_matrices(layers, gradient)
     batch = len(deltas[0])
-    return Factors(tuple(a), tuple(g), {name: jnp.square(x) / batch for name, x in rest.items()})
+    return Factors(tuple(a), tuple(g), {k: jnp.square(_wide(x)) / batch for k, x in rest.items()})
 
 
 def _second_moment(x: jax.Array) -> jax.Array:
     """Sum over locations, mean over samples: ``[B, L, d] -> [d, d]``."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = _wide(x.reshape(-1, x.shape[-1]))
     return rows.T @ rows / len(x)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """In float32 at least: no narrower matrix can be inverted."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def to_matrices(
@@ -130,20 +146,26 @@ def identity_factors(layers: Sequence[Layer], params: PyTree) -> Factors:
         params: Its parameters, for the rest's shapes and the dtype.
     """
     _, rest = to_matrices(layers, params)
-    dtype = jnp.result_type(*jax.tree.leaves(params))
+    dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
     return Factors(
         tuple(jnp.eye(layer.inputs + layer.bias, dtype=dtype) for layer in layers),
         tuple(jnp.eye(layer.outputs, dtype=dtype) for layer in layers),
-        jax.tree.map(jnp.ones_like, rest),
+        {name: jnp.ones(x.shape, dtype) for name, x in rest.items()},
     )
 
 
 class EigenbasisInverse(NamedTuple):
-    """Of one layer's block, in the basis of its eigenvectors."""
+    """Of one layer's block, in the basis of its eigenvectors.
 
-    vectors_a: jax.Array  # [d + bias, d + bias]
-    vectors_g: jax.Array  # [k, k]
-    reciprocal: jax.Array  # [d + bias, k]
+    Attributes:
+        vectors_a: Of A, ``[d + bias, d + bias]``.
+        vectors_g: Of G, ``[k, k]``.
+        reciprocal: 1 / (eigenvalue + damping), ``[d + bias, k]``.
+    """
+
+    vectors_a: jax.Array
+    vectors_g: jax.Array
+    reciprocal: jax.Array
 
     def solve(self, gradient: jax.Array) -> jax.Array:
         """The inverse times a gradient ``[d + bias, k]``."""
@@ -152,10 +174,15 @@ class EigenbasisInverse(NamedTuple):
 
 
 class FactoredInverse(NamedTuple):
-    """Of one layer's block, as a Kronecker product."""
+    """Of one layer's block, as a Kronecker product.
 
-    a: jax.Array  # [d + bias, d + bias]
-    g: jax.Array  # [k, k]
+    Attributes:
+        a: Inverse of the damped A, ``[d + bias, d + bias]``.
+        g: Inverse of the damped G, ``[k, k]``.
+    """
+
+    a: jax.Array
+    g: jax.Array
 
     def solve(self, gradient: jax.Array) -> jax.Array:
         """The inverse times a gradient ``[d + bias, k]``."""
@@ -175,23 +202,15 @@ def invert_eigenbasis(factors: Factors, damping: float | jax.Array) -> Inverse:
     References:
         George et al. 2018, section 3, has the eigenbasis; this is OpenAI baselines' ACKTR.
     """
-    spectra = _by_size(_eigh, [*factors.a, *factors.g])
+    spectra = _by_size(jnp.linalg.eigh, [*factors.a, *factors.g])
     layers, conditions = [], []
     for a, g in zip(spectra[: len(factors.a)], spectra[len(factors.a) :], strict=True):
-        block = jnp.outer(a.values, g.values) + damping
-        layers.append(EigenbasisInverse(a.vectors, g.vectors, 1 / block))
+        # Rounding makes small eigenvalues negative.
+        values_a, values_g = jnp.maximum(a.eigenvalues, 0), jnp.maximum(g.eigenvalues, 0)
+        block = jnp.outer(values_a, values_g) + damping
+        layers.append(EigenbasisInverse(a.eigenvectors, g.eigenvectors, 1 / block))
         conditions.append(jnp.max(block) / jnp.min(block))
     return _with_rest(layers, conditions, factors, damping)
-
-
-class _Spectrum(NamedTuple):
-    values: jax.Array
-    vectors: jax.Array
-
-
-def _eigh(matrix: jax.Array) -> _Spectrum:
-    values, vectors = jnp.linalg.eigh(matrix)
-    return _Spectrum(jnp.maximum(values, 0), vectors)  # rounding makes small ones negative
 
 
 def invert_factored(factors: Factors, damping: float | jax.Array) -> Inverse:
@@ -216,7 +235,8 @@ def invert_factored(factors: Factors, damping: float | jax.Array) -> Inverse:
         pi, root = jnp.sqrt(size_a / size_g), jnp.sqrt(damping)
         damped += [_add_to_diagonal(a, pi * root), _add_to_diagonal(g, root / pi)]
     inverses = _by_size(_invert_positive, damped)
-    norms = [_norm(m) * _norm(i) for m, i in zip(damped, inverses, strict=True)]
+    norm = lambda m: jnp.max(jnp.sum(jnp.abs(m), axis=0))  # noqa: E731
+    norms = [norm(m) * norm(i) for m, i in zip(damped, inverses, strict=True)]
     layers = [FactoredInverse(*pair) for pair in zip(inverses[::2], inverses[1::2], strict=True)]
     conditions = [of_a * of_g for of_a, of_g in zip(norms[::2], norms[1::2], strict=True)]
     return _with_rest(layers, conditions, factors, damping)
@@ -230,10 +250,6 @@ def _add_to_diagonal(matrix: jax.Array, number: jax.Array) -> jax.Array:
 
 def _invert_positive(matrix: jax.Array) -> jax.Array:
     return cho_solve(cho_factor(matrix), jnp.eye(len(matrix), dtype=matrix.dtype))
-
-
-def _norm(matrix: jax.Array) -> jax.Array:
-    return jnp.max(jnp.sum(jnp.abs(matrix), axis=0))
 
 
 def _with_rest(layers: list[Any], conditions: list[Any], factors: Factors, damping: Any) -> Inverse:

@@ -6,8 +6,9 @@ the output's. So any network of such layers will do, unchanged.
 """
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -26,25 +27,37 @@ class Layer(NamedTuple):
     A Dense layer on ``[B, d]`` has one location; on ``[B, H, W, d]`` it has H W, and so has a
     convolution with H W output pixels, whose input at each is a patch. A layer that is called
     several times has the locations of all calls.
+
+    Attributes:
+        path: Of its parameters: ``params/actor/Dense_0``.
+        inputs: d, without the 1 that stands for the bias.
+        outputs: k.
+        bias: Whether it has one.
+        locations: L.
     """
 
-    path: str  # of its parameters: params/actor/Dense_0
-    inputs: int  # d, without the 1 that stands for the bias
-    outputs: int  # k
+    path: str
+    inputs: int
+    outputs: int
     bias: bool
-    locations: int  # L
+    locations: int
 
 
 class Tapped(NamedTuple):
-    """A network's output, and what its layers saw."""
+    """A network's output, and what its layers saw.
+
+    Attributes:
+        output: Of the network.
+        inputs: Function without arguments that gives each layer's inputs, ``[B, L, d + bias]``:
+            patches, with a 1 for the bias. Only the factors need them, so they are not computed
+            at every update.
+        pullback: Function of the output's cotangent that gives the gradients of the parameters and
+            of each layer's output, ``[B, L, k]``. Under ``jit`` only what is used is computed.
+    """
 
     output: PyTree
     inputs: Callable[[], tuple[jax.Array, ...]]
-    """Of each layer, ``[B, L, d + bias]``: patches, with a 1 for the bias. A function, since they
-    are made for the factors only, and not at every update."""
     pullback: Callable[[PyTree], tuple[PyTree, tuple[jax.Array, ...]]]
-    """From the output's cotangent to the gradients of the parameters and of each layer's output,
-    ``[B, L, k]``. What is not used of the two is not computed, under ``jit``."""
 
 
 def find_layers(
@@ -92,8 +105,9 @@ def find_layers(
     jax.eval_shape(forward, params, obs, *args)
     if not found:
         raise ValueError(
-            f"the network {type(network).__name__} has no nn.Dense or nn.Conv layer, which is all "
-            "that K-FAC can factor; build it of such layers, or choose a first-order algorithm."
+            f"the network {type(network).__name__} has no nn.Dense or nn.Conv layer of flax.linen, "
+            "which are all that K-FAC can factor; build it of these, or choose an algorithm that "
+            "takes any network, such as trpo or ppo_clip."
         )
     _check_the_rest(params, found)
     return tuple(found.values())
@@ -149,6 +163,9 @@ def tap(
 def reaching(function: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
     """Whether each parameter has any influence on what a function returns, by its structure.
 
+    Exact through ``jit``, ``remat``, custom derivatives, ``scan``, ``cond`` and ``while_loop``;
+    of another operation each output depends on all inputs.
+
     Args:
         function: Of the parameters.
         params: Their shapes matter, not their values.
@@ -157,15 +174,66 @@ def reaching(function: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
         Bools, shaped like ``params``.
 
     Example:
-        >>> reaching(lambda p: p["a"] * 2.0, {"a": 1.0, "b": 1.0})
+        >>> import jax
+        >>> both = jax.jit(lambda p: (p["a"] * 2.0, p["b"]))
+        >>> reaching(lambda p: both(p)[0], {"a": 1.0, "b": 1.0})
         {'a': True, 'b': False}
     """
     jaxpr = jax.make_jaxpr(function)(params).jaxpr
-    needed = {x for x in jaxpr.outvars if not isinstance(x, Literal)}
+    return jax.tree.unflatten(jax.tree.structure(params), _used(jaxpr, [True] * len(jaxpr.outvars)))
+
+
+def _used(jaxpr: Any, outputs: Sequence[bool]) -> list[bool]:
+    """Which inputs of a jaxpr some of its outputs depend on."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # of a closed one
+    used: set[Any] = set()
+
+    def use(variables: Sequence[Any], which: Sequence[bool]) -> None:
+        chosen = itertools.compress(variables, which)
+        used.update(x for x in chosen if not isinstance(x, Literal))
+
+    use(jaxpr.outvars, outputs)
     for equation in reversed(jaxpr.eqns):
-        if needed.intersection(equation.outvars):
-            needed.update(x for x in equation.invars if not isinstance(x, Literal))
-    return jax.tree.unflatten(jax.tree.structure(params), [x in needed for x in jaxpr.invars])
+        wanted = [x in used for x in equation.outvars]
+        if any(wanted):
+            use(equation.invars, _used_by(equation, wanted))
+    return [x in used for x in jaxpr.invars]
+
+
+def _used_by(equation: Any, outputs: list[bool]) -> list[bool]:
+    """The same of one operation."""
+    name, params = equation.primitive.name, equation.params
+    if name == "cond":
+        branches = [_used(branch, outputs) for branch in params["branches"]]
+        return [True, *map(any, zip(*branches, strict=True))]
+    if name == "scan":
+        body = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
+        # What is scanned over has one axis more outside. (JAX's versions differ in the parameters.)
+        same = lambda x, y: x.aval.ndim == y.aval.ndim  # noqa: E731
+        carried = sum(map(same, equation.outvars, body.outvars))
+        constants = sum(map(same, equation.invars, body.invars)) - carried
+        return _used_by_loop(body, outputs, constants, carried)
+    if name == "while":
+        constants, carried = params["cond_nconsts"], len(outputs)
+        predicate = _used(params["cond_jaxpr"], [True])
+        outputs = [a or b for a, b in zip(outputs, predicate[constants:], strict=True)]
+        body = _used_by_loop(params["body_jaxpr"], outputs, params["body_nconsts"], carried)
+        return predicate[:constants] + body
+    for inner in params.values():
+        inner = getattr(inner, "jaxpr", inner)
+        if hasattr(inner, "eqns") and len(inner.invars) == len(equation.invars):
+            return _used(inner, outputs)
+    return [True] * len(equation.invars)
+
+
+def _used_by_loop(body: Any, outputs: list[bool], constants: int, carried: int) -> list[bool]:
+    """The same of a loop, whose carry at one iteration depends on that of the one before."""
+    while True:
+        inputs = _used(body, outputs)
+        carry = [a or b for a, b in zip(outputs[:carried], inputs[constants:], strict=False)]
+        if carry == outputs[:carried]:
+            return inputs[:constants] + carry + inputs[constants + carried :]
+        outputs = carry + outputs[carried:]
 
 
 @contextlib.contextmanager

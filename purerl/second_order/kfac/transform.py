@@ -6,9 +6,6 @@ Martens and Grosse 2015; Wu et al. 2017 (ACKTR). One update is
 2. every ``inverse_every`` updates these are damped and inverted;
 3. the gradient of each layer becomes :math:`\Delta W = A^{-1} \nabla W \, G^{-1}`;
 4. all of it is scaled so that :math:`\eta^2 \Delta^T F \Delta \le \delta`, the KL clip.
-
-Document 001 breaks off within the inverse, (A (x) G)^-1 = A^-1 (x) G^-1; steps 1, 2 and 4 are what
-is missing there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +17,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from purerl.config import check_choice, check_integer, check_range
-from purerl.pieces.gradient import all_finite, keep_where
+from purerl.pieces.gradient import all_finite
 from purerl.records import Clock, PyTree
 from purerl.second_order.kfac.factors import (
     INVERT,
@@ -31,20 +28,30 @@ from purerl.second_order.kfac.factors import (
     to_matrices,
 )
 from purerl.second_order.kfac.layers import Layer
+from purerl.second_order.products import cast_like
 
 DampingKind = Literal["eigenbasis", "factored"]
 Number = float | jax.Array
+KLClip = Number | Mapping[str, Number | None] | None
 ALL = "all"  # the trust region, where there is only one
 
 
 class KfacState(NamedTuple):
-    """What K-FAC remembers."""
+    """State of :func:`scale_by_kfac`.
 
-    clock: Clock  # updates so far, with the refused ones: what is due next
-    weight: jax.Array  # [] sum of the weights within the moving averages: 1 - decay^n
-    factors: Factors  # weighted sums; divided by `weight`, averages
+    Attributes:
+        clock: Updates so far, with the refused ones: what is due next.
+        weight: ``[]``, sum of the weights within the moving averages: :math:`1 - decay^n`.
+        factors: Weighted sums; divided by ``weight``, averages.
+        inverse: Of the damped averages, as of the last inversion.
+        trust: ``[]`` of each region: what the KL clip multiplied the last step by.
+    """
+
+    clock: Clock
+    weight: jax.Array
+    factors: Factors
     inverse: Inverse
-    trust: dict[str, jax.Array]  # [] of each region: what the KL clip multiplied the last step by
+    trust: dict[str, jax.Array]
 
 
 def scale_by_kfac(
@@ -57,17 +64,19 @@ def scale_by_kfac(
     inverse_every: int = 10,
     cold_start: int = 10,
     cold_max_norm: Number = 0.5,
-    kl_clip: Number | Mapping[str, Number | None] | None = 0.001,
+    kl_clip: KLClip = 0.001,
     regions: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradient to natural gradient, of unit learning rate, as optax's ``scale_by_*`` are.
 
-    ``update`` takes two more keywords: ``statistics``, a function without arguments that gives this
-    batch's :class:`Factors` and is called where they are due; and ``learning_rate``, with which the
-    step will be multiplied *afterwards*, because the KL clip bounds the step and not its direction.
+    ``update`` takes three more keywords: ``statistics``, a function without arguments that gives
+    this batch's :class:`Factors` and is called where they are due; ``learning_rate``, with which
+    the step will be multiplied *afterwards*, because the KL clip bounds the step and not its
+    direction; and, if another bound than the one given here is to hold, ``kl_clip``.
 
     Curvature that is not finite is not taken in, and the last inverse stays in use; nor is any with
-    a gradient that is not finite, when the state stays as it was, but for the clock.
+    a gradient that is not finite, when the state stays as it was, but for the clock. Averages and
+    inverses are in float32 at least; the direction has the gradient's dtypes.
 
     What is due is decided by a Clock in the state, which ``purerl.vectorize`` leaves unbatched, so
     that under ``vmap`` inverses are computed when they are due and not at every update.
@@ -84,7 +93,8 @@ def scale_by_kfac(
         cold_start: So many updates at first measure the factors and go along the plain gradient.
         cold_max_norm: Global norm to which the gradient is clipped during them.
         kl_clip: :math:`\delta` of :math:`\eta^2 \Delta^T F \Delta \le \delta`; predicted, by the
-            averaged blocks, is a KL of half of it. None: no bound. With ``regions``, one for each.
+            averaged blocks, is a KL of half of it. None: no bound. With ``regions``, a mapping
+            from each label to its bound.
         regions: A tree like the parameters, of labels: each label is a trust region of its own.
 
     Raises:
@@ -92,19 +102,18 @@ def scale_by_kfac(
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, purerl
-        >>> from purerl.second_order.kfac.layers import find_layers, tap
-        >>> from purerl.second_order.kfac.factors import fisher_factors
+        >>> from purerl.second_order import kfac
         >>> network, obs = purerl.MLP(purerl.NetworkConfig(hidden_sizes=(2,))), jnp.ones((5, 3))
         >>> params = network.init(jax.random.key(0), obs)
-        >>> layers = find_layers(network, params, obs)
-        >>> optimizer = optax.chain(scale_by_kfac(layers, cold_start=0), optax.ema(0.9))
-        >>> tapped = tap(network, layers, params, obs)
+        >>> layers = kfac.find_layers(network, params, obs)
+        >>> optimizer = optax.chain(kfac.scale_by_kfac(layers, cold_start=0), optax.ema(0.9))
+        >>> tapped = kfac.tap(network, layers, params, obs)
         >>> score = jax.random.normal(jax.random.key(1), tapped.output.shape)  # of N(y; output, I)
         >>> gradient, _ = tapped.pullback(tapped.output / len(obs))
         >>> direction, _ = optimizer.update(
         ...     gradient,
         ...     optimizer.init(params),
-        ...     statistics=lambda: fisher_factors(layers, tapped, score),
+        ...     statistics=lambda: kfac.fisher_factors(layers, tapped, score),
         ...     learning_rate=0.1,
         ... )
         >>> jax.tree.map(jnp.shape, direction) == jax.tree.map(jnp.shape, params)
@@ -128,20 +137,17 @@ def scale_by_kfac(
         statistics and inverses every 2 updates, a step adapted to a KL of 0.002. The default decay
         here, 0.95, is Martens and Grosse's.
     """
-    check = lambda *args, **kw: check_range("scale_by_kfac", *args, **kw)  # noqa: E731
-    check("damping", damping, "(0, inf)")
-    check_choice("scale_by_kfac", "damping_kind", damping_kind, INVERT)
-    check("decay", decay, "[0, 1)")
-    for name, count, low in (
-        ("stats_every", stats_every, 1),
-        ("inverse_every", inverse_every, 1),
-        ("cold_start", cold_start, 0),
-    ):
-        check_integer("scale_by_kfac", name, count, low)
-    check("cold_max_norm", cold_max_norm, "(0, inf)")
-    clips = dict(kl_clip) if isinstance(kl_clip, Mapping) else {ALL: kl_clip}
-    for clip in clips.values():
-        check("kl_clip", clip, "(0, inf)", optional=True)
+    where = "scale_by_kfac"
+    check_range(where, "damping", damping, "(0, inf)")
+    check_choice(where, "damping_kind", damping_kind, INVERT)
+    check_range(where, "decay", decay, "[0, 1)")
+    check_integer(where, "stats_every", stats_every, 1)
+    check_integer(where, "inverse_every", inverse_every, 1)
+    check_integer(where, "cold_start", cold_start, 0)
+    check_range(where, "cold_max_norm", cold_max_norm, "(0, inf)")
+    for bound in kl_clip.values() if isinstance(kl_clip, Mapping) else (kl_clip,):
+        check_range(where, "kl_clip", bound, "(0, inf)", optional=True)
+    invert = INVERT[damping_kind]
 
     def init(params: PyTree) -> KfacState:
         identity = identity_factors(layers, params)
@@ -150,8 +156,8 @@ def scale_by_kfac(
             clock=Clock(jnp.zeros((), jnp.int32)),
             weight=jnp.zeros_like(one),
             factors=jax.tree.map(jnp.zeros_like, identity),
-            inverse=INVERT[damping_kind](identity, damping),
-            trust=dict.fromkeys(clips, one),
+            inverse=invert(identity, jnp.asarray(damping, one.dtype)),
+            trust=dict.fromkeys({ALL} if regions is None else {*jax.tree.leaves(regions)}, one),
         )
 
     def update(
@@ -161,36 +167,39 @@ def scale_by_kfac(
         *,
         statistics: Callable[[], Factors],
         learning_rate: Number,
+        kl_clip: KLClip = kl_clip,
         **_: Any,
     ) -> tuple[PyTree, KfacState]:
         now = state.clock.iteration
         finite = all_finite(gradient)
-        old = state.factors, state.weight
+        sums = state.factors, state.weight
 
         # The factors are most of the state, so they are checked where they change and only then.
         def measured():
             new = statistics()
             # No entry of a second moment is larger than its largest diagonal entry.
             diagonals = jax.tree.map(jnp.diag, (new.a, new.g)), new.rest
-            mixed = average(*old, new, decay)
-            return keep_where(finite & all_finite(diagonals), mixed, old)
+            mixed = jax.tree.map(lambda s, x: decay * s + (1 - decay) * x, sums, (new, 1.0))
+            return _keep(finite & all_finite(diagonals), mixed, sums)
 
-        factors, weight = _when(now % stats_every == 0, stats_every == 1, measured, old)
+        factors, weight = _when(now % stats_every == 0, stats_every == 1, measured, sums)
 
         def inverted():
-            new = INVERT[damping_kind](corrected(factors, weight), damping)
-            return keep_where(finite & all_finite(new), new, state.inverse)
+            averages = jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1), factors)
+            new = invert(averages, jnp.asarray(damping, weight.dtype))
+            return _keep(finite & all_finite(new), new, state.inverse)
 
         warm = now - cold_start
         due = (warm >= 0) & (warm % inverse_every == 0)
         inverse = _when(due, inverse_every == 1 and not cold_start, inverted, state.inverse)
 
         natural = precondition(layers, inverse, gradient)
-        natural, trust = clip_kl(gradient, natural, learning_rate, clips, regions)
+        natural, trust = clip_kl(gradient, natural, learning_rate, kl_clip, regions)
         if cold_start:
             plain = optax.clip_by_global_norm(cold_max_norm).update(gradient, optax.EmptyState())[0]
-            natural = keep_where(warm >= 0, natural, plain)
-        trust = keep_where(finite & (warm >= 0), trust, state.trust)
+            natural = _keep(warm < 0, plain, natural)
+        trust = _keep(finite & (warm >= 0), trust, state.trust)
+        natural = cast_like(natural, gradient)
         return natural, KfacState(Clock(now + 1), weight, factors, inverse, trust)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -200,33 +209,10 @@ def _when(due: jax.Array, always: bool, new: Callable[[], Any], old: Any) -> Any
     return new() if always else jax.lax.cond(due, new, lambda: old)
 
 
-def average(
-    factors: Factors, weight: jax.Array, new: Factors, decay: Number
-) -> tuple[Factors, jax.Array]:
-    r"""Moving averages that start at zero, and the sum of their weights.
-
-    Args:
-        factors: Weighted sums so far.
-        weight: Sum of these weights; 0 at first, :math:`1 - \beta^n` after n batches.
-        new: Factors of the next batch.
-        decay: :math:`\beta`.
-
-    Returns:
-        ``(factors, weight)``.
-    """
-    mix = lambda old, new: decay * old + (1 - decay) * new  # noqa: E731
-    return jax.tree.map(mix, factors, new), mix(weight, 1.0)
-
-
-def corrected(factors: Factors, weight: jax.Array) -> Factors:
-    """Averages out of weighted sums; zeros where there is nothing yet.
-
-    Args:
-        factors: Weighted sums.
-        weight: Sum of the weights.
-    """
-    divisor = jnp.where(weight > 0, weight, 1)
-    return jax.tree.map(lambda x: x / divisor, factors)
+def _keep(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """``new`` where the condition holds, else ``old``, in the dtypes of ``old``."""
+    kept = jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
+    return cast_like(kept, old)
 
 
 def precondition(layers: Sequence[Layer], inverse: Inverse, gradient: PyTree) -> PyTree:
@@ -250,7 +236,7 @@ def clip_kl(
     gradient: PyTree,
     natural: PyTree,
     learning_rate: Number,
-    kl_clip: Mapping[str, Number | None],
+    kl_clip: KLClip,
     regions: PyTree = None,
 ) -> tuple[PyTree, dict[str, jax.Array]]:
     r"""The natural gradient :math:`\Delta = F^{-1} g` times
@@ -260,8 +246,8 @@ def clip_kl(
         gradient: g.
         natural: :math:`\Delta`.
         learning_rate: :math:`\eta`.
-        kl_clip: :math:`\delta` of each region; None: it is left alone.
-        regions: Labels shaped like the parameters; None: there is one region.
+        kl_clip: :math:`\delta`; with regions, of each; None: no bound.
+        regions: Labels shaped like the parameters; None: there is one region, ``all``.
 
     Returns:
         ``(scaled, {region: factor})``.
@@ -272,19 +258,20 @@ def clip_kl(
     References:
         Wu et al. 2017, section 3; with :math:`\delta` for the paper's :math:`2 \delta`.
     """
+    bounds = kl_clip if isinstance(kl_clip, Mapping) else {ALL: kl_clip}
     flat = flatten_dict(natural, sep="/")
     slope = jax.tree.map(lambda g, n: jnp.sum(g * n), flatten_dict(gradient, sep="/"), flat)
     labels = dict.fromkeys(flat, ALL) if regions is None else flatten_dict(regions, sep="/")
-    if unknown := {*labels.values()} - {*kl_clip}:
+    if unknown := {*labels.values()} - {*bounds}:
         raise ValueError(
-            f"kl_clip is given for {', '.join(kl_clip)}, but the regions are also "
+            f"kl_clip is given for {', '.join(bounds)}, but the regions are also "
             f"{', '.join(sorted(unknown))}; give each label of regions its bound, or None."
         )
     factor = {}
-    for region, bound in kl_clip.items():
+    for region in {*labels.values()}:
         squared = sum(slope[name] for name in flat if labels[name] == region)
         squared = jnp.maximum(jnp.square(learning_rate) * squared, 0)  # rounding makes it negative
-        one = jnp.ones_like(squared)
+        one, bound = jnp.ones_like(squared), bounds[region]
         factor[region] = one if bound is None else jnp.minimum(1, jnp.sqrt(bound / squared))
     scaled = {name: x * factor[labels[name]] for name, x in flat.items()}
     return unflatten_dict(scaled, sep="/"), factor
