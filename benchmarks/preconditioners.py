@@ -139,8 +139,8 @@ def measure_met(options: Options) -> list[dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
-    from purerl.algorithms.trpo import make_batch
     from purerl.pieces import rollout as rollouts
+    from purerl.pieces.advantages import on_policy_batch
 
     experiment = purerl.make_experiment("trpo", MET_ENV)
     train, env, config = experiment.build(), purerl.make_env(MET_ENV), experiment.config
@@ -155,7 +155,10 @@ def measure_met(options: Options) -> list[dict[str, Any]]:
             name: state.normalizer.observe(getattr(rollout, name)) for name in ("obs", "next_obs")
         }
         params = state.learner.params
-        batch = make_batch(network, config, params, rollout._replace(**seen))
+        rollout = rollout._replace(**seen)
+        batch = on_policy_batch(
+            network, params, rollout, config.gamma, config.gae_lambda, normalize=True
+        )
         return params, jax.tree.map(lambda x: x[::MET_STRIDE], batch)
 
     def solve(problem, tolerance, preconditioner, damping):

@@ -167,6 +167,22 @@ def test_what_is_brought_is_named_by_import_paths(seen, tmp_path, monkeypatch):
     assert options["out"].name.startswith("sweep-own-made-")
 
 
+def test_parameters_of_the_environment_are_literals_words_or_tuples():
+    words = [
+        "--steps",
+        "9",
+        "--env-params",
+        "a=3",
+        "b-c=1.5",
+        "d=sand",
+        "e=1,2",
+        "f=True",
+        "--help",
+    ]
+    params = {"a": 3, "b_c": 1.5, "d": "sand", "e": (1, 2), "f": True}
+    assert command_line.brought(words) == {"network": None, "env_params": params}
+
+
 def test_random_points_and_words_of_a_grid(seen):
     command = ["sweep", "a2c", "CartPole-v1", *SMALL]
     assert main([*command, "--sample", "learning-rate=1e-4:1e-2:log", "--samples", "3"]) == 0

@@ -108,7 +108,7 @@ def test_shapes_by_letters():
         (
             {"T N floating": "x"},
             {},
-            r"record.x has shape .*, wanted \[T, N\], its axes T N \(T: time",
+            r"record.x has shape .*, wanted \[T, N\], as \[T, N\] \(time, environments\)",
         ),
         ({"T N *O any": "x"}, {"*O": (4,)}, r"wanted \[T, N, 4\]"),
         ({"T *O integer": "x"}, {}, "record.x has dtype float32, wanted integer; convert it"),

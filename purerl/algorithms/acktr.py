@@ -12,15 +12,14 @@ Kronecker-factored approximation". The loss is A2C's; an update of a rollout is
     \theta \leftarrow \theta - \eta \, \Delta, \qquad
     \eta = \min\left(\eta_{max}, \sqrt{\frac{\delta}{\Delta^T \hat F \Delta}}\right)
 
-F is the Fisher matrix of the policy and of the critic, taken as a Gaussian around V(s). It is the
-true one, of actions and returns drawn from the model: the actions of the rollout are (they are used
-for one update only), the returns are drawn here.
+F is the Fisher matrix of the policy and of the critic, taken as a Gaussian around V(s), of actions
+and returns from the model: the rollout's actions are, returns are drawn here.
 
 Actor and critic with nothing in common have a trust region each. The Gaussian's standard deviation
 then cancels out of the critic's direction and only sets how far it may go: with the size of the
 rollout's errors for it, the critic's steps do not depend on the unit of the rewards. With a shared
-trunk the two outputs are drawn independently, the standard deviation (1, as in the paper) weighs
-them against each other, and there is one joint Fisher matrix and one trust region.
+trunk the standard deviation (1, as in the paper) weighs the two against each other, and there is
+one joint Fisher matrix and one trust region.
 
 Differs from:
     The constants are those of OpenAI baselines. Drawn returns are one standard deviation off, with
@@ -64,34 +63,14 @@ class ACKTRState(NamedTuple):
     learning_rate: jax.Array
 
 
-def make_output_loss(
-    config: "ACKTRConfig", shared: bool, *, progress: float | jax.Array = 0.0
-) -> Callable[[Any, OnPolicyBatch], tuple[jax.Array, Info]]:
-    r"""``loss((distribution, value), batch) -> (scalar, info)``, of the network's outputs.
+def make_loss(
+    network: Any, config: "ACKTRConfig", *, progress: float | jax.Array = 0.0
+) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
+    r"""``loss(params, batch) -> (scalar, info)``.
 
     .. math::
         \frac1B \sum_b \Big[-\log \pi(a_b|s_b) \hat A_b
         + \frac{c_1}{2 \sigma^2} (V(s_b) - \hat G_b)^2 - c_2 H(\pi(\cdot|s_b))\Big]
-
-    Args:
-        config: Hyper-parameters.
-        shared: Whether actor and critic have parameters in common.
-        progress: Finished fraction of the run, for the entropy coefficient's schedule.
-    """
-    entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
-
-    def loss(output: Any, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        distribution, value = output
-        value_coef = config.value_coef / _joint_variance(config, shared)
-        return actor_critic_loss(distribution, value, batch, value_coef, entropy_coef)
-
-    return loss
-
-
-def make_loss(
-    network: Any, config: "ACKTRConfig", *, progress: float | jax.Array = 0.0
-) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
-    """``loss(params, batch) -> (scalar, info)``: that of :func:`make_output_loss`.
 
     Args:
         network: ``obs [B, *O] -> (distribution, value [B])``.
@@ -101,8 +80,22 @@ def make_loss(
 
     def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
         shared = _trust_regions(network, params, batch.obs) is None
-        of_output = make_output_loss(config, shared, progress=progress)
+        of_output = _make_output_loss(config, shared, progress)
         return of_output(network.apply(params, batch.obs), batch)
+
+    return loss
+
+
+def _make_output_loss(
+    config: "ACKTRConfig", shared: bool, progress: float | jax.Array
+) -> Callable[[Any, OnPolicyBatch], tuple[jax.Array, Info]]:
+    """``loss((distribution, value), batch)``: the same of the network's outputs."""
+    entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
+
+    def loss(output: Any, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
+        distribution, value = output
+        value_coef = config.value_coef / _joint_variance(config, shared)
+        return actor_critic_loss(distribution, value, batch, value_coef, entropy_coef)
 
     return loss
 
@@ -133,19 +126,22 @@ def score(
 
 def _joint_variance(config: "ACKTRConfig", shared: bool) -> jax.Array:
     """Of the critic's Gaussian, in Fisher matrix and loss; where nothing is shared it cancels out.
-
-    Constant: the factors are averages over many updates, and one with a much smaller variance would
-    stay in them for long.
+    Constant, since a batch of a much smaller variance would stay long in the factors' averages.
     """
     std = config.critic_std if shared and config.critic_std is not None else 1.0
     return jnp.square(jnp.asarray(std, jnp.result_type(float)))
 
 
-def _critic_variance(config: "ACKTRConfig", batch: OnPolicyBatch) -> jax.Array:
-    """Of the Gaussian by which the trust region of a separate critic is measured."""
+def _critic_bound(config: "ACKTRConfig", batch: OnPolicyBatch) -> Number | None:
+    """On a separate critic's step, for the Fisher matrix of N(V, 1): sigma^2 times that of
+    N(V, sigma^2), and so is the bound.
+    """
+    if config.critic_kl_clip is None:
+        return None
     if config.critic_std is not None:
-        return jnp.square(jnp.asarray(config.critic_std, batch.value.dtype))
-    return jnp.maximum(jnp.mean(jnp.square(batch.target - batch.value)), 1e-8)
+        return config.critic_kl_clip * jnp.square(config.critic_std)
+    error = jnp.mean(jnp.square(batch.target - batch.value))
+    return config.critic_kl_clip * jnp.maximum(error, 1e-8)
 
 
 def _trust_regions(network: Any, params: PyTree, obs: jax.Array) -> PyTree | None:
@@ -179,11 +175,9 @@ def acktr(
 
     Returns:
         The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``,
-        ``explained_variance``, ``kl`` (measured, old || new, over the steps that the factors are
-        measured on), ``learning_rate`` (eta_max at this update), ``trust`` (what the KL clip
-        multiplied the actor's step by; 1 during the cold start) and ``critic_trust`` (the same
-        without a shared trunk), ``damping``, ``condition`` (of the worst damped block of the last
-        inversion; 1 before the first), ``finite``.
+        ``explained_variance``, ``kl`` (old || new), ``learning_rate`` (eta_max at this update),
+        ``trust`` and, without a shared trunk, ``critic_trust`` (what the KL clip multiplied the
+        last step by), ``damping``, ``condition`` (of the worst damped block), ``finite``.
 
     Raises:
         ValueError: By ``init``, if the network has no layer that K-FAC can factor, or a matrix that
@@ -236,8 +230,8 @@ def acktr(
 
         # 1. The gradient.
         tapped = kfac.tap(network, layers, state.params, batch.obs)
-        output_loss = make_output_loss(config, shared, progress=progress)
-        slope, info = jax.grad(output_loss, has_aux=True)(tapped.output, batch)
+        loss = _make_output_loss(config, shared, progress)
+        slope, info = jax.grad(loss, has_aux=True)(tapped.output, batch)
         gradient, _ = tapped.pullback(slope)
 
         # 2. The factors, where they are due.
@@ -257,20 +251,14 @@ def acktr(
 
         # 3. and 4. The direction, and the step within the trust regions.
         rate: Number = state.learning_rate
-        bound = config.critic_kl_clip
         if config.target_kl is None:
             rate = scheduled(config.learning_rate, config.learning_rate_schedule, progress)
-        if bound is not None:
-            # The Fisher of N(V, 1) is sigma^2 times that of N(V, sigma^2), and so is the bound.
-            bound = bound * _critic_variance(config, batch)
+        bounds: Any = config.kl_clip
+        if not shared:
+            bounds = {"actor": config.kl_clip, "critic": _critic_bound(config, batch)}
+        extra = {"statistics": statistics, "kl_clip": bounds}
         params, (natural, momentum) = gradient_step(
-            optimizer,
-            gradient,
-            state.opt_state,
-            state.params,
-            rate,
-            statistics=statistics,
-            kl_clip=config.kl_clip if shared else {"actor": config.kl_clip, "critic": bound},
+            optimizer, gradient, state.opt_state, state.params, rate, **extra
         )
 
         old = jax.tree.map(some_steps, tapped.output[0])
@@ -285,8 +273,8 @@ def acktr(
             **{TRUST[region]: x for region, x in natural.trust.items()},
             "explained_variance": explained_variance(batch.value, batch.target),
             "kl": kl,
-            "learning_rate": jnp.asarray(rate, kl.dtype),
-            "damping": jnp.asarray(config.damping, kl.dtype),
+            "learning_rate": jnp.asarray(rate, eta.dtype),
+            "damping": jnp.asarray(config.damping, eta.dtype),
             "condition": natural.inverse.condition,
             "finite": finite,
         }
@@ -296,21 +284,24 @@ def acktr(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ACKTRConfig(Config):
-    """Configuration of :func:`acktr`."""
+    """Configuration of :func:`acktr`.
+
+    A ``target_kl`` needs a ``kl_clip`` of more than four times it, which would otherwise decide,
+    and a constant learning rate.
+    """
 
     learning_rate: Schedule = number(0.25, "(0, inf)", "eta_max.", schedule=True)
     learning_rate_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
     target_kl: Number | None = number(
         None,
         "(0, inf)",
-        "Wanted KL of a step, in nats: after a step of more than twice this eta_max is divided by "
-        "1.5, after one of less than half of it multiplied, within [1e-8, 1]. Needs a kl_clip "
-        "above four times it, which would otherwise decide, and a constant learning rate.",
+        "Wanted KL of a step, in nats: after more than twice this eta_max is divided by 1.5, after "
+        "less than half of it multiplied, within [1e-8, 1].",
         optional=True,
     )
     momentum: Number = number(0.9, "[0, 1)", "Weight of the past in the moving average of steps.")
     kl_clip: Number = number(
-        0.001, "(0, inf)", "Twice delta: a step's predicted KL is at most half of it, in nats."
+        0.001, "(0, inf)", "Twice the largest predicted KL of a step, in nats."
     )
     critic_kl_clip: Number | None = number(
         0.01, "(0, inf)", "The same for a separate critic; None: no bound.", optional=True
@@ -318,33 +309,26 @@ class ACKTRConfig(Config):
     critic_std: Number | None = number(
         None,
         "(0, inf)",
-        "sigma of the critic's Gaussian N(V, sigma^2), in units of return; None: the root of "
-        "the rollout's mean squared error, or with a shared trunk 1, as in the paper.",
+        "sigma of the critic's Gaussian, in units of return; None: the root of the rollout's mean "
+        "squared error, or with a shared trunk 1, as in the paper.",
         optional=True,
     )
     damping: Number = number(0.01, "(0, inf)", "epsilon, added to the Fisher matrix's diagonal.")
     damping_kind: kfac.DampingKind = choice(
         "factored",
         kfac.DampingKind,
-        "factored: a part to each factor, as in the paper; eigenbasis: to their product, as in "
-        "OpenAI baselines, which takes several times as long to invert.",
+        "To each factor, as in the paper, or exactly, which is slower.",
     )
     decay: Number = number(0.99, "[0, 1)", "Decay of the factors' moving averages.")
     stats_every: int = count(1, "Updates between two measurements of the factors.")
-    stats_stride: int = count(
-        4, "Factors and the info's KL are measured on every so many-th step of the rollout."
-    )
+    stats_stride: int = count(4, "Every so many-th step measures the factors, and the info's KL.")
     inverse_every: int = count(10, "Updates between two inversions of the factors.")
     cold_start: int = count(10, "First updates, which follow the plain gradient.", least=0)
     cold_max_norm: Number = number(0.5, "(0, inf)", "Largest gradient norm of the cold start.")
-    fisher_actions: FisherActions = choice(
-        "taken", FisherActions, "Actions of the Fisher matrix: the rollout's, or drawn anew."
-    )
+    fisher_actions: FisherActions = choice("taken", FisherActions, "By the rollout, or drawn anew.")
     gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
     gae_lambda: Number = number(1.0, "[0, 1]", "GAE's lambda; 1, as in the paper: n-step returns.")
-    normalize_advantage: bool = switch(
-        False, "Bring a rollout's advantages to mean 0 and standard deviation 1."
-    )
+    normalize_advantage: bool = switch(False, "Standardize the advantages of a rollout.")
     value_coef: Number = number(0.5, "[0, inf)", "c1, weight of the value loss.")
     entropy_coef: Schedule = number(0.0, "[0, inf)", "c2, weight of the entropy.", schedule=True)
     entropy_coef_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
@@ -359,10 +343,9 @@ class ACKTRConfig(Config):
                 "ACKTRConfig: target_kl adapts the learning rate, which must not be annealed "
                 'besides; set learning_rate_schedule="constant" and a number for learning_rate.'
             )
-        concrete = not isinstance(self.kl_clip + self.target_kl, jax.core.Tracer)
-        if concrete and self.kl_clip <= 4 * self.target_kl:
+        least = 4 * self.target_kl
+        if not isinstance(self.kl_clip + least, jax.core.Tracer) and self.kl_clip <= least:
             raise ValueError(
-                f"ACKTRConfig: kl_clip={self.kl_clip} keeps every KL below half of it, so that "
-                f"target_kl={self.target_kl} would not be reached; set kl_clip above "
-                f"{4 * self.target_kl}, or a smaller target_kl."
+                f"ACKTRConfig: kl_clip={self.kl_clip} keeps every KL below half of it, and "
+                f"target_kl={self.target_kl} out of reach; set kl_clip above {least}."
             )

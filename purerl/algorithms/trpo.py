@@ -26,11 +26,10 @@ Differs from:
     of step 3; F is the Hessian of KL(old || new) itself, without a minus.
 
     sb3-contrib 2.9 constrains KL(new || old) in its line search, starts conjugate gradient from
-    small random numbers instead of zero, divides advantages by the sample standard deviation, takes
-    a Gaussian's KL as the mean over the action's dimensions (so with d of them it bounds KL / d),
-    stops conjugate gradient at an absolute residual, and its critic's loss has no 1/2; otherwise a
-    whole update is the same one (the tests compare them). OpenAI baselines accepts a KL of up to
-    1.5 times the bound; here the bound is one.
+    small random numbers and stops it at an absolute residual, divides advantages by the sample
+    standard deviation, takes a Gaussian's KL as the mean over the action's dimensions, and has no
+    1/2 in the critic's loss; otherwise a whole update is the same (the tests compare them). OpenAI
+    baselines accepts a KL of up to 1.5 times the bound.
 """
 
 import dataclasses
@@ -291,8 +290,7 @@ def trpo(config: "TRPOConfig", action_space: ActionSpace, network: Any = None) -
     Args:
         config: Hyper-parameters.
         action_space: Of the environment.
-        network: ``obs [B, *O] -> (distribution, value [B])``; by default
-            :class:`purerl.ActorCritic`.
+        network: ``obs [B, *O] -> (distribution, value [B])``; by default an ``ActorCritic``.
 
     Returns:
         The algorithm. ``update``'s info is that of :func:`make_policy_step`, and ``entropy`` (of
@@ -344,14 +342,10 @@ class NPGConfig(Config):
     fisher_fraction: float = number(
         1.0, "(0, 1]", "Share of the samples that the Fisher matrix is taken over.", swept=False
     )
-    normalize_advantage: bool = switch(
-        True, "Bring a rollout's advantages to mean 0 and standard deviation 1."
-    )
+    normalize_advantage: bool = switch(True, "Standardize the advantages of a rollout.")
     gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
     gae_lambda: Number = number(0.95, "[0, 1]", "GAE's lambda.")
-    critic_learning_rate: Schedule = number(
-        1e-3, "(0, inf)", "Adam's step size for the critic.", schedule=True
-    )
+    critic_learning_rate: Schedule = number(1e-3, "(0, inf)", "Adam's step size.", schedule=True)
     critic_learning_rate_schedule: Shape = choice("constant", Shape, "How it falls to 0.")
     critic_epochs: int = count(10, "Passes of the critic over a rollout's samples.")
     critic_minibatches: int = count(8, "Minibatches a pass; must divide the samples of a rollout.")

@@ -146,11 +146,9 @@ def brought(options: list[str]) -> dict[str, Any]:
 
     words = [word for word in options if word not in ("-h", "--help")]
     chosen, _ = tyro.cli(BroughtOptions, args=words, return_unknown_args=True)
-    params = dict(map(_named, chosen.env_params))
-    return {
-        "network": chosen.network,
-        "env_params": {name: _values(text)[0] for name, text in params.items()},
-    }
+    params = {name: _values(text) for name, text in map(_named, chosen.env_params)}
+    values = {name: x[0] if len(x) == 1 else tuple(x) for name, x in params.items()}
+    return {"network": chosen.network, "env_params": values}
 
 
 def driven(chosen: run_options.RunOptions) -> dict[str, Any]:

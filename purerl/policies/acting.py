@@ -99,8 +99,9 @@ def init_params(
         choices = (action_space.num_actions,) if isinstance(action_space, Discrete) else ()
         if isinstance(policy, Categorical):
             yield "logits", policy.logits, batch + choices
-        action = policy.sample(key)
-        yield "sampled actions", action, batch + getattr(action_space, "shape", ())
+        action, shape = policy.sample(key), batch + getattr(action_space, "shape", ())
+        yield "sampled actions", action, shape
+        yield "best actions", policy.mode(), shape
         yield "log_prob", policy.log_prob(action), batch
         yield "entropy", policy.entropy(), batch
         yield "kl", policy.kl(policy), batch

@@ -84,7 +84,7 @@ def backtracking_line_search(
     check_integer(where, "max_tries", max_tries, 1)
     check_like(f"{where}: step", step, params, "params")
     params = jax.tree.map(jnp.asarray, params)
-    dtype = jnp.result_type(objective, jnp.float32)  # at least: bfloat16 sees no small improvement
+    dtype = jnp.promote_types(jnp.result_type(objective), jnp.float32)  # sees small improvements
     zero = jnp.zeros((), dtype)
 
     def attempt(found: LineSearchResult) -> LineSearchResult:

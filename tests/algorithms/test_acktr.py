@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import probe_envs
 import pytest
+from flax import nnx
 from flax.traverse_util import flatten_dict
 from test_kfac import branches_around
 
@@ -418,6 +419,20 @@ def test_network_without_a_layer_to_factor():
 
     algorithm = acktr(ACKTRConfig(), SPACE, Table())
     with pytest.raises(ValueError, match=r"Table has no nn.Dense or nn.Conv layer of flax.linen"):
+        algorithm.init(jnp.zeros((1, OBS)), jax.random.key(0))
+
+
+def test_network_of_another_library():
+    class Policy(nnx.Module):
+        def __init__(self, rngs):
+            self.heads = nnx.Linear(OBS, ACTIONS + 1, rngs=rngs)
+
+        def __call__(self, obs):
+            heads = self.heads(obs)
+            return Categorical(heads[:, :ACTIONS]), heads[:, ACTIONS]
+
+    algorithm = acktr(ACKTRConfig(), SPACE, purerl.from_nnx(Policy))
+    with pytest.raises(ValueError, match=r"layer of flax.linen, which are all that K-FAC can fac"):
         algorithm.init(jnp.zeros((1, OBS)), jax.random.key(0))
 
 

@@ -326,7 +326,6 @@ def test_a_sweep_that_was_stopped_ranks_what_is_finished_first():
 
 
 def test_of_equal_iqms_the_higher_interval_is_first():
-    """And then the better worst seed; each of six seeds."""
     returns = np.array([[0.0, 2, 2, 2, 2, 4], [1, 2, 2, 2, 2, 3], [0, 2, 2, 2, 2, 9]])[..., None]
     result = made_up(
         steps=np.full((3, 1), 9),

@@ -58,11 +58,12 @@ def flat(tree):
 
 def made(network, *shape, batch=B):
     obs = normal(batch, *(shape or (4,)))
-    params = network.init(jax.random.key(0), obs)
+    params = jax.eval_shape(network.init, jax.random.key(0), obs)
     params = jax.tree.map(lambda p: normal(*p.shape, seed=p.size) * 0.7, params)
     return params, obs, find_layers(network, params, obs)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def exact_factors(network, params, obs, layers):
     """With the expectation over the actions of a softmax policy taken exactly."""
     tapped = tap(network, layers, params, obs)
@@ -84,6 +85,7 @@ def exact_factors(network, params, obs, layers):
     return total
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def exact_blocks(network, params, obs, layers, curvature):
     """E[J^T H J] of each layer, from the Jacobian; `curvature` [B, K, K] is the output's."""
 
@@ -481,8 +483,8 @@ def test_inverse_times_gradient_against_a_dense_solve(kind, damping, x64):
     params, _, layers = made(Everything(), 5, 4, 2)
     factors = random_factors(layers, params)
     gradient = jax.tree.map(lambda p: normal(*p.shape, seed=p.size), params)
-    inverse = INVERT[kind](factors, damping)
-    got, rest = to_matrices(layers, precondition(layers, inverse, gradient))
+    natural = jax.jit(lambda f, g: precondition(layers, INVERT[kind](f, damping), g))
+    got, rest = to_matrices(layers, natural(factors, gradient))
     matrices, of_rest = to_matrices(layers, gradient)
     for matrix, a, g, x in zip(got, factors.a, factors.g, matrices, strict=True):
         wanted = np.linalg.solve(damped(kind, a, g, damping), np.ravel(x))
@@ -510,7 +512,9 @@ def test_inverses_stay_finite_in_float32(kind, scale):
     factors = random_factors(layers, params)
     factors = Factors(*([scale[i] * m for m in factors[i]] for i in (0, 1)), {})
     gradient = jax.tree.map(jnp.ones_like, params)
-    natural = precondition(layers, INVERT[kind](factors, 0.01), gradient)
+    natural = jax.jit(lambda f, g: precondition(layers, INVERT[kind](f, 0.01), g))(
+        factors, gradient
+    )
     slope = jax.tree.map(lambda g, n: jnp.sum(g * n), gradient, natural)
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(natural))
     assert sum(jax.tree.leaves(slope)) > 0
@@ -553,16 +557,21 @@ def stepper(network=None, **options):
     network = Net() if network is None else network
     params, obs, layers = made(network)
     transformation = scale_by_kfac(layers, **options)
-    tapped = tap(network, layers, params, obs)
 
-    def update(state, seed, learning_rate=0.1):
+    @jax.jit
+    def of_batch(score):
+        return fisher_factors(layers, tap(network, layers, params, obs), score)
+
+    @jax.jit
+    def run(state, gradient, score):
+        extra = {"statistics": lambda: of_batch(score), "learning_rate": 0.1}
+        return transformation.update(gradient, state, params, **extra)
+
+    def update(state, seed):
         gradient = jax.tree.map(lambda p: normal(*p.shape, seed=seed), params)
-        statistics = lambda: fisher_factors(layers, tapped, normal(B, 3, seed=seed))  # noqa: E731
-        return gradient, *transformation.update(
-            gradient, state, params, statistics=statistics, learning_rate=learning_rate
-        )
+        return gradient, *run(state, gradient, normal(B, 3, seed=seed))
 
-    return transformation.init(params), update, layers, tapped
+    return jax.jit(transformation.init)(params), update, layers, of_batch
 
 
 def same(one, other):
@@ -575,13 +584,13 @@ def same(one, other):
 @pytest.mark.parametrize("kind", INVERT)
 def test_whole_update_by_hand(kind, x64):
     """Three updates: averages, an inversion at the first and the third, clip."""
-    state, update, layers, tapped = stepper(
+    state, update, layers, of_batch = stepper(
         decay=0.8, inverse_every=2, cold_start=0, kl_clip=1e-4, damping=0.1, damping_kind=kind
     )
     sums, weight = None, 0.0
     for i in range(3):
         gradient, natural, state = update(state, seed=i)
-        new = fisher_factors(layers, tapped, normal(B, 3, seed=i))
+        new = of_batch(normal(B, 3, seed=i))
         pairs = list(zip(new.a, new.g, strict=True))
         old = sums or [(0.0, 0.0)] * len(pairs)
         sums = [
@@ -757,6 +766,6 @@ def test_branches_stay_branches_when_a_vmapped_run_is_resumed(kind, primitive):
     ],
 )
 def test_bad_numbers(field, value):
-    *_, layers, _ = stepper()
+    _, _, layers = made(Net())
     with pytest.raises(ValueError, match=f"scale_by_kfac: .*{field}"):
         scale_by_kfac(layers, **{field: value})

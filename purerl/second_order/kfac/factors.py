@@ -146,7 +146,7 @@ def identity_factors(layers: Sequence[Layer], params: PyTree) -> Factors:
         params: Its parameters, for the rest's shapes and the dtype.
     """
     _, rest = to_matrices(layers, params)
-    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+    dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
     return Factors(
         tuple(jnp.eye(layer.inputs + layer.bias, dtype=dtype) for layer in layers),
         tuple(jnp.eye(layer.outputs, dtype=dtype) for layer in layers),
@@ -202,23 +202,15 @@ def invert_eigenbasis(factors: Factors, damping: float | jax.Array) -> Inverse:
     References:
         George et al. 2018, section 3, has the eigenbasis; this is OpenAI baselines' ACKTR.
     """
-    spectra = _by_size(_eigh, [*factors.a, *factors.g])
+    spectra = _by_size(jnp.linalg.eigh, [*factors.a, *factors.g])
     layers, conditions = [], []
     for a, g in zip(spectra[: len(factors.a)], spectra[len(factors.a) :], strict=True):
-        block = jnp.outer(a.values, g.values) + damping
-        layers.append(EigenbasisInverse(a.vectors, g.vectors, 1 / block))
+        # Rounding makes small eigenvalues negative.
+        values_a, values_g = jnp.maximum(a.eigenvalues, 0), jnp.maximum(g.eigenvalues, 0)
+        block = jnp.outer(values_a, values_g) + damping
+        layers.append(EigenbasisInverse(a.eigenvectors, g.eigenvectors, 1 / block))
         conditions.append(jnp.max(block) / jnp.min(block))
     return _with_rest(layers, conditions, factors, damping)
-
-
-class _Spectrum(NamedTuple):
-    values: jax.Array
-    vectors: jax.Array
-
-
-def _eigh(matrix: jax.Array) -> _Spectrum:
-    values, vectors = jnp.linalg.eigh(matrix)
-    return _Spectrum(jnp.maximum(values, 0), vectors)  # rounding makes small ones negative
 
 
 def invert_factored(factors: Factors, damping: float | jax.Array) -> Inverse:
@@ -243,7 +235,8 @@ def invert_factored(factors: Factors, damping: float | jax.Array) -> Inverse:
         pi, root = jnp.sqrt(size_a / size_g), jnp.sqrt(damping)
         damped += [_add_to_diagonal(a, pi * root), _add_to_diagonal(g, root / pi)]
     inverses = _by_size(_invert_positive, damped)
-    norms = [_norm(m) * _norm(i) for m, i in zip(damped, inverses, strict=True)]
+    norm = lambda m: jnp.max(jnp.sum(jnp.abs(m), axis=0))  # noqa: E731
+    norms = [norm(m) * norm(i) for m, i in zip(damped, inverses, strict=True)]
     layers = [FactoredInverse(*pair) for pair in zip(inverses[::2], inverses[1::2], strict=True)]
     conditions = [of_a * of_g for of_a, of_g in zip(norms[::2], norms[1::2], strict=True)]
     return _with_rest(layers, conditions, factors, damping)
@@ -257,10 +250,6 @@ def _add_to_diagonal(matrix: jax.Array, number: jax.Array) -> jax.Array:
 
 def _invert_positive(matrix: jax.Array) -> jax.Array:
     return cho_solve(cho_factor(matrix), jnp.eye(len(matrix), dtype=matrix.dtype))
-
-
-def _norm(matrix: jax.Array) -> jax.Array:
-    return jnp.max(jnp.sum(jnp.abs(matrix), axis=0))
 
 
 def _with_rest(layers: list[Any], conditions: list[Any], factors: Factors, damping: Any) -> Inverse:
