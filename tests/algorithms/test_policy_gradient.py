@@ -401,11 +401,12 @@ def test_equal_returns_have_weight_0(estimator):
     np.testing.assert_array_equal(batch.weight, 0)
 
 
-def test_a_second_episode_without_a_critic_may_be_nan():
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_second_episode_without_a_critic_may_be_nan(normalize):
     rollout = random_rollout()
     later = ~first_episode(rollout.terminated | rollout.truncated)
     rollout = rollout._replace(reward=jnp.where(later, jnp.nan, rollout.reward))
-    config = PolicyGradientConfig(estimator="return_to_go")
+    config = PolicyGradientConfig(estimator="return_to_go", normalize_weight=normalize)
     batch = make_batch(None, config, None, rollout, jax.random.key(0), SPACE)
     assert np.isfinite(batch.weight).all()
 

@@ -463,7 +463,7 @@ def test_update_adapts_beta_by_what_came_of_it(target, factor, x64):
 def test_more_beta_means_less_kl(x64):
     kls = []
     for beta in (1e-3, 1.0, 1e3):
-        algorithm, state, rollout = setup(ppo_penalty, initial_beta=beta, num_epochs=10)
+        algorithm, state, rollout = setup(ppo_penalty, initial_beta=beta, num_epochs=30)
         kls.append(float(algorithm.update(state, rollout, jax.random.key(0))[1]["kl_after"]))
     assert kls[0] > kls[1] > kls[2]
 
@@ -489,8 +489,9 @@ def test_approximate_kl_keeps_small_numbers_in_float32():
 
 def test_explained_variance(x64):
     target = jnp.array([1.0, 2.0, 4.0])
-    assert float(explained_variance(target + 3, target)) == 1.0  # a constant error does not count
-    assert float(explained_variance(jnp.ones(3), target)) == 0.0
+    one = explained_variance(target + 3, target)  # a constant error does not count
+    assert float(one) == pytest.approx(1.0)
+    assert float(explained_variance(jnp.ones(3), target)) == pytest.approx(0.0, abs=1e-12)
     assert float(explained_variance(-target, target)) == pytest.approx(-3.0)
 
 
