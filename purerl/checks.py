@@ -18,7 +18,7 @@ from purerl.records import (
     Rollout,
 )
 
-LEGEND = "T: time steps, N: environments, B: samples, *O: an observation's axes, *A: an action's"
+AXES = {"T": "time", "N": "environments", "B": "samples", "*O": "observation", "*A": "action"}
 KINDS = {"bool": jnp.bool_, "integer": jnp.integer, "floating": jnp.floating, "any": jnp.generic}
 # The fields that have these axes and this kind; the first one with an axis says how long it is.
 STEPS = {
@@ -54,9 +54,9 @@ def check_fields(where: str, record: Any, layout: dict[str, str], **sizes: Any) 
         if not fits or any(wanted[axis] not in (axis, parts[axis]) for axis in axes):
             lengths = (str(length).strip("(,)") for length in wanted.values())
             raise ValueError(
-                f"{where}.{name} has shape {got}, wanted [{', '.join(filter(None, lengths))}], "
-                f"its axes {' '.join(axes)} ({LEGEND}); reshape it, or add the axes that it lacks: "
-                "x[:, None]."
+                f"{where}.{name} has shape {got}, wanted [{', '.join(filter(None, lengths))}], as "
+                f"[{', '.join(axes)}] ({', '.join(AXES[axis] for axis in axes)}); reshape it, or "
+                "add the axes that it lacks: x[:, None]."
             )
         sizes |= parts
         if not jnp.issubdtype(dtype, KINDS[kind]):

@@ -185,10 +185,8 @@ def _numbers(chosen: Any, out: pathlib.Path) -> dict[str, Any]:
 
     return {
         "out": out,
-        "seeds": chosen.seeds,
-        "seed": chosen.seed,
-        "overwrite": chosen.overwrite,
         "resume": chosen.resume is not None,
+        **{name: getattr(chosen, name) for name in ("seeds", "seed", "overwrite")},
         **driven(chosen),
     }
 
@@ -272,34 +270,38 @@ def _plot(
         overwrite: Replace the picture if it exists.
         top: Of a sweep: how many points, the best first.
     """
-    from purerl.host.brought import short_name
     from purerl.host.report.plotting import plot_curves, save_plot
-    from purerl.host.store.folder import RunFolder
-    from purerl.host.store.policy import read_run
-    from purerl.host.sweep.result import load_sweep
 
     if not runs:
         raise ValueError("got no names, wanted run folders: purerl plot RUN [RUN ...].")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists; choose another --out, or give --overwrite.")
+    found = [_curves(path, top) for path in runs]
+    envs = sorted({env for env, _ in found})
     curves: dict[str, Any] = {}
-    envs = set()
-    for folder in map(RunFolder, runs):
-        config = folder.read_config()
-        if "experiments" in config:
-            found = load_sweep(folder.path).curves(top)
-            config = config["experiments"][0]
-        else:
-            found = {short_name(read_run(folder)["algorithm"]): folder.read_curve()}
-        env = short_name(config["env"])
-        envs.add(env)
-        for label, curve in found.items():
-            for more in ("", f" {env}", f" [{folder.path}]"):
-                label = label if label not in curves else f"{label}{more}"
-            curves[label] = curve
-    save_plot(plot_curves(curves, ", ".join(sorted(envs))), out)
+    for path, (env, of_folder) in zip(runs, found, strict=True):
+        for label, curve in of_folder.items():
+            label = label if len(envs) == 1 else f"{label} {env}"
+            curves[label if label not in curves else f"{label} [{path}]"] = curve
+    save_plot(plot_curves(curves, ", ".join(envs)), out)
     print(f"written to {out}")
     return 0
+
+
+def _curves(path: pathlib.Path, top: int) -> tuple[str, dict[str, Any]]:
+    """The environment and the curves, by label, of a run or sweep."""
+    from purerl.host.brought import short_name
+    from purerl.host.store.folder import RunFolder
+    from purerl.host.store.policy import read_run
+    from purerl.host.sweep.result import load_sweep
+
+    config = RunFolder(path).read_config()
+    if "experiments" not in config:
+        label = short_name(read_run(RunFolder(path))["algorithm"])
+        return short_name(config["env"]), {label: RunFolder(path).read_curve()}
+    if not (curves := load_sweep(path).curves(top)):
+        raise ValueError(f"{path}: nothing was evaluated yet, so there is no curve.")
+    return short_name(config["experiments"][0]["env"]), curves
 
 
 def _list(words: list[str]) -> int:

@@ -167,6 +167,22 @@ def test_what_is_brought_is_named_by_import_paths(seen, tmp_path, monkeypatch):
     assert options["out"].name.startswith("sweep-own-made-")
 
 
+def test_parameters_of_the_environment_are_literals_words_or_tuples():
+    words = [
+        "--steps",
+        "9",
+        "--env-params",
+        "a=3",
+        "b-c=1.5",
+        "d=sand",
+        "e=1,2",
+        "f=True",
+        "--help",
+    ]
+    params = {"a": 3, "b_c": 1.5, "d": "sand", "e": (1, 2), "f": True}
+    assert command_line.brought(words) == {"network": None, "env_params": params}
+
+
 def test_random_points_and_words_of_a_grid(seen):
     command = ["sweep", "a2c", "CartPole-v1", *SMALL]
     assert main([*command, "--sample", "learning-rate=1e-4:1e-2:log", "--samples", "3"]) == 0
@@ -233,6 +249,31 @@ def test_exit_status_and_how_to_go_on(stopped, failed, trouble, status, monkeypa
     shown = capsys.readouterr().out
     assert ("purerl sweep --resume x" in shown) == bool(stopped)
     assert ("disk full" in shown) == bool(trouble)
+
+
+def test_curves_of_several_runs_have_different_labels(monkeypatch, tmp_path):
+    """By environment where there are several, and by folder where that is not enough."""
+    seen = []
+    monkeypatch.setattr(
+        "purerl.host.report.plotting.plot_curves", lambda *given: seen.append(given)
+    )
+    monkeypatch.setattr("purerl.host.report.plotting.save_plot", lambda *given: None)
+    names = {"a": "CartPole-v1", "b": "CartPole-v1", "c": "Acrobot-v1"}
+    for name, env in names.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(f'{{"algorithm": "a2c", "env": "{env}"}}')
+        (tmp_path / name / "evaluations.csv").write_text("seed,step,return\n0,10,1.0\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["plot", "a", "b"]) == 0
+    assert main(["plot", "a", "b", "c"]) == 0
+    assert [[*curves] for curves, _ in seen] == [
+        ["a2c", "a2c [b]"],
+        ["a2c CartPole-v1", "a2c CartPole-v1 [b]", "a2c Acrobot-v1"],
+    ]
+    assert [title for _, title in seen] == ["CartPole-v1", "Acrobot-v1, CartPole-v1"]
+    (tmp_path / "learning_curves.png").write_text("")
+    assert main(["plot", "a"]) == 2
+    assert main(["plot", "a", "--overwrite"]) == 0
 
 
 def test_usage_version_and_module(capsys):

@@ -98,3 +98,13 @@ def test_every_public_name_is_seen_and_listed_once():
     assert {"run", "sweep", "ppo_clip", "gae"} <= set(purerl.__all__)
     with pytest.raises(AttributeError, match=r"has no attribute 'ppo_clib'. Did you mean ppo_clip"):
         purerl.ppo_clib  # noqa: B018
+
+
+def test_no_test_patches_what_is_private():
+    """What the host half depends on (clock, signals, length of chunks, memory) is an argument."""
+    for path in pathlib.Path(__file__).parent.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "setattr":
+                words = [x.value for x in node.args if isinstance(x, ast.Constant)]
+                names = [x.rpartition(".")[2] for x in words if isinstance(x, str)]
+                assert not any(x.startswith("_") for x in names), f"{path}:{node.lineno}"

@@ -77,7 +77,7 @@ def make_loss(
             clip = scheduled(config.clip, config.clip_schedule, progress)
             outside = jnp.abs(jnp.exp(log_prob - batch.log_prob) - 1) > clip
             loss = losses.clipped_surrogate_loss(log_prob, batch.log_prob, advantage, clip)
-            return jnp.mean(loss), {"clip_fraction": jnp.mean(outside)}
+            return jnp.mean(loss), {"clip_fraction": jnp.mean(outside, dtype=log_prob.dtype)}
         kl = batch.distribution.kl(distribution)
         loss = losses.kl_penalized_surrogate_loss(log_prob, batch.log_prob, advantage, kl, beta)
         return jnp.mean(loss), {}

@@ -5,7 +5,6 @@ fixes the number of devices; so it is imported when an environment is made.
 import dataclasses
 import functools
 import inspect
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +15,15 @@ import numpy as np
 from gymnax.environments.environment import Environment
 
 from purerl.config import suggest
-from purerl.envs.make import Env, Step, values
+from purerl.envs.make import Env, Step, check_array, values
 from purerl.records import ActionSpace, Box, Discrete, PyTree
 
 NEEDS_DOWNLOAD = {
     "MNISTBandit-bsuite": "it downloads the MNIST images when it is made; give a gymnax object of "
     "it, made by yourself, to make_env instead of the name"
 }
+DUE = 1000  # bytes of an observation and a state
+FIVE = "(obs, state, reward, terminated, info)"
 SIX = "(obs, state, reward, terminated, truncated, info with 'final_observation')"
 
 
@@ -76,42 +77,46 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     of_gymnax = getattr(type(env), "step", None) is Environment.step
 
     @_lenient
+    def raw_reset(key):
+        return values(f"{name}.reset", env.reset(key, env_params), "(obs, state)")
+
     def reset(key):
-        obs, state = values(f"{name}.reset", env.reset(key, env_params), "(obs, state)")
-        return convert(obs), _fix_weak_types(state)
+        obs, state = raw_reset(key)
+        return convert("reset", obs), _fix_weak_types(state)
 
     @_lenient
     def step(state, action, key, fresh=None):
         action = to_env_action(action)
-        if not of_gymnax:  # it begins again by itself
-            got = values(f"{name}.step", env.step(key, state, action, env_params), SIX)
-            obs, state, reward, terminated, truncated, info = got
+        if of_gymnax:
+            if fresh is None:
+                key, reset_key = jax.random.split(key)
+                fresh = reset(reset_key)
+            got = env.step_env(key, state, action, env_params)
+            obs, state, reward, terminated, _ = values(f"{name}.step_env", got, FIVE)
+            truncated, final = env.is_truncated(state, env_params), obs
+        else:
+            got = env.step(key, state, action, env_params)
+            obs, state, reward, terminated, truncated, info = values(f"{name}.step", got, SIX)
             if "final_observation" not in info:
-                raise TypeError(f"{name}.step gives no final_observation, wanted {SIX}.")
-            final = convert(info["final_observation"])
-            return _step(convert(obs), final, reward, terminated, truncated), _fix_weak_types(state)
-        if fresh is None:
-            key, reset_key = jax.random.split(key)
-            fresh = reset(reset_key)
-        got = env.step_env(key, state, action, env_params)
-        obs, state, reward, terminated, _ = values(
-            f"{name}.step_env", got, "(obs, state, reward, terminated, info)"
-        )
-        result = _step(
-            convert(obs), convert(obs), reward, terminated, env.is_truncated(state, env_params)
-        )
-        done = result.terminated | result.truncated
-        obs, state = jax.tree.map(
-            lambda new, old: jnp.where(done, new, old), fresh, (result.obs, _fix_weak_types(state))
-        )
-        return result._replace(obs=obs), state
+                raise TypeError(f"{name}.step gives no info['final_observation'], wanted {SIX}.")
+            final = info["final_observation"]
+        obs, final = convert("step", obs), convert("step", final)
+        state, reward = _fix_weak_types(state), jnp.asarray(reward, jnp.result_type(float))
+        terminated, truncated = jnp.asarray(terminated), jnp.asarray(truncated)
+        if of_gymnax:
+            done = terminated | truncated
+            obs, state = jax.tree.map(
+                lambda new, old: jnp.where(done, new, old), fresh, (obs, state)
+            )
+        return Step(obs, final, reward, terminated, truncated), state
 
-    raw = jax.eval_shape(_lenient(env.reset), jax.random.key(0), env_params)
-    raw = values(f"{name}.reset", raw, "(obs, state)")
-    convert, obs_shape, obs_range = _observations(name, env.observation_space(env_params), raw[0])
+    raw_obs, state = jax.eval_shape(raw_reset, jax.random.key(0))
+    convert, obs_shape, obs_range = _observations(name, env.observation_space(env_params), raw_obs)
     limit = getattr(env_params, "max_steps_in_episode", None)
     limit = None if limit is None else int(limit)
     only_limit = of_gymnax and type(env).is_truncated is Environment.is_truncated
+    # A reset of much data is drawn when it is due, one of little for each step, in one batch.
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((raw_obs, state)))
     return Env(
         name,
         reset,
@@ -121,7 +126,7 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
         limit,
         truncation_interval=max(limit, 1) if limit is not None and only_limit else 1,
         obs_range=obs_range,
-        resets=os.environ.get("RESETS", "ahead") if of_gymnax else "own",
+        resets=("due" if size > DUE else "ahead") if of_gymnax else "own",
         to_env_action=to_env_action,
     )
 
@@ -137,71 +142,61 @@ def _lenient(function: Callable[..., Any]) -> Callable[..., Any]:
     return lenient
 
 
-def _step(obs: Any, final: Any, reward: Any, terminated: Any, truncated: Any) -> Step:
-    """A step; Python numbers in it become arrays, rewards floating point."""
-    reward = jnp.asarray(reward, jnp.result_type(float))
-    return Step(obs, final, reward, jnp.asarray(terminated), jnp.asarray(truncated))
-
-
 def _replace(name: str, env_params: Any, changes: dict[str, Any]) -> Any:
-    if not changes:
-        return env_params
-    if not dataclasses.is_dataclass(env_params) or isinstance(env_params, type):
-        raise TypeError(
-            f"{name}'s default_params are a {type(env_params).__name__}, wanted a dataclass to "
-            "change fields of; make them a flax.struct.dataclass, as gymnax has them."
-        )
-    known = [field.name for field in dataclasses.fields(env_params)]
+    known = getattr(env_params, "__dataclass_fields__", {})
     for key in changes:
         if key not in known:
-            raise ValueError(f"{name} has no parameter {key!r}. {suggest(key, known)}")
-    return dataclasses.replace(env_params, **changes)
+            kind = f"a field of its {type(env_params).__name__}"
+            raise ValueError(f"{name} has no parameter {key!r}, {kind}. {suggest(key, known)}")
+    return dataclasses.replace(env_params, **changes) if changes else env_params
+
+
+def _is_discrete(name: str, what: str, space: Any) -> bool:
+    """Whether a space is Discrete, gymnax's or Gymnasium's; if not, it is a Box."""
+    kind = type(space).__name__
+    if kind not in ("Discrete", "Box") or getattr(space, "start", 0) != 0:
+        raise TypeError(
+            f"{name} has {what} of {kind}; Discrete (from 0 on) and Box are supported, so convert "
+            f"{what} inside the environment."
+        )
+    return kind == "Discrete"
 
 
 def _actions(name: str, space: Any) -> tuple[Callable[[Any], Any], ActionSpace]:
     """A function from a learner's actions to the environment's, and the learner's space."""
-    if type(space).__name__ == "Discrete" and getattr(space, "start", 0) == 0:
+    if _is_discrete(name, "actions", space):
         return lambda action: action, Discrete(int(space.n))
-    if type(space).__name__ != "Box" or not jnp.issubdtype(space.dtype, jnp.floating):
-        raise TypeError(
-            f"{name} has actions of {space}; Discrete from 0 and Box of floating-point numbers are "
-            "supported, so convert the action inside the environment."
-        )
     shape = tuple(space.shape)
-    low, high = (np.broadcast_to(np.asarray(b), shape) for b in (space.low, space.high))
+    low, high = (np.broadcast_to(np.asarray(b, float), shape) for b in (space.low, space.high))
     finite = np.isfinite(low) & np.isfinite(high)
-    middle, half = np.where(finite, low / 2 + high / 2, 0), np.where(finite, high / 2 - low / 2, 1)
+    least, most = np.where(finite, low, -1), np.where(finite, high, 1)
+    middle, half = (least + most) / 2, (most - least) / 2
 
+    @_lenient
     def to_env_action(action):
         real = jnp.result_type(float)
-        scaled = jnp.asarray(middle, real) + action * jnp.asarray(half, real)
-        return jnp.clip(scaled, jnp.asarray(low, real), jnp.asarray(high, real))
+        offset, scale, lowest, highest = (jnp.asarray(x, real) for x in (middle, half, low, high))
+        return jnp.clip(offset + scale * action, lowest, highest)
 
     return to_env_action, Box(shape, np.where(finite, -1, low), np.where(finite, 1, high))
 
 
-def _observations(name: str, space: Any, raw: Any) -> tuple[Callable[[Any], jax.Array], Any, Any]:
+def _observations(name: str, space: Any, raw: Any) -> tuple[Callable[..., jax.Array], Any, Any]:
     """A function that makes observations floating point, their shape, and the range of integers."""
     real = jnp.result_type(float)
-    if type(space).__name__ == "Discrete" and getattr(space, "start", 0) == 0:
-        return lambda obs: jax.nn.one_hot(obs, space.n, dtype=real), (int(space.n),), (0.0, 1.0)
-    if type(space).__name__ != "Box":
-        raise TypeError(
-            f"{name} has observations of {space}; Discrete from 0 and Box are supported, so "
-            "concatenate the parts inside the environment."
-        )
-    shape = tuple(space.shape) or (1,)
+    if _is_discrete(name, "observations", space):
+        size = int(space.n)
+        return lambda _, obs: jax.nn.one_hot(obs, size, dtype=real), (size,), (0.0, 1.0)
+    shape = tuple(space.shape)
 
-    def convert(obs):
-        obs = jnp.asarray(obs, real)
-        return obs.reshape(1) if obs.shape == () else obs
+    def convert(where, obs):
+        check_array(f"{name}.{where}: an observation", obs, shape)
+        return jnp.asarray(obs, real).reshape(shape or (1,))
 
-    # MinAtar's are booleans that gymnax casts.
-    counts = name.endswith("-MinAtar") or any(
-        not jnp.issubdtype(x.dtype, jnp.floating) for x in (raw, space)
-    )
-    low, high = float(np.min(space.low)), float(np.max(space.high))
-    return convert, shape, (low, high) if counts else None
+    whole = any(not jnp.issubdtype(x.dtype, jnp.floating) for x in (raw, space))
+    whole |= name.endswith("-MinAtar")  # booleans, which gymnax casts
+    range_ = float(np.min(space.low)), float(np.max(space.high))
+    return convert, shape or (1,), range_ if whole else None
 
 
 def _fix_weak_types(state: PyTree) -> PyTree:

@@ -122,31 +122,28 @@ def make_env(env: Any, **params: Any) -> Env:
         ((4,), Discrete(num_actions=2), 200)
     """
     with jax.ensure_compile_time_eval():  # it may be called where a function is traced
-        if isinstance(env, Env) and env.step in _checked and not params:
-            return env
-        if isinstance(env, str):
-            from purerl.envs import gymnax_adapter
-
-            return gymnax_adapter.named(env, params)
         if inspect.isclass(env) or inspect.isroutine(env):
             accepted = inspect.signature(env).parameters
             env = env(**{key: params.pop(key) for key in accepted if key in params})
-        if not isinstance(env, Env):
+        own = isinstance(env, Env)
+        if not own:
             from purerl.envs import gymnax_adapter
 
+            if isinstance(env, str):
+                return gymnax_adapter.named(env, params)
             env = gymnax_adapter.adapt(env, params)
         elif params:
-            raise TypeError(
-                f"{env.name} is an Env record, which has no parameters; got {', '.join(params)}. "
-                "Give them to what makes the record."
-            )
-        _check(env)
-        _checked.add(env.step)
+            raise TypeError(f"{env.name} is an Env record, which has no parameters: {params}.")
+        if env.step not in _checked:
+            _check(env)
+            if own or env.resets == "own":
+                _try_out(env)
+            _checked.add(env.step)
         return env
 
 
 def values(where: str, got: Any, wanted: str) -> Any:
-    """The values that a function of an environment returned; raises TypeError if they are others.
+    """The values that a function of an environment returned; TypeError if they are others.
 
     Args:
         where: The function, for the message.
@@ -159,54 +156,44 @@ def values(where: str, got: Any, wanted: str) -> Any:
     return got
 
 
-def random_action(space: ActionSpace, key: jax.Array) -> jax.Array:
-    """A random action; in [-1, 1], as far as the bounds allow, if it is real.
+def check_array(where: str, got: Any, shape: tuple[int, ...], kind: Any = None) -> None:
+    """Raises TypeError unless an array is of this shape and kind.
 
     Args:
-        space: Of the actions.
-        key: PRNG key.
+        where: What it is, for the message.
+        got: The array.
+        shape: The shape that it should have.
+        kind: ``jnp.floating`` or ``jnp.bool_``; anything by default.
     """
-    if isinstance(space, Discrete):
-        return jax.random.randint(key, (), 0, space.num_actions)
-    return jnp.clip(jax.random.uniform(key, space.shape, minval=-1), space.low, space.high)
+    if jnp.shape(got) != shape:
+        raise TypeError(f"{where} has shape {jnp.shape(got)}, wanted {shape}.")
+    if kind and not jnp.issubdtype(got.dtype, kind):
+        raise TypeError(f"{where} is {got.dtype}, wanted {kind.__name__.strip('_')}; cast it.")
 
 
 def _check(env: Env) -> None:
-    """Traces ``reset`` and ``step``; plays where it is the environment that begins again."""
-    name, key = env.name, jax.random.key(0)
-    if not isinstance(env.action_space, Discrete | Box):
-        raise TypeError(
-            f"{name}.action_space is {env.action_space!r}, wanted a Discrete or a Box of "
-            "purerl.records."
-        )
-    action = random_action(env.action_space, key)
+    """Raises TypeError if ``reset`` or ``step``, traced, give what they should not."""
+    name, space, key = env.name, env.action_space, jax.random.key(0)
+    if not isinstance(space, Discrete | Box):
+        raise TypeError(f"{name}.action_space is {space!r}, wanted a Discrete or Box of purerl's.")
     before = values(f"{name}.reset", jax.eval_shape(env.reset, key), "(obs, state)")
-    outputs = jax.eval_shape(env.step, before[1], action, key, before)
+    outputs = jax.eval_shape(env.step, before[1], _random_action(space, key), key, before)
     step, state = values(f"{name}.step", outputs, "(Step, state)")
     if not isinstance(step, Step):
         raise TypeError(f"{name}.step gives a {type(step).__name__} first, wanted a Step.")
-    real, flag = jnp.floating, jnp.bool_
-    for what, got, shape, kind in (
-        ("reset: obs", before[0], env.obs_shape, real),
-        ("step: obs", step.obs, env.obs_shape, real),
-        ("step: the final observation", step.next_obs, env.obs_shape, real),
-        ("step: reward", step.reward, (), real),
-        ("step: terminated", step.terminated, (), flag),
-        ("step: truncated", step.truncated, (), flag),
-    ):
-        if jnp.shape(got) != shape:
-            raise TypeError(f"{name}.{what} has shape {jnp.shape(got)}, wanted {shape}.")
-        if not jnp.issubdtype(got.dtype, kind):
-            raise TypeError(f"{name}.{what} is {got.dtype}, wanted {kind.__name__}; cast it.")
+    check_array(f"{name}.reset: obs", before[0], env.obs_shape, jnp.floating)
+    check_array(f"{name}.step: obs", step.obs, env.obs_shape, jnp.floating)
+    check_array(f"{name}.step: next_obs", step.next_obs, env.obs_shape, jnp.floating)
+    check_array(f"{name}.step: reward", step.reward, (), jnp.floating)
+    check_array(f"{name}.step: terminated", step.terminated, (), jnp.bool_)
+    check_array(f"{name}.step: truncated", step.truncated, (), jnp.bool_)
     was, now = (_leaves({"obs": x, "state": y}) for x, y in (before, (step.obs, state)))
     for leaf in was | now:
         if was.get(leaf) != now.get(leaf):
             raise TypeError(
                 f"{name}: {leaf} is {was.get(leaf)} after reset and {now.get(leaf)} after step; "
-                "what a scan carries must not change, so cast or keep it in one of the two."
+                "lax.scan needs the same of both, so cast it in one of them."
             )
-    if env.resets == "own" or env.step.__module__ != "purerl.envs.gymnax_adapter":
-        _try_out(env)
 
 
 def _leaves(tree: PyTree) -> dict[str, str]:
@@ -214,42 +201,47 @@ def _leaves(tree: PyTree) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
 
 
+def _random_action(space: ActionSpace, key: jax.Array) -> jax.Array:
+    if isinstance(space, Discrete):
+        return jax.random.randint(key, (), 0, space.num_actions)
+    return jnp.clip(jax.random.uniform(key, space.shape, minval=-1), space.low, space.high)
+
+
 def _try_out(env: Env) -> None:
-    """Raises ValueError if episodes do not begin again or are longer than the time limit."""
+    """Raises ValueError if new episodes do not begin, or are longer than the time limit."""
     limit = env.max_episode_steps
     length = min(limit or TRIAL // 4, TRIAL) + LANES
+    equal = functools.partial(jnp.array_equal, equal_nan=True)
 
-    def play(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def lane(starts: PyTree, start: PyTree, fresh: PyTree, key: jax.Array) -> Any:
+        def step(state, key):
+            action_key, step_key = jax.random.split(key)
+            action = _random_action(env.action_space, action_key)
+            result, state = env.step(state, action, step_key, fresh)
+            begins = jax.vmap(equal, (0, None))(starts[0], result.obs).any()
+            goes_on = equal(result.obs, result.next_obs) & ~begins
+            return state, (result.terminated | result.truncated, goes_on)
+
+        return jax.lax.scan(step, start[1], jax.random.split(key, length))[1]
+
+    def play(key: jax.Array) -> Any:
         starts = jax.vmap(env.reset)(jax.random.split(key, LANES))
-        others = jax.tree.map(lambda x: x[::-1], starts)
-        equal = functools.partial(jnp.array_equal, equal_nan=True)
+        others, keys = jax.tree.map(lambda x: x[::-1], starts), jax.random.split(key, LANES)
+        return jax.vmap(lane, (None, 0, 0, 0))(starts, starts, others, keys)
 
-        def lane(start: Any, fresh: Any, key: jax.Array) -> Any:
-            def step(state, key):
-                result, state = env.step(state, random_action(env.action_space, key), key, fresh)
-                of_a_reset = jax.vmap(equal, (0, None))(starts[0], result.obs).any()
-                goes_on = equal(result.obs, result.next_obs) & ~of_a_reset
-                return state, (result.terminated | result.truncated, goes_on)
-
-            return jax.lax.scan(step, start[1], jax.random.split(key, length))[1]
-
-        return jax.vmap(lane)(starts, others, jax.random.split(key, LANES))
-
-    done, goes_on = map(np.asarray, jax.jit(play)(jax.random.key(0)))
-    gaps = [np.diff(np.flatnonzero(row), prepend=-1, append=length) for row in done]
-    first = np.array([x[0] for x in gaps])
-    later = np.concatenate([x[1:-1] for x in gaps])
+    trial = jax.jit(play, compiler_options={"xla_backend_optimization_level": 0})  # it runs once
+    done, goes_on = map(np.asarray, trial(jax.random.key(0)))  # [LANES, length]
+    spans = [np.diff(np.flatnonzero(row), prepend=-1, append=length) for row in done]
+    first, later = np.array([x[0] for x in spans]), np.concatenate([x[1:-1] for x in spans])
     dead = len(later) >= LANES and np.all(later == 1) and np.all(first > 1)
     if dead or (done.sum() > 2 and goes_on[done].all()):
         raise ValueError(
             f"{env.name}.step goes on from the state in which an episode ended; where terminated "
-            "or truncated is true, it has to give obs and state of a new episode (as reset does), "
-            "and what the action led to as the final observation."
+            "or truncated is true, give obs and state of a new episode, as reset does, and what "
+            "the action led to as the final observation."
         )
-    longest = max(x.max() for x in gaps)
-    if limit is not None and limit <= TRIAL and longest > limit:
+    if limit is not None and limit <= TRIAL and max(map(np.max, spans)) > limit:
         raise ValueError(
-            f"{env.name}: an episode took more than {limit} steps, its time limit "
-            "(max_steps_in_episode of its params, or max_episode_steps); let step truncate by that "
-            "number, or give the number by which it truncates."
+            f"{env.name}: an episode took more than {limit} steps, its time limit (the params' "
+            "max_steps_in_episode, or max_episode_steps); let step truncate by that number."
         )

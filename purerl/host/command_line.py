@@ -6,6 +6,7 @@ import itertools
 import pathlib
 from typing import Any, Literal
 
+from purerl.config import Config, count, switch
 from purerl.host import options as run_options
 
 
@@ -25,12 +26,15 @@ class DriveOptions(run_options.RunOptions):
 class ResumeOptions(DriveOptions):
     """What can be changed when a run is resumed; by default it is as it was begun."""
 
-    steps: int | None = None
-    """Extend the run to so many environment steps of each seed; schedules follow the new length."""
+    steps: int | None = count(
+        None,
+        "Extend the run to so many environment steps of each seed; schedules follow the length.",
+        optional=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BroughtOptions:
+class BroughtOptions(Config):
     """What is brought to a run."""
 
     network: str | None = None
@@ -44,22 +48,18 @@ class BroughtOptions:
 class RunOptions(DriveOptions, BroughtOptions):
     """How many seeds, where to write, and how a run is driven."""
 
-    seeds: int = 16
-    """Seeds trained side by side."""
-    seed: int = 0
-    """The random number that all seeds are derived from."""
+    seeds: int = count(16, "Seeds trained side by side.")
+    seed: int = count(0, "The random number that all seeds are derived from.", least=0)
     out: pathlib.Path | None = None
     """Folder of the run; by default a new one below runs/."""
-    overwrite: bool = False
-    """Delete the run that is in --out."""
+    overwrite: bool = switch(False, "Delete the run that is in --out.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TableOptions:
+class TableOptions(Config):
     """What is printed of a sweep."""
 
-    top: int | None = None
-    """Rows of the table that are printed; all by default."""
+    top: int | None = count(None, "Rows of the table; all by default.", optional=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,14 +71,12 @@ class ResumeSweepOptions(DriveOptions, TableOptions):
 class SweepOptions(RunOptions, TableOptions):
     """What is swept, how many seeds, where to write, and how it is driven."""
 
-    seeds: int = 4
-    """Seeds of each point."""
+    seeds: int = count(4, "Seeds of each point.")
     grid: tuple[str, ...] = ()
     """NAME=VALUE,VALUE,... for fields of the options above; all combinations are trained."""
     sample: tuple[str, ...] = ()
     """NAME=LOW:HIGH or NAME=LOW:HIGH:log, instead of a grid."""
-    samples: int = 16
-    """Random points, with --sample."""
+    samples: int = count(16, "Random points, with --sample.")
 
 
 def positional(words: list[str]) -> tuple[list[str], list[str]]:
@@ -148,11 +146,9 @@ def brought(options: list[str]) -> dict[str, Any]:
 
     words = [word for word in options if word not in ("-h", "--help")]
     chosen, _ = tyro.cli(BroughtOptions, args=words, return_unknown_args=True)
-    params = dict(map(_named, chosen.env_params))
-    return {
-        "network": chosen.network,
-        "env_params": {name: _values(text)[0] for name, text in params.items()},
-    }
+    params = {name: _values(text) for name, text in map(_named, chosen.env_params)}
+    values = {name: x[0] if len(x) == 1 else tuple(x) for name, x in params.items()}
+    return {"network": chosen.network, "env_params": values}
 
 
 def driven(chosen: run_options.RunOptions) -> dict[str, Any]:
@@ -208,10 +204,10 @@ def sample_ranges(texts: tuple[str, ...]) -> dict[str, Any]:
     """
     ranges = {}
     for name, text in map(_named, texts):
-        low, *rest = text.split(":")
         try:
-            ranges[name] = (float(low), float(rest[0]), *rest[1:])
-        except (ValueError, IndexError):
+            low, high, *kind = text.split(":")
+            ranges[name] = (float(low), float(high), *kind)
+        except ValueError:
             wanted = f"{name}=LOW:HIGH or LOW:HIGH:log"
             raise ValueError(f"got {name}={text}, wanted {wanted}.") from None
     return ranges

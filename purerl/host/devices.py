@@ -36,7 +36,7 @@ class Layout(NamedTuple):
             function: Of one seed.
         """
         if self.shard == "seeds":
-            return vectorize(function)
+            return vectorize(function, pad=False)  # the mesh divides the seeds
         mapped = vectorize(function, shard=False)
 
         def placed(*args):

@@ -100,4 +100,5 @@ class RunOptions(Config):
         for name in options:
             if name not in names:
                 raise TypeError(f"run has no option {name!r}. {suggest(name, names)}")
-        return cls(**options)
+        # Out of JSON it is a list.
+        return cls(**options | {k: tuple(options[k]) for k in ("writers",) if k in options})

@@ -11,18 +11,29 @@ from purerl.records import PyTree, Rollout
 
 
 class Episodes(NamedTuple):
-    """The running episode of each environment."""
+    """The running episode of each environment.
 
-    ret: jax.Array  # [N] sum of its rewards so far, undiscounted
-    length: jax.Array  # [N] int32, its steps so far
+    Attributes:
+        ret: ``[N]`` sum of its rewards so far, undiscounted.
+        length: ``[N]`` int32, its steps so far.
+    """
+
+    ret: jax.Array
+    length: jax.Array
 
 
 class EpisodeStatistics(NamedTuple):
-    """Sums over the episodes that ended during a rollout; their size never grows."""
+    """Sums over the episodes that ended during a rollout; their size never grows.
 
-    ended: jax.Array  # [] int32, how many
-    return_sum: jax.Array  # []
-    length_sum: jax.Array  # [] int32
+    Attributes:
+        ended: ``[]`` int32, how many.
+        return_sum: ``[]`` of their undiscounted returns.
+        length_sum: ``[]`` int32, of their steps.
+    """
+
+    ended: jax.Array
+    return_sum: jax.Array
+    length_sum: jax.Array
 
     def mean_return(self) -> jax.Array:
         """Mean return of the episodes that ended; NaN if none did."""
@@ -34,10 +45,16 @@ class EpisodeStatistics(NamedTuple):
 
 
 class Actors(NamedTuple):
-    """N environments in the middle of their episodes."""
+    """N environments in the middle of their episodes.
 
-    env_state: PyTree  # leaves [N, ...]
-    obs: jax.Array  # [N, *O] what to act on next, not normalized
+    Attributes:
+        env_state: Their states, leaves ``[N, ...]``.
+        obs: ``[N, *O]`` what to act on next, not normalized.
+        episodes: The running episodes.
+    """
+
+    env_state: PyTree
+    obs: jax.Array
     episodes: Episodes
 
 
@@ -63,6 +80,9 @@ def unroll(
 ) -> tuple[Actors, Rollout, EpisodeStatistics]:
     """Lets a policy act for ``length`` steps in every environment.
 
+    Each new episode begins with a reset of its own, whose key is that of its environment and step:
+    ``env.resets`` changes the cost and not the numbers.
+
     Args:
         act: ``(obs [N, *O], key) -> (action [N, *A], {"log_prob": [N]})``.
         env: Environment.
@@ -79,20 +99,21 @@ def unroll(
     # All of a rollout's keys and resets at once: one hash over a long array instead of T over
     # short ones. On a CPU the hashes were a third of the time of a rollout of CartPole.
     keys = jax.random.split(key, (length, 1 + 2 * num_envs))
-    act_keys, env_keys, reset_keys = keys[:, 0], keys[:, 1::2], keys[:, 2::2]
-    ahead = jax.vmap(jax.vmap(env.reset))(reset_keys) if env.resets == "ahead" else None
+    act_keys, env_keys, resets = keys[:, 0], keys[:, 1::2], keys[:, 2::2]
+    if env.resets == "ahead":
+        resets = jax.vmap(jax.vmap(env.reset))(resets)
 
     def step(carry, inputs):
         actors, statistics, counted = carry
-        act_key, env_keys, reset_keys, fresh = inputs
-        if fresh is None:  # anything of that shape: it is not looked at, or replaced below
-            fresh = (actors.obs, actors.env_state)
+        act_key, env_keys, resets = inputs
+        # Without resets ahead, anything of their shape: it is not looked at, or replaced below.
+        fresh = resets if env.resets == "ahead" else (actors.obs, actors.env_state)
         action, extras = act(actors.obs, act_key)
         result, env_state = jax.vmap(env.step)(actors.env_state, action, env_keys, fresh)
         done = result.terminated | result.truncated
         obs = result.obs
         if env.resets == "due":
-            obs, env_state = _reset_where(env, done, reset_keys, (obs, env_state))
+            obs, env_state = _reset_where(env, done, resets, (obs, env_state))
         episodes, statistics = _count(actors.episodes, statistics, result.reward, done, counted)
         counted = counted & ~done if first_only else counted
         seen = Rollout(
@@ -110,7 +131,7 @@ def unroll(
     zero = jnp.zeros((), jnp.int32)
     statistics = EpisodeStatistics(zero, jnp.zeros_like(actors.episodes.ret[0]), zero)
     start = (actors, statistics, jnp.ones(num_envs, bool))
-    inputs = (act_keys, env_keys, reset_keys, ahead)
+    inputs = (act_keys, env_keys, resets)
     (actors, statistics, _), rollout = jax.lax.scan(step, start, inputs)
     return actors, rollout, statistics
 

@@ -9,7 +9,7 @@ from flax.errors import InvalidRngError, ScopeParamShapeError
 
 from purerl.checks import check_action_space
 from purerl.policies.distributions import Categorical, DiagGaussian
-from purerl.policies.networks import ActorCritic, Network, NetworkConfig
+from purerl.policies.networks import ActorCritic, NetworkConfig
 from purerl.records import ActionSpace, Discrete, PyTree
 
 METHODS = ("sample", "mode", "log_prob", "entropy", "kl")
@@ -55,7 +55,7 @@ def check_network(network: Any) -> Any:
     return network
 
 
-def apply_network(network: Network, params: PyTree, obs: jax.Array, *args: Any) -> Any:
+def apply_network(network: Any, params: PyTree, obs: jax.Array, *args: Any) -> Any:
     """``network.apply`` with a message that names the observations if their shape is wrong.
 
     Args:
@@ -77,12 +77,12 @@ def apply_network(network: Network, params: PyTree, obs: jax.Array, *args: Any) 
 
 
 def init_params(
-    network: Network, action_space: ActionSpace, obs: jax.Array, key: jax.Array, *, q: bool = False
+    network: Any, action_space: ActionSpace, obs: jax.Array, key: jax.Array, *, q: bool = False
 ) -> PyTree:
     """Parameters of a network with a policy, after a check of what it returns, by tracing it.
 
     Args:
-        network: ``apply(params, obs) -> (distribution, value [B])``.
+        network: A :class:`purerl.Network`, ``apply(params, obs) -> (distribution, value [B])``.
         action_space: Of the environment.
         obs: ``[N, *O]``.
         key: PRNG key.
@@ -99,8 +99,9 @@ def init_params(
         choices = (action_space.num_actions,) if isinstance(action_space, Discrete) else ()
         if isinstance(policy, Categorical):
             yield "logits", policy.logits, batch + choices
-        action = policy.sample(key)
-        yield "sampled actions", action, batch + getattr(action_space, "shape", ())
+        action, shape = policy.sample(key), batch + getattr(action_space, "shape", ())
+        yield "sampled actions", action, shape
+        yield "best actions", policy.mode(), shape
         yield "log_prob", policy.log_prob(action), batch
         yield "entropy", policy.entropy(), batch
         yield "kl", policy.kl(policy), batch
@@ -111,7 +112,7 @@ def init_params(
     return _init(network, obs, key, outputs, action_space)
 
 
-def init_q_params(network: Network, action_space: Discrete, obs: jax.Array, key: jax.Array) -> Any:
+def init_q_params(network: Any, action_space: Discrete, obs: jax.Array, key: jax.Array) -> Any:
     """Parameters of a network of action values, after a check of what it returns.
 
     Args:
@@ -176,7 +177,7 @@ def _pair(output: Any, action_space: ActionSpace) -> Any:
     return output
 
 
-def make_act(network: Network) -> Callable[..., Any]:
+def make_act(network: Any) -> Callable[..., Any]:
     """An algorithm's ``act``, for states with a field ``params``.
 
     Args:

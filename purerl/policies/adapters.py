@@ -53,8 +53,8 @@ def from_nnx(make: Callable[[Any], Any]) -> NetworkFunctions:
     from flax import nnx
 
     like = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    graph, weights, rest = nnx.split(like, nnx.Param, ...)
-    _check_rest(rest)
+    graph, weights, *rest = nnx.split(like, nnx.Param, ...)
+    _check_rest(rest[0])
     join = _joined(weights)
 
     def init(key: jax.Array, obs: jax.Array) -> PyTree:

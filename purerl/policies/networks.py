@@ -5,7 +5,6 @@ drops it.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import flax.linen as nn
@@ -18,13 +17,6 @@ from purerl.records import ActionSpace, Discrete, PyTree
 
 Activation = Literal["tanh", "relu", "elu", "swish", "gelu"]
 TorsoKind = Literal["auto", "mlp", "conv"]
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "tanh": jnp.tanh,
-    "relu": nn.relu,
-    "elu": nn.elu,
-    "swish": nn.swish,
-    "gelu": nn.gelu,
-}
 
 
 class Network(Protocol):
@@ -109,7 +101,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, *O] -> [B, hidden_sizes[-1]]``."""
-        activation = ACTIVATIONS[self.config.activation]
+        activation = getattr(nn, self.config.activation)
         x = x.reshape(x.shape[0], -1)
         for width in self.config.hidden_sizes:
             x = activation(dense(width, 2**0.5, self.config.orthogonal_init)(x))
@@ -155,7 +147,7 @@ def convolved(config: NetworkConfig, x: jax.Array) -> jax.Array:
         )
     if kind == "mlp" or x.ndim != 4:
         return x
-    return ACTIVATIONS[config.activation](Conv(config.conv_features, config.orthogonal_init)(x))
+    return getattr(nn, config.activation)(Conv(config.conv_features, config.orthogonal_init)(x))
 
 
 class Torso(nn.Module):

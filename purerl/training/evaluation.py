@@ -4,17 +4,26 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 
 from purerl.envs.make import Env
 
+CHUNK = 16  # steps, after which an evaluation looks whether episodes are left
+
 
 class Evaluation(NamedTuple):
-    """Result of evaluating one policy."""
+    """Result of evaluating one policy; ``[E]`` each of E evaluations in a learning curve.
 
-    mean_return: jax.Array  # [] undiscounted, of raw rewards
-    mean_length: jax.Array  # [] steps
-    unfinished: jax.Array  # [] int32, episodes that max_steps cut off (their return so far counts)
+    Attributes:
+        mean_return: Mean over the episodes of the undiscounted sum of raw rewards, ``[]``.
+        mean_length: Mean length in steps, ``[]``.
+        unfinished: Episodes that ``max_steps`` cut off, ``[]`` int32; their return so far counts.
+    """
+
+    mean_return: jax.Array
+    mean_length: jax.Array
+    unfinished: jax.Array
 
 
 def evaluate(
@@ -49,23 +58,38 @@ def evaluate(
     reset_key, run_key = jax.random.split(key)
     obs, env_state = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
 
-    start = (obs, env_state, jnp.ones(episodes, bool), jnp.zeros(episodes), jnp.zeros(episodes), 0)
+    start = (obs, env_state, jnp.ones(episodes, bool), jnp.zeros(episodes), jnp.zeros(episodes))
 
-    def unfinished(carry: Any):
-        _, _, running, _, _, t = carry
-        return jnp.any(running) & (t < limit)
-
-    def step(carry: Any):
-        obs, env_state, running, ret, length, t = carry
+    def step(carry: Any, t: jax.Array):
+        obs, env_state, running, ret, length = carry
         act_key, env_key = jax.random.split(jax.random.fold_in(run_key, t))
         action = policy(obs, act_key)
         env_keys = jax.random.split(env_key, episodes)
         # What follows an episode is not looked at, so any reset will do.
         result, env_state = jax.vmap(env.step)(env_state, action, env_keys, start[:2])
-        ret = ret + jnp.where(running, result.reward, 0)
-        length = length + running
-        running = running & ~(result.terminated | result.truncated)
-        return result.obs, env_state, running, ret, length, t + 1
+        counted = running & (t < limit)
+        ret = ret + jnp.where(counted, result.reward, 0)
+        length = length + counted
+        running = running & ~(counted & (result.terminated | result.truncated))
+        return (result.obs, env_state, running, ret, length), None
 
-    _, _, running, ret, length, _ = jax.lax.while_loop(unfinished, step, start)
+    def chunk(carry: Any, times: jax.Array):
+        play = lambda carry: jax.lax.scan(step, carry, times)[0]  # noqa: E731
+        return jax.lax.cond(_any_of_all(carry[2]), play, lambda carry: carry, carry), None
+
+    # Loops of known length: XLA crashes where a while_loop is around some environments' step.
+    size = min(CHUNK, limit)
+    times = jnp.arange(-(-limit // size) * size).reshape(-1, size)
+    (_, _, running, ret, length), _ = jax.lax.scan(chunk, start, times)
     return Evaluation(jnp.mean(ret), jnp.mean(length), jnp.sum(running, dtype=jnp.int32))
+
+
+@jax.custom_batching.custom_vmap
+def _any_of_all(x: jax.Array) -> jax.Array:
+    """Whether any is true, under ``vmap`` of all that are mapped: a predicate is not batched."""
+    return jnp.any(x)
+
+
+@_any_of_all.def_vmap
+def _(axis_size, in_batched, x):
+    return _any_of_all(x), False

@@ -1,5 +1,6 @@
 """The off-policy loop: act, remember, learn from what is remembered, again."""
 
+import math
 from typing import Any
 
 import jax
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 from purerl.envs.make import Env
 from purerl.pieces import rollout as rollouts
 from purerl.pieces.normalize import init_moments, merge_moments
-from purerl.records import Box, Clock, Info, OffPolicyAlgorithm, PyTree, Transition
+from purerl.records import Box, Clock, OffPolicyAlgorithm, PyTree, Transition
 from purerl.replay.transitions import ReplayMemoryState, replay_memory
+from purerl.training import state as states
 from purerl.training.sizes import OffPolicyLoopConfig
-from purerl.training.state import Loop, Metrics, Normalizer, TrainState, start
+from purerl.training.state import Loop, Metrics, Normalizer, TrainState
 
 
 def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfig) -> Loop:
@@ -25,7 +27,7 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
     Raises:
         ValueError: If the sizes do not fit the algorithm's batch or buffer.
     """
-    _check(algorithm, sizes)
+    _check(algorithm, env, sizes)
     num_envs = sizes.num_envs
     real = jnp.result_type(float)
     memory = replay_memory(algorithm.replay, num_envs, env.truncation_interval)
@@ -36,7 +38,9 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
 
         def act(obs, key):
             obs = state.normalizer.observe(obs)
-            return algorithm.act(state.learner, obs, key, progress=progress)
+            acted = algorithm.act(state.learner, obs, key, progress=progress)
+            action = states.checked_act(acted, num_envs, env)[0]
+            return action, {"log_prob": jnp.zeros(num_envs)}  # nothing off-policy reads it
 
         actors, rollout, statistics = rollouts.unroll(act, env, state.actors, key, length)
         transitions = Transition(*(getattr(rollout, name) for name in Transition._fields))
@@ -49,43 +53,36 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
     def init(key: jax.Array) -> TrainState:
         key, play_key = jax.random.split(key)
         moments = init_moments(env.obs_shape, real) if sizes.normalize_obs else None
-        state = start(algorithm, env, num_envs, Normalizer(moments, None), key)
+        state = states.start(algorithm, env, num_envs, Normalizer(moments, None), key)
         state = state._replace(replay=memory.init(_item(env, held)))
         return play(state, play_key, sizes.warmup_steps // num_envs, 0.0)[0]
-
-    def learn(
-        carry: tuple[PyTree, ReplayMemoryState],
-        key: jax.Array,
-        normalizer: Normalizer,
-        progress: jax.Array,
-    ) -> tuple[tuple[PyTree, ReplayMemoryState], Info]:
-        """One update, and the priorities after it."""
-        learner, replay = carry
-        sample_key, update_key = jax.random.split(key)
-        size = algorithm.batch_size
-        sample = memory.sample(replay, sample_key, size, progress=progress)
-        batch = memory.batch(replay, sample, gamma=algorithm.gamma, n_step=algorithm.n_step)
-        batch = batch._replace(
-            obs=normalizer.observe(batch.obs), next_obs=normalizer.observe(batch.next_obs)
-        )
-        learner, info = algorithm.update(learner, batch, update_key, progress=progress)
-        td_error = info.pop("td_error")
-        replay = memory.update_priorities(replay, batch.indices, td_error)
-        return (learner, replay), info | {"td_error": jnp.mean(jnp.abs(td_error))}
 
     def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
         progress = state.clock.iteration / sizes.iterations
         key = jax.random.fold_in(state.key, state.clock.iteration)
         play_key, learn_key = jax.random.split(key)
-
         state, statistics = play(state, play_key, sizes.rollout_length, progress)
-        (learner, replay), info = jax.lax.scan(
-            lambda carry, key: learn(carry, key, state.normalizer, progress),
-            (state.learner, state.replay),
-            jax.random.split(learn_key, sizes.updates),
-        )
+        observe = state.normalizer.observe
+
+        def learn(carry: tuple[PyTree, ReplayMemoryState], key: jax.Array):
+            """One update, and the priorities after it."""
+            learner, replay = carry
+            sample_key, update_key = jax.random.split(key)
+            size = algorithm.batch_size
+            sample = memory.sample(replay, sample_key, size, progress=progress)
+            batch = memory.batch(replay, sample, gamma=algorithm.gamma, n_step=algorithm.n_step)
+            batch = batch._replace(obs=observe(batch.obs), next_obs=observe(batch.next_obs))
+            updated = algorithm.update(learner, batch, update_key, progress=progress)
+            learner, info = states.checked_update(learner, updated, td_error=(size,))
+            td_error = info["td_error"]
+            replay = memory.update_priorities(replay, batch.indices, td_error)
+            return (learner, replay), info | {"td_error": jnp.mean(jnp.abs(td_error))}
+
+        keys = jax.random.split(learn_key, sizes.updates)
+        (learner, replay), info = jax.lax.scan(learn, (state.learner, state.replay), keys)
         refused = state.refused + jnp.sum(~info["finite"], dtype=jnp.int32)
-        info = {name: jnp.mean(x) for name, x in info.items()} | {"finite": info["finite"].all()}
+        mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), info)
+        info = mean | {"finite": info["finite"].all()}
         iteration = state.clock.iteration + 1
         state = state._replace(
             clock=Clock(iteration), learner=learner, replay=replay, refused=refused
@@ -98,26 +95,40 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
 def _item(env: Env, obs_dtype: Any) -> Transition:
     """Shapes and dtypes of one transition."""
     real, space = jnp.result_type(float), env.action_space
-    obs: Any = jax.ShapeDtypeStruct(env.obs_shape, obs_dtype)
-    number: Any = jax.ShapeDtypeStruct((), real)
-    flag: Any = jax.ShapeDtypeStruct((), jnp.bool_)
-    if isinstance(space, Box):
-        action: Any = jax.ShapeDtypeStruct(space.shape, real)
-    else:
-        action = jax.ShapeDtypeStruct((), jnp.int32)
-    return Transition(obs, action, number, flag, flag, obs)
+    obs = jax.ShapeDtypeStruct(env.obs_shape, obs_dtype)
+    number, flag = (jax.ShapeDtypeStruct((), x) for x in (real, jnp.bool_))
+    kind = (space.shape, real) if isinstance(space, Box) else ((), jnp.int32)
+    parts: Any = obs, jax.ShapeDtypeStruct(*kind), number, flag, flag, obs
+    return Transition(*parts)
 
 
-def _check(algorithm: OffPolicyAlgorithm, sizes: OffPolicyLoopConfig) -> None:
-    if sizes.warmup < algorithm.batch_size:
-        raise ValueError(
-            f"make_train: warmup={sizes.warmup} is less than batch_size={algorithm.batch_size}; "
-            "start to learn when there is at least one batch to learn from."
-        )
-    each = sizes.steps_per_iteration
-    for what, steps in (("the warm-up", sizes.warmup_steps), ("an iteration", each)):
-        if steps > algorithm.replay.capacity:
-            raise ValueError(
-                f"make_train: {what} adds {steps} transitions to a buffer of capacity="
-                f"{algorithm.replay.capacity}; make the capacity larger, or {what} smaller."
-            )
+def _check(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfig) -> None:
+    capacity, each = algorithm.replay.capacity, sizes.steps_per_iteration
+    held = capacity // sizes.num_envs
+    most = {"float": math.inf, "uint8": 255, "bool": 1}[sizes.replay_obs]
+    low, high = env.obs_range or (-math.inf, math.inf)
+    for refused, message in (
+        (
+            sizes.warmup < algorithm.batch_size,
+            f"warmup={sizes.warmup} is less than batch_size={algorithm.batch_size}; start to learn "
+            "when there is at least one batch to learn from.",
+        ),
+        (
+            max(sizes.warmup_steps, each) > capacity,
+            f"the warm-up adds {sizes.warmup_steps} and an iteration {each} transitions to a "
+            f"buffer of capacity={capacity}; make the capacity larger, or these smaller.",
+        ),
+        (
+            algorithm.n_step > held,
+            f"n_step={algorithm.n_step} is more than the {held} steps of each of {sizes.num_envs} "
+            f"environments that capacity={capacity} holds; lessen it, or enlarge the capacity.",
+        ),
+        (
+            most < math.inf and not 0 <= low <= high <= most,
+            f"replay_obs={sizes.replay_obs!r} holds whole numbers from 0 to {most}, and {env.name} "
+            f"observes {'real numbers' if env.obs_range is None else f'{low} to {high}'}; use "
+            "replay_obs='float'.",
+        ),
+    ):
+        if refused:
+            raise ValueError(f"make_train: {message}")

@@ -4,17 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from purerl.envs.make import Env
-from purerl.pieces import rollout as rollouts
-from purerl.pieces.normalize import (
-    init_moments,
-    init_reward_scaler,
-    merge_moments,
-    normalize,
-    scale_rewards,
-)
+from purerl.pieces import normalize, rollout as rollouts
 from purerl.records import Clock, OnPolicyAlgorithm
+from purerl.training import state as states
 from purerl.training.sizes import OnPolicyLoopConfig
-from purerl.training.state import Loop, Metrics, Normalizer, TrainState, start
+from purerl.training.state import Loop, Metrics, Normalizer, TrainState
+
+_MOMENTS = 2**32 - 2  # folded into the run's key: no iteration has this number
 
 
 def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig) -> Loop:
@@ -26,28 +22,46 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
         sizes: Of the run.
 
     Raises:
-        ValueError: If the algorithm needs whole episodes, and rollouts are shorter.
+        ValueError: If the algorithm needs whole episodes, and rollouts are shorter; or if rewards
+            are to be normalized, and the algorithm has no gamma.
     """
     num_envs, rollout_length = sizes.num_envs, sizes.rollout_length
     if algorithm.whole_episodes:
         _check_whole_episodes(env, rollout_length)
+    if sizes.normalize_reward and algorithm.gamma is None:
+        raise ValueError(
+            "make_train: normalize_reward needs the algorithm's discount factor, and its gamma is "
+            "None; set the field: OnPolicyAlgorithm(init, act, update, gamma=0.99)."
+        )
     real = jnp.result_type(float)
+
+    def act_with(state: TrainState, progress: float | jax.Array):
+        def act(obs, key):
+            obs = state.normalizer.observe(obs)
+            acted = algorithm.act(state.learner, obs, key, progress=progress)
+            return states.checked_act(acted, num_envs, env, "log_prob")
+
+        return act
 
     def init(key: jax.Array) -> TrainState:
         normalizer = Normalizer(
-            init_moments(env.obs_shape, real) if sizes.normalize_obs else None,
-            init_reward_scaler(num_envs, real) if sizes.normalize_reward else None,
+            normalize.init_moments(env.obs_shape, real) if sizes.normalize_obs else None,
+            normalize.init_reward_scaler(num_envs, real) if sizes.normalize_reward else None,
         )
-        return start(algorithm, env, num_envs, normalizer, key)
+        state = states.start(algorithm, env, num_envs, normalizer, key)
+        if normalizer.obs is None:
+            return state
+        # Moments for the first rollout are those of another one, as long, which is forgotten.
+        key = jax.random.fold_in(state.key, _MOMENTS)
+        act = act_with(state, 0.0)
+        _, rollout, _ = rollouts.unroll(act, env, state.actors, key, rollout_length)
+        moments = normalize.merge_moments(normalizer.obs, rollout.obs)
+        return state._replace(normalizer=normalizer._replace(obs=moments))
 
     def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
         progress = state.clock.iteration / sizes.iterations
         key = jax.random.fold_in(state.key, state.clock.iteration)
         reset_key, unroll_key, update_key = jax.random.split(key, 3)
-
-        def act(obs, key):
-            obs = state.normalizer.observe(obs)
-            return algorithm.act(state.learner, obs, key, progress=progress)
 
         actors, normalizer, whole = state.actors, state.normalizer, algorithm.whole_episodes
         if whole:
@@ -56,10 +70,11 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
                 nothing = jnp.zeros_like(normalizer.reward.running)
                 normalizer = normalizer._replace(reward=normalizer.reward._replace(running=nothing))
         actors, rollout, statistics = rollouts.unroll(
-            act, env, actors, unroll_key, rollout_length, first_only=whole
+            act_with(state, progress), env, actors, unroll_key, rollout_length, first_only=whole
         )
         rollout, normalizer = _normalize_rollout(rollout, normalizer, algorithm.gamma)
-        learner, info = algorithm.update(state.learner, rollout, update_key, progress=progress)
+        updated = algorithm.update(state.learner, rollout, update_key, progress=progress)
+        learner, info = states.checked_update(state.learner, updated)
         iteration = state.clock.iteration + 1
         refused = state.refused + ~info["finite"]
         state = TrainState(Clock(iteration), state.key, learner, actors, normalizer, refused)
@@ -72,18 +87,15 @@ def _normalize_rollout(rollout, normalizer: Normalizer, gamma):
     """The rollout as the learner sees it, under the moments it was collected with; and the moments
     after it.
     """
-    obs_moments, scaler = normalizer
-    if obs_moments is not None:
-        raw = rollout.obs
-        rollout = rollout._replace(
-            obs=normalize(raw, obs_moments), next_obs=normalize(rollout.next_obs, obs_moments)
-        )
-        obs_moments = merge_moments(obs_moments, raw)
+    (moments, scaler), raw, observe = normalizer, rollout, normalizer.observe
+    if moments is not None:
+        rollout = rollout._replace(obs=observe(raw.obs), next_obs=observe(raw.next_obs))
+        moments = normalize.merge_moments(moments, raw.obs)
     if scaler is not None:
-        done = rollout.terminated | rollout.truncated
-        reward, scaler = scale_rewards(scaler, rollout.reward, done, gamma)
+        done = raw.terminated | raw.truncated
+        reward, scaler = normalize.scale_rewards(scaler, raw.reward, done, gamma)
         rollout = rollout._replace(reward=reward)
-    return rollout, Normalizer(obs_moments, scaler)
+    return rollout, Normalizer(moments, scaler)
 
 
 def _check_whole_episodes(env: Env, rollout_length: int) -> None:

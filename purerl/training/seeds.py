@@ -1,18 +1,21 @@
 """Many seeds at once: ``vmap``, sharded over the devices."""
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import scipy.linalg  # noqa: F401  (its LAPACK is what JAX calls; loaded, it can be limited)
 from jax.sharding import PartitionSpec
 from threadpoolctl import threadpool_limits
 
 from purerl.records import Clock, Cursor
 
-GROUP = 8  # seeds that one CPU core trains side by side
+GROUP = 8  # seeds that one CPU core trains side by side, at most
+_AXIS = "seeds"
 
 
 def use_all_cores() -> int:
@@ -20,7 +23,7 @@ def use_all_cores() -> int:
 
     One XLA program does not fill the cores with small networks; one program a core does. Call it
     before anything is computed with JAX (making an environment computes): afterwards the number of
-    devices is fixed. The command line calls it.
+    devices is fixed, which a warning says. ``run``, ``sweep`` and the command line call it.
 
     BLAS is kept to one thread from then on, NumPy's and SciPy's too, whose LAPACK JAX calls: the
     devices' calls would each start threads on all cores, and wait for one another (16 seeds of
@@ -31,32 +34,50 @@ def use_all_cores() -> int:
     """
     threadpool_limits(1, user_api="blas")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # On JAX 0.11 Shardy crashes while it reads some programs, a while_loop around a Brax step.
+    if jax.__version_info__ >= (0, 10) and hasattr(jax.config, "jax_use_shardy_partitioner"):
+        jax.config.update("jax_use_shardy_partitioner", False)
     try:
         jax.config.update("jax_num_cpu_devices", cores or 1)
-    except RuntimeError:  # JAX has been used: the number of devices is fixed
-        return jax.device_count()
+    except RuntimeError:  # JAX has been used
+        devices = jax.device_count()
+        if jax.default_backend() == "cpu" and devices < (cores or 1):
+            message = (
+                f"use_all_cores: JAX was used before, with {devices} CPU devices for {cores} "
+                f"cores: many seeds take up to {cores}/{devices} times as long. Call it first."
+            )
+            warnings.warn(message, stacklevel=2)
     return jax.device_count()
 
 
-def vectorize(function: Callable[..., Any], *, shard: bool = True) -> Callable[..., Any]:
+def vectorize(
+    function: Callable[..., Any], *, shard: bool = True, pad: bool = True
+) -> Callable[..., Any]:
     """``jax.vmap`` over the leading axis of all arguments, but not over a Clock or Cursor in them.
 
-    The mapped axis, usually seeds, is also sharded over the devices of all hosts (over the largest
-    number of them that divides it). Each device runs its own loops and waits for no other. A Clock
-    goes in and comes out unbatched, so that a ``lax.cond`` on it stays one under vmap; so does a
-    replay buffer's Cursor.
+    The mapped axis, usually seeds, is also sharded over the devices of all hosts. Each device runs
+    its own loops and waits for no other. A Clock goes in and comes out unbatched, so that a
+    ``lax.cond`` on it stays one under vmap; so does a replay buffer's Cursor. A CPU device takes
+    its seeds in groups of 5 to 8, where such a number divides them. Within a function that is
+    mapped already, ``vectorize`` shards no further.
+
+    What a seed gives is to rounding what it gives alone, and the same bits whenever the same
+    compiled program runs it, next to whatever other seeds.
 
     Args:
         function: Of arguments that are pytrees of arrays.
         shard: Whether to shard the mapped axis; if not, where the computation goes is left to
             ``jax.jit`` and its shardings (:func:`purerl.host.devices.Layout`).
+        pad: Whether seeds that the devices do not divide are padded with copies of the last one,
+            whose results are dropped; else, and where there is a replay buffer, which would be
+            copied, the largest number of devices that divides the seeds is used.
 
     Returns:
         A function of the same arguments with a leading axis on every leaf outside those. Wrap it
         in ``jax.jit``.
 
     Raises:
-        ValueError: If the leading axes differ, or their size is zero.
+        ValueError: If the leading axes differ, their size is zero, or a Clock has one.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -72,37 +93,74 @@ def vectorize(function: Callable[..., Any], *, shard: bool = True) -> Callable[.
         leaves, treedef = jax.tree.flatten(args, is_leaf=is_clock)
         batched, clocks = _partition(leaves)
         size = _leading_axis(batched)
+        if any(jnp.ndim(x) for x in jax.tree.leaves(clocks)):
+            raise ValueError(
+                "vectorize got a Clock or Cursor with an axis of seeds; it is the same for all and "
+                "must not be batched: use jax.jit(purerl.vectorize(train.init)), not jax.vmap."
+            )
+        of_clocks = [is_clock(x) for x in leaves]
         out_structure: list[Any] = []
 
         def of_one(batched, clocks):
-            out = function(*jax.tree.unflatten(treedef, _merge(leaves, batched, clocks)))
+            out = function(*jax.tree.unflatten(treedef, _merge(of_clocks, batched, clocks)))
             out_leaves, out_treedef = jax.tree.flatten(out, is_leaf=is_clock)
-            out_structure[:] = [(out_leaves, out_treedef)]
+            out_structure[:] = [is_clock(x) for x in out_leaves], out_treedef
             return _partition(out_leaves)
 
+        buffers = any(isinstance(clock, Cursor) for clock in clocks)  # never copied
+        mesh = None
+        if shard and _AXIS not in jax.sharding.get_abstract_mesh().axis_names:
+            padded = pad and not buffers and jax.process_count() == 1
+            mesh = seed_mesh(size, pad=padded)
+        devices = mesh.size if mesh else 1
+        each = -(-size // devices)
+        extra = each * devices - size
         of_many = jax.vmap(of_one, in_axes=(0, None), out_axes=(0, None))
-        mesh = seed_mesh(size) if shard else None
-        each = size // (mesh.size if mesh else 1)
-        groups = each // GROUP if each % GROUP == 0 else 1
-        buffers = any(isinstance(clock, Cursor) for clock in clocks)  # groups would copy them
-        if shard and jax.default_backend() == "cpu" and groups > 1 and not buffers:
-            of_many = _in_groups(of_many, groups)
+        group = next((n for n in range(GROUP, GROUP // 2, -1) if each % n == 0), each)
+        if mesh and jax.default_backend() == "cpu" and group < each and not buffers:
+            of_many = _in_groups(of_many, each // group)
         if size == 1:  # a batch of one is slower than none, and compiles for longer
             of_many = _alone(of_one)
         elif mesh and mesh.size > 1:
-            seeds, everyone = PartitionSpec("seeds"), PartitionSpec()
+            seeds, everyone = PartitionSpec(_AXIS), PartitionSpec()
+            specs = (seeds, everyone)
             of_many = jax.shard_map(
-                of_many,
-                mesh=mesh,
-                in_specs=(seeds, everyone),
-                out_specs=(seeds, everyone),
-                check_vma=False,
+                of_many, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=False
             )
+        if extra:
+            batched = [jnp.concatenate([x, *[x[-1:]] * extra]) for x in batched]
         out_batched, out_clocks = of_many(batched, clocks)
-        out_leaves, out_treedef = out_structure[0]
-        return jax.tree.unflatten(out_treedef, _merge(out_leaves, out_batched, out_clocks))
+        if extra:
+            out_batched = [x[:size] for x in out_batched]
+        out_of_clocks, out_treedef = out_structure
+        return jax.tree.unflatten(out_treedef, _merge(out_of_clocks, out_batched, out_clocks))
 
     return mapped
+
+
+def take_seeds(tree: Any, seeds: Any) -> Any:
+    """Some seeds out of a state or result of many.
+
+    Args:
+        tree: Leaves ``[S, ...]``; Clocks and Cursors, the same for all seeds, are left alone.
+        seeds: An int takes one seed and drops the axis; a slice or an array of numbers, or of
+            booleans ``[S]``, keeps it.
+
+    Raises:
+        IndexError: If there is no such seed.
+        ValueError: If the leading axes differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> state = {"x": jnp.arange(3.0), "clock": Clock(jnp.int32(7))}
+        >>> one = take_seeds(state, 1)
+        >>> one["x"].item(), one["clock"].iteration.item()
+        (1.0, 7)
+    """
+    if not isinstance(seeds, jax.core.Tracer):
+        batched = _partition(jax.tree.leaves(tree, is_leaf=is_clock))[0]
+        seeds = np.arange(_leading_axis(batched, "take_seeds"))[seeds]  # JAX clips what is beyond
+    return jax.tree.map(lambda x: x if is_clock(x) else x[seeds], tree, is_leaf=is_clock)
 
 
 def _in_groups(of_many: Callable[..., Any], groups: int) -> Callable[..., Any]:
@@ -140,54 +198,43 @@ def _partition(leaves: list[Any]) -> tuple[list[Any], list[Clock | Cursor]]:
     return [x for x in leaves if not is_clock(x)], [x for x in leaves if is_clock(x)]
 
 
-def _merge(template: list[Any], batched: list[Any], clocks: list[Clock | Cursor]) -> list[Any]:
+def _merge(of_clocks: list[bool], batched: list[Any], clocks: list[Clock | Cursor]) -> list[Any]:
     rest, times = iter(batched), iter(clocks)
-    return [next(times) if is_clock(x) else next(rest) for x in template]
+    return [next(times) if is_time else next(rest) for is_time in of_clocks]
 
 
-def _leading_axis(leaves: list[Any]) -> int:
+def _leading_axis(leaves: list[Any], where: str = "vectorize") -> int:
     sizes = {jnp.shape(x)[:1] for x in leaves}
     if len(sizes) != 1 or () in sizes:
         raise ValueError(
-            f"vectorize got leading axes {sorted(sizes)}, wanted one size on every array; give "
+            f"{where} got leading axes {sorted(sizes)}, wanted one size on every array; give "
             "keys of shape [S], as jax.random.split(jax.random.key(0), S) makes them."
         )
     ((size,),) = sizes
     if size == 0:
-        raise ValueError("vectorize got an empty leading axis (zero seeds), wanted at least one.")
+        raise ValueError(f"{where} got an empty leading axis (zero seeds), wanted at least one.")
     return size
 
 
-def seed_mesh(size: int) -> jax.sharding.Mesh:
+def seed_mesh(size: int, *, pad: bool = False) -> jax.sharding.Mesh:
     """The devices that so many seeds are sharded over; its only axis is ``seeds``.
 
     Args:
         size: Number of seeds.
+        pad: Whether the devices need not divide the seeds, which will be padded.
 
     Raises:
         ValueError: If there are several hosts, and seeds that their devices do not divide: a host
             without a seed would leave the computation that the others wait in.
     """
     devices = jax.devices()
-    count = next(n for n in range(min(size, len(devices)), 0, -1) if size % n == 0)
+    if pad:
+        count = -(-size // -(-size // len(devices)))
+    else:
+        count = next(n for n in range(min(size, len(devices)), 0, -1) if size % n == 0)
     if count < len(devices) and jax.process_count() > 1:
         raise ValueError(
             f"{size} seeds cannot be shared evenly by {len(devices)} devices of "
             f"{jax.process_count()} hosts; ask for a multiple of {len(devices)} seeds."
         )
-    return jax.sharding.Mesh(devices[:count], ("seeds",))
-
-
-def take_seeds(tree: Any, seeds: Any) -> Any:
-    """Some seeds out of a state or result of many.
-
-    Args:
-        tree: Leaves ``[S, ...]``; Clocks and Cursors, the same for all seeds, are left alone.
-        seeds: An int takes one seed and drops the axis; a slice or an array of numbers keeps it.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> take_seeds({"x": jnp.arange(3.0)}, 1)["x"].item()
-        1.0
-    """
-    return jax.tree.map(lambda x: x if is_clock(x) else x[seeds], tree, is_leaf=is_clock)
+    return jax.sharding.Mesh(devices[:count], (_AXIS,))

@@ -10,55 +10,41 @@ ObsDtype = Literal["float", "uint8", "bool"]
 
 EPISODES = 128  # of an evaluation, at most, where their number is not given
 SHARE = 0.1  # of a run's steps that evaluations may cost, where their episodes are not given
-_MOST_STEPS = 2**31 - 1
+_DEFAULT = (
+    f"None: up to {EPISODES}, so that all evaluations take at most {SHARE:.0%} of the run's "
+    "steps (episodes counted as long as their limit), but at least 1."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig(Config):
     """Sizes of a run; all static."""
 
-    steps: int = count(
-        100_000,
-        "Environment steps of a seed, over all its environments, rounded up to whole iterations.",
-    )
+    steps: int = count(100_000, "Environment steps of a seed, rounded up to whole iterations.")
     num_envs: int = count(8, "Environments side by side, N.")
     rollout_length: int = count(128, "Steps of each environment in one iteration, T.")
-    evaluations: int = count(
-        20, "Evaluations, evenly spaced over the iterations; one follows the last.", least=0
-    )
-    evaluation_episodes: int | None = count(
-        None,
-        f"Episodes of one evaluation. None: up to {EPISODES}, as many as keep all evaluations "
-        f"within {SHARE:.0%} of the run's steps if every episode lasts to its time limit, and at "
-        "least one.",
-        optional=True,
-    )
-    greedy_evaluation: bool = switch(
-        True, "Evaluate the most probable actions; else sample them, as at the end of training."
-    )
+    evaluations: int = count(20, "Evenly spaced, one after the last iteration; 0: none.", least=0)
+    evaluation_episodes: int | None = count(None, f"Of each. {_DEFAULT}", optional=True)
+    greedy_evaluation: bool = switch(True, "Evaluate the most probable actions, else samples.")
     max_episode_steps: int | None = count(
-        None,
-        "Steps after which an evaluation's episode is cut off. None: the environment's limit.",
-        optional=True,
+        None, "Limit of an evaluation's episodes; None: the environment's own.", optional=True
     )
-    normalize_obs: bool = switch(
-        False, "Subtract the running mean of observations, divide by their standard deviation."
-    )
+    normalize_obs: bool = switch(False, "Observations to running mean 0, standard deviation 1.")
 
     def check(self) -> None:
         """Raises ValueError where sizes do not fit each other."""
         where, each = type(self).__name__, self.steps_per_iteration
-        if self.steps + each > _MOST_STEPS:
+        if self.steps + each >= 2**31:
             raise ValueError(
-                f"{where}: steps={self.steps} is more than an int32 counts ({_MOST_STEPS}); ask "
-                "for fewer steps, or more seeds."
+                f"{where}: steps={self.steps} is more than an int32 counts; ask for fewer steps, "
+                "or more seeds."
             )
         if self.steps < self.warmup_steps + each:
             warm = f"a warm-up of {self.warmup_steps} and " if self.warmup_steps else ""
             raise ValueError(
                 f"{where}: steps={self.steps} is less than {warm}one iteration, num_envs * "
-                f"rollout_length = {self.num_envs} * {self.rollout_length} = {each} steps, so "
-                "nothing would be learned; ask for more steps, or make what is before it smaller."
+                f"rollout_length = {self.num_envs} * {self.rollout_length} = {each} steps; ask for "
+                "more steps, or make these smaller."
             )
 
     @property
@@ -98,8 +84,7 @@ class LoopConfig(Config):
         Raises:
             ValueError: If there is no such number.
         """
-        limit = self.max_episode_steps or env.max_episode_steps
-        if limit is None:
+        if (limit := self.max_episode_steps or env.max_episode_steps) is None:
             raise ValueError(
                 f"{type(self).__name__}: {env.name} has no known time limit to end an evaluation "
                 "with; give max_episode_steps, or evaluations=0."
@@ -123,10 +108,8 @@ class LoopConfig(Config):
         Args:
             env: Environment.
         """
-        if not self.evaluations:
-            return 0.0
-        steps = len(self.evaluate_at) * self.episodes(env) * self.episode_limit(env)
-        return steps / self.step(self.iterations)
+        each = self.episodes(env) * self.episode_limit(env) if self.evaluations else 0
+        return len(self.evaluate_at) * each / self.step(self.iterations)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,7 +117,7 @@ class OnPolicyLoopConfig(LoopConfig):
     """Sizes of an on-policy run; all static."""
 
     normalize_reward: bool = switch(
-        False, "Divide rewards by the running standard deviation of the discounted return."
+        False, "Rewards divided by the running standard deviation of the discounted return."
     )
 
 
@@ -144,17 +127,9 @@ class OffPolicyLoopConfig(LoopConfig):
 
     rollout_length: int = count(1, "Steps of each environment in one iteration, T.")
     updates: int = count(1, "Updates in one iteration, each with a batch of its own.")
-    warmup: int = count(
-        1000,
-        "Environment steps before the first iteration, which only fill the replay buffer; rounded "
-        "up to whole steps of all environments.",
-        least=0,
-    )
+    warmup: int = count(1000, "Environment steps before learning, to fill the buffer.", least=0)
     replay_obs: ObsDtype = choice(
-        "float",
-        ObsDtype,
-        "How the buffer holds observations; whole numbers up to 255 (uint8) and zeros and ones "
-        "(bool) take a quarter of the memory.",
+        "float", ObsDtype, "How observations are held; uint8 and bool take a quarter of the memory."
     )
 
     @property

@@ -170,3 +170,71 @@ def start(
     learner = algorithm.init(actors.obs, learner_key)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(Clock(zero), run_key, learner, actors, normalizer, zero)
+
+
+_OWED = {
+    "log_prob": "the log-probability of each action, and zeros where update does not need it",
+    "finite": "a bool: False where the update was refused and the state kept",
+    "td_error": "the new priorities, and zeros where replay is uniform",
+}
+
+
+def checked_act(acted: Any, num_envs: int, env: Any, *owed: str) -> Any:
+    """What ``act`` returned; raises TypeError or ValueError unless it is what a loop needs.
+
+    Args:
+        acted: What the algorithm's ``act`` returned.
+        num_envs: N.
+        env: Environment.
+        *owed: Entries of the extras, of shape ``[N]``.
+    """
+    _check_returned("act", "(action, extras)", acted, dict.fromkeys(owed, (num_envs,)))
+    wanted = (num_envs, *getattr(env.action_space, "shape", ()))
+    if jnp.shape(acted[0]) != wanted:
+        raise ValueError(
+            f"the algorithm's act returned actions of shape {jnp.shape(acted[0])}, wanted {wanted}:"
+            f" one of {env.action_space} for each of {num_envs} environments."
+        )
+    return acted
+
+
+def checked_update(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> Any:
+    """What ``update`` returned; raises TypeError or ValueError unless it is what a loop needs.
+
+    Args:
+        before: The algorithm's state that it was given.
+        updated: What it returned.
+        **owed: Shapes of entries of its info, besides ``finite``.
+    """
+    _check_returned("update", "(state, info)", updated, {"finite": ()} | owed)
+    kinds = []
+    for state in (before, updated[0]):
+        leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda state=state: state))
+        kinds.append({jax.tree_util.keystr(k): f"{x.dtype}{list(x.shape)}" for k, x in leaves})
+    old, new = kinds
+    changed = [
+        f"{name} from {old.get(name, 'nothing')} to {new.get(name, 'nothing')}"
+        for name in old | new
+        if old.get(name) != new.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"the algorithm's update changes its state: {'; '.join(changed[:3])}; return what init "
+            "returns, with astype where an operation promotes."
+        )
+    return updated
+
+
+def _check_returned(who: str, parts: str, returned: Any, shapes: dict[str, Any]) -> None:
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
+        raise TypeError(
+            f"the algorithm's {who} returned a {type(returned).__name__}, wanted {parts}, a tuple "
+            "whose second part is a dict of arrays."
+        )
+    for name, shape in shapes.items():
+        got = jnp.shape(returned[1][name]) if name in returned[1] else "missing"
+        if got != shape:
+            raise ValueError(
+                f"the algorithm's {who} owes {name!r} of shape {shape} in the dict it returns, and "
+                f"it is {got}: {_OWED[name]}."
+            )

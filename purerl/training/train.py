@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl.checks import check_key
+from purerl.checks import check_key, check_like
 from purerl.config import suggest
 from purerl.envs.make import Env, make_env
 from purerl.pieces import rollout as rollouts
@@ -19,6 +19,7 @@ from purerl.training.state import (
     LearningCurve,
     Loop,
     Metrics,
+    Normalizer,
     Totals,
     Train,
     TrainResult,
@@ -36,8 +37,11 @@ def make_train(
 ) -> Train:
     """A whole run as pure functions.
 
-    Iteration i uses the key ``fold_in(key, i)`` and nothing outside the state, so that a run cut in
-    pieces by ``advance`` equals the run in one piece, bit for bit. Evaluation has keys of its own.
+    Iteration i uses the key ``fold_in(key, i)`` and nothing outside the state, and evaluation has
+    keys of its own. So within one compiled program a run is the same bits wherever it is cut and
+    resumed (``accumulate``, which takes any number of iterations); another program of the same run
+    (``train``, ``advance`` of another length, another JAX) is equal to rounding, for XLA may fuse
+    it differently.
 
     An on-policy iteration is a rollout of ``num_envs * rollout_length`` steps and one update of the
     algorithm. An off-policy one adds that many transitions to the replay buffer and makes
@@ -73,9 +77,37 @@ def make_train(
     config = _sizes(algorithm, {"steps": steps} | sizes)
     if config.evaluations:
         config.episode_limit(env)
-    if isinstance(algorithm, OffPolicyAlgorithm):
-        return _assemble(algorithm, env, config, off_policy.make_loop(algorithm, env, config))
-    return _assemble(algorithm, env, config, on_policy.make_loop(algorithm, env, config))
+    regime: Any = off_policy if isinstance(algorithm, OffPolicyAlgorithm) else on_policy
+    loop = regime.make_loop(algorithm, env, config)
+    own = not getattr(algorithm.update, "__module__", "").startswith("purerl.")
+    if own and not isinstance(jnp.zeros(()), jax.core.Tracer):  # else it is traced anyway
+        jax.eval_shape(lambda: loop.iterate(loop.init(jax.random.key(0))))
+    return _assemble(algorithm, env, config, loop)
+
+
+def warm_start(state: TrainState, learner: Any, normalizer: Normalizer | None = None) -> TrainState:
+    """A run that begins with what another one has learned.
+
+    Args:
+        state: What ``init`` returned.
+        learner: ``state.learner`` of the other run: parameters, optimizer, counters.
+        normalizer: ``state.normalizer`` of the other run; by default the run's own.
+
+    Raises:
+        ValueError: If the shapes are not those of this run.
+
+    Example:
+        >>> import jax, purerl
+        >>> env = purerl.make_env("CartPole-v1")
+        >>> algorithm = purerl.a2c(purerl.A2CConfig(), env.action_space)
+        >>> train = make_train(algorithm, env, 2048)
+        >>> first, second = train.init(jax.random.key(0)), train.init(jax.random.key(1))
+        >>> warm = warm_start(second, first.learner)
+    """
+    normalizer = state.normalizer if normalizer is None else normalizer
+    check_like("learner", learner, state.learner, "this run's")
+    check_like("normalizer", normalizer, state.normalizer, "this run's")
+    return state._replace(learner=learner, normalizer=normalizer)
 
 
 def _sizes(algorithm: Any, sizes: dict[str, Any]) -> Any:
@@ -118,7 +150,8 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: Loop) -> Train:
 
     def totals(state: TrainState) -> Totals:
         metrics = jax.eval_shape(iterate, state)[1]
-        zeros = {k: jnp.zeros((), real) for k in metrics.info if k != "finite"}
+        info = {name: x for name, x in metrics.info.items() if name != "finite"}
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.result_type(x, real)), info)
         count = jnp.zeros((), jnp.int32)
         return Totals(rollouts.EpisodeStatistics(count, jnp.zeros((), real), count), zeros)
 
@@ -126,9 +159,8 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: Loop) -> Train:
         def step(_, carry):
             state, totals = carry
             state, metrics = iterate(state)
-            episodes = jax.tree.map(jnp.add, totals.episodes, metrics.episodes)
-            info = {k: x + metrics.info[k] for k, x in totals.info.items()}
-            return state, Totals(episodes, info)
+            info = {name: metrics.info[name] for name in totals.info}
+            return state, jax.tree.map(jnp.add, totals, Totals(metrics.episodes, info))
 
         return jax.lax.fori_loop(0, count.iteration, step, (state, totals))
 
@@ -154,36 +186,25 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: Loop) -> Train:
 
     def train(key: jax.Array) -> TrainResult:
         state = init(key)
-        if not evaluate_at:
+        if evaluate_at:
+            length = sizes.iterations
+            state, (metrics, seen) = jax.lax.scan(iterate_and_evaluate, state, length=length)
+        else:
             state, metrics = advance(state, sizes.iterations)
-            nothing = jax.tree.map(
-                lambda x: jnp.zeros((0, *x.shape), x.dtype), _empty_evaluation(real)
-            )
-            curve = LearningCurve(jnp.zeros(0, jnp.int32), nothing)
-            return TrainResult(state, metrics, curve, failed(state))
-        state, (metrics, evaluation) = jax.lax.scan(
-            iterate_and_evaluate, state, length=sizes.iterations
-        )
+            seen = jax.tree.map(lambda x: x[None], _empty_evaluation(real))
         done = jnp.array(evaluate_at, jnp.int32)
-        evaluation = jax.tree.map(lambda x: x[done - 1], evaluation)
-        curve = LearningCurve(sizes.step(done), evaluation)
+        curve = LearningCurve(sizes.step(done), jax.tree.map(lambda x: x[done - 1], seen))
         return TrainResult(state, metrics, curve, failed(state))
 
     return Train(
-        init,
-        advance,
-        totals,
-        accumulate,
-        evaluate_state,
-        train,
-        failed,
-        sizes.iterations,
-        sizes.steps_per_iteration,
-        evaluate_at,
-        sizes.step(sizes.iterations),
-        sizes.warmup_steps,
-        episodes,
-        sizes.evaluation_share(env),
+        *(init, advance, totals, accumulate, evaluate_state, train, failed),
+        iterations=sizes.iterations,
+        steps_per_iteration=sizes.steps_per_iteration,
+        evaluate_at=evaluate_at,
+        steps=sizes.step(sizes.iterations),
+        warmup_steps=sizes.warmup_steps,
+        evaluation_episodes=episodes,
+        evaluation_share=sizes.evaluation_share(env),
     )
 
 

@@ -207,3 +207,19 @@ def test_rmsprop_that_never_forgets_is_refused():
     """With a decay of 1 the mean square stays 0: the norm of the first update was 574."""
     with pytest.raises(ValueError, match=r"A2CConfig: rmsprop_decay=1.0 .*\[0, 1\)"):
         A2CConfig(rmsprop_decay=1.0)
+
+
+@pytest.mark.parametrize("n_step", [None, 2])
+def test_numpy_rollouts_give_the_same_samples(n_step):
+    params, rollout = jax.tree.map(np.float32, Mdp().params(False)), random_rollout()
+    config = A2CConfig(n_step=n_step)
+    plain = jax.tree.map(
+        lambda x: np.asarray(x, np.float64 if x.dtype.kind == "f" else None), rollout
+    )
+    for one, other in zip(
+        jax.tree.leaves(make_batch(Table(), config, params, rollout)),
+        jax.tree.leaves(make_batch(Table(), config, params, plain)),
+        strict=True,
+    ):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, rtol=1e-6)

@@ -346,12 +346,12 @@ def test_own_network_whose_outputs_are_not_one_value_an_action(features, axes):
 
 WRONG = {
     "reward": (jnp.zeros((B, 2)), r"batch.reward has shape \(32, 2\), wanted \[B\]"),
-    "action": (jnp.zeros((B, 1), jnp.int32), r"batch.action has shape \(32, 1\), wanted \(32,\)"),
+    "action": (jnp.zeros((B, 1), jnp.int32), r"batch.action has shape \(32, 1\), wanted \[32\]"),
     "discount": (jnp.zeros(B, jnp.int32), "batch.discount has dtype int32, wanted floating"),
     "weight": (jnp.zeros(5), r"batch.weight has shape \(5,\)"),
     "indices": (jnp.zeros(B), "batch.indices has dtype float32, wanted integer"),
     "obs": (jnp.zeros((5, OBS)), r"batch.obs has shape \(5, 3\)"),
-    "next_obs": (jnp.zeros((B, 7)), r"batch.next_obs has shape \(32, 7\), wanted \(32, 3\)"),
+    "next_obs": (jnp.zeros((B, 7)), r"batch.next_obs has shape \(32, 7\), wanted \[32, 3\]"),
 }
 
 

@@ -1,18 +1,24 @@
 """The adapter to gymnax: names, casts, clipping, errors, and dynamics equal to Gymnasium's."""
 
-from typing import NamedTuple
+import subprocess
+import sys
+from typing import Any, NamedTuple
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import probe_envs
 import pytest
+from flax import struct
 from gymnax.environments import spaces
 
-from purerl.envs.make import list_envs, make_env
+from purerl.envs import Env, Step, gymnax_adapter, list_envs, make, make_env
 from purerl.pieces.rollout import reset, unroll
 from purerl.records import Box, Discrete
+
+KEY = jax.random.key(0)
 
 
 def some_action(env):
@@ -30,44 +36,68 @@ def two_steps(env, key):
 
 
 def signature(tree):
-    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+def vectorized(env):
+    """Three steps of two environments: jit, vmap and scan, as loops have them."""
+
+    def play(key):
+        start = env.reset(key)
+        step = lambda state, key: env.step(state, some_action(env), key, start)[::-1]  # noqa: E731
+        return start, jax.lax.scan(step, start[1], jax.random.split(key, 3))
+
+    return jax.jit(jax.vmap(play))
+
+
+RUN = ("CartPole-v1", "Pendulum-v1", "BernoulliBandit-misc", "FourRooms-misc", "FrozenLake-misc")
 
 
 @pytest.mark.parametrize("name", list_envs())
-def test_every_environment_has_the_declared_shapes(name):
-    """Also floating point, and a state whose type no step changes, as a scan wants it."""
+def test_every_listed_environment_goes_through_jit_vmap_and_scan(name):
+    """With the declared shapes, floating point; some of them are also run."""
     env = make_env(name)
-    obs, steps, states = jax.eval_shape(lambda key: two_steps(env, key), jax.random.key(0))
+    traced = vectorized(env).trace(jax.random.split(jax.random.key(0), 2))
+    (obs, state), (last, steps) = traced.out_info
     assert env.name == name
-    for x in (obs, *(s.obs for s in steps), *(s.next_obs for s in steps)):
-        assert (x.shape, x.dtype) == (env.obs_shape, jnp.float32)
-    for step in steps:
-        assert (step.reward.shape, step.reward.dtype) == ((), jnp.float32)
-        for flag in (step.terminated, step.truncated):
-            assert (flag.shape, flag.dtype) == ((), bool)
-    assert signature(states[0]) == signature(states[1]) == signature(states[2])
+    assert (obs.shape, obs.dtype) == ((2, *env.obs_shape), jnp.float32)
+    for x in (steps.obs, steps.next_obs):
+        assert (x.shape, x.dtype) == ((2, 3, *env.obs_shape), jnp.float32)
+    assert (steps.reward.shape, steps.reward.dtype) == ((2, 3), jnp.float32)
+    for flag in (steps.terminated, steps.truncated):
+        assert (flag.shape, flag.dtype) == ((2, 3), bool)
+    assert signature(last) == signature(state)
+    if name in RUN:
+        cheap = {"xla_backend_optimization_level": 0}
+        out = traced.lower().compile(cheap)(jax.random.split(jax.random.key(0), 2))
+        for x in jax.tree.leaves((out[0][0], out[1][1])):
+            assert jnp.all(jnp.isfinite(x))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "CartPole-v1",
-        "Pendulum-v1",
-        "Catch-bsuite",
-        "BernoulliBandit-misc",
-        "FourRooms-misc",
-        "FrozenLake-misc",
-        "UmbrellaChain-bsuite",
-    ],
-)
-def test_environments_really_run(name):
-    env = make_env(name)
-    run = jax.jit(lambda key: two_steps(env, key))
-    obs, (first, second), _ = run(jax.random.key(0))
-    again = run(jax.random.key(0))[0]
-    np.testing.assert_array_equal(obs, again)
-    for x in (obs, first.obs, first.next_obs, first.reward, second.obs, second.reward):
-        assert jnp.all(jnp.isfinite(x))
+@pytest.mark.parametrize("name", ["FourRooms-misc", "MetaMaze-misc"])
+def test_an_environment_can_be_made_where_a_function_is_traced(name):
+    """Their constructors branch on values."""
+    gymnax_adapter._construct.cache_clear()
+    shape = jax.eval_shape(
+        jax.vmap(lambda key: make_env(name).reset(key)[0]), jax.random.split(KEY)
+    )
+    assert shape.shape == (2, *make_env(name).obs_shape)
+
+
+def test_constructing_is_done_once_for_each_set_of_arguments():
+    construct = gymnax_adapter._construct
+    before = construct.cache_info().misses
+    for _ in range(2):
+        make_env("FourRooms-misc", max_steps_in_episode=9)
+        make_env("FourRooms-misc", use_visual_obs=True)
+    assert construct.cache_info().misses <= before + 2
+    assert make_env("FourRooms-misc").obs_shape == (4,)
+
+
+def test_gymnax_is_not_imported_before_an_environment_is_made():
+    code = "import sys; from purerl.envs import make_env, Env; print('gymnax' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
 
 
 def test_a_discrete_observation_becomes_one_hot():
@@ -121,7 +151,8 @@ def test_what_needs_a_download_is_not_listed():
     assert len(list_envs()) >= 25
 
 
-class Params(NamedTuple):
+@struct.dataclass
+class Params:
     max_steps_in_episode: int = 3
 
 
@@ -134,9 +165,10 @@ class Own:
 
     default_params = Params()
 
-    def __init__(self, observations=None, actions=None):
+    def __init__(self, observations=None, actions=None, limit=None, final=0.0):
         self.observations = observations or spaces.Box(0, 9, (1,), jnp.int32)
-        self.actions = actions or spaces.Box(-1.0, 2.0, (1,))
+        self.actions = actions or spaces.Box(-1.0, 1.0, (3,))
+        self.limit, self.final = limit, final
 
     def observation_space(self, params):
         return self.observations
@@ -149,19 +181,19 @@ class Own:
 
     def step(self, key, state, action, params):
         time = state["time"] + 1
-        done = time >= params.max_steps_in_episode
-        final = jnp.full(1, time)
-        obs = jnp.where(done, 0, final)
+        done = time >= (self.limit or params.max_steps_in_episode)
+        final = time + jnp.where(done, self.final, 0)[None]
+        obs = jnp.where(done, 0, time)[None]
         state = {"time": jnp.where(done, 0, time), "key": key}
-        info = {"final_observation": final}
-        return obs, state, action[0], jnp.array(False), done, info
+        reward = jnp.dot(action, jnp.array([1.0, 10, 100]))
+        return obs, state, reward, False, done, {"final_observation": final}
 
 
 def test_own_environment():
     env = make_env(Own())
     assert (env.name, env.obs_shape, env.max_episode_steps) == ("Own", (1,), 3)
-    assert env.action_space.shape == (1,)
-    act = lambda obs, key: (jnp.ones((2, 1)), {"log_prob": jnp.zeros(2)})  # noqa: E731
+    assert env.action_space == Box((3,), -1, 1)
+    act = lambda obs, key: (jnp.ones((2, 3)), {"log_prob": jnp.zeros(2)})  # noqa: E731
     actors = reset(env, 2, jax.random.key(0))
     _, rollout, _ = jax.jit(lambda a, k: unroll(act, env, a, k, 7))(actors, jax.random.key(1))
     assert rollout.obs.dtype == jnp.float32
@@ -177,38 +209,186 @@ def test_own_environment_in_float64(x64):
     assert signature(states[0]) == signature(states[1])
 
 
-def test_the_environment_gets_clipped_actions_and_the_learner_its_own():
-    env = make_env(Own())
-    wish = jnp.array([[5.0], [-5.0], [0.5]])
-    act = lambda obs, key: (wish, {"log_prob": jnp.zeros(3)})  # noqa: E731
-    actors = reset(env, 3, jax.random.key(0))
-    _, rollout, _ = unroll(act, env, actors, jax.random.key(1), 1)
-    assert rollout.action.ravel().tolist() == [5.0, -5.0, 0.5]
-    assert rollout.reward.ravel().tolist() == [2.0, -1.0, 0.5]
+LOW, HIGH = jnp.array([50.0, -60.0, -1.0]), jnp.array([100.0, -10.0, 1.0])
 
 
-def test_bounds_may_differ_between_components():
-    bounds = spaces.Box(jnp.array([-1.0, -2.0]), jnp.array([1.0, 3.0]), (2,))
-    space = make_env(Own(actions=bounds)).action_space
-    assert isinstance(space, Box)
-    assert (space.low.tolist(), space.high.tolist()) == ([-1.0, -2.0], [1.0, 3.0])
+def test_a_finite_box_is_scaled_to_the_learner_and_back():
+    """The environment gets actions within its bounds, the rollout keeps the learner's own."""
+    env = make_env(Own(actions=spaces.Box(LOW, HIGH, (3,))))
+    assert env.action_space == Box((3,), -1, 1)
+    wish = jnp.array([[0.0] * 3, [1.0] * 3, [-1.0] * 3, [9.0] * 3, [0.5, -0.5, 0.3]])
+    wanted = jnp.array([[75, -35, 0], HIGH, LOW, HIGH, [87.5, -47.5, 0.3]])
+    act = lambda obs, key: (wish, {"log_prob": jnp.zeros(5)})  # noqa: E731
+    _, rollout, _ = unroll(act, env, reset(env, 5, KEY), KEY, 1)
+    np.testing.assert_array_equal(rollout.action[0], wish)
+    np.testing.assert_array_equal(env.to_env_action(wish), wanted)
+    np.testing.assert_allclose(rollout.reward[0], wanted @ jnp.array([1.0, 10, 100]), rtol=1e-6)
+
+
+def test_what_has_no_two_finite_bounds_is_not_scaled():
+    bounds = spaces.Box(np.array([-np.inf, -2.0, 4.0]), np.array([np.inf, np.inf, 6.0]), (3,))
+    env = make_env(Own(actions=bounds))
+    assert env.action_space == Box((3,), [-np.inf, -2, -1], [np.inf, np.inf, 1])
+    got = env.to_env_action(jnp.array([[7.0, 7.0, 0.0], [-7.0, -7.0, -7.0]]))
+    assert got.tolist() == [[7, 7, 5], [-7, -2, 4]]
+
+
+def test_the_range_of_observations_that_are_integers():
+    assert make_env("CartPole-v1").obs_range is None
+    assert make_env("Breakout-MinAtar").obs_range == (0, 1)
+    assert make_env("FourRooms-misc").obs_range == (1, 11)  # declared float32, given int32
+    assert make_env("Catch-bsuite").obs_range == (0, 1)  # the other way round
+    assert make_env("FrozenLake-misc").obs_range == (0, 1)  # one-hot
+    assert make_env(Own()).obs_range == (0, 9)
+
+
+def test_a_nan_in_a_final_observation_stays_there():
+    """Not in the observation after it, nor in the state."""
+    env = make_env(Own(final=jnp.nan))
+    act = lambda obs, key: (jnp.zeros((2, 3)), {"log_prob": jnp.zeros(2)})  # noqa: E731
+    actors, rollout, statistics = unroll(act, env, reset(env, 2, KEY), KEY, 4)
+    assert jnp.isnan(rollout.next_obs[:, 0, 0]).tolist() == [False, False, True, False]
+    for obs in (rollout.obs, actors.obs):
+        assert jnp.all(jnp.isfinite(obs))
+    assert statistics.ended == 2
+
+
+class Moves(NamedTuple):
+    """Replaces values of Own's; with it every mistake below is one line."""
+
+    reset: Any = None
+    step: Any = None
+
+
+def moved(own, moves):
+    reset, step = own.reset, own.step
+    if moves.reset:
+        own.reset = lambda key, params: moves.reset(*reset(key, params))
+    if moves.step:
+        own.step = lambda *args: moves.step(*step(*args))
+    return own
 
 
 PARTS = {"a": spaces.Discrete(2), "b": spaces.Discrete(3)}
 
 
 @pytest.mark.parametrize(
+    ("moves", "message"),
+    [
+        (Moves(reset=lambda o, s: o), r"Own.reset gives a \w+, wanted \(obs, state\)"),
+        (Moves(step=lambda o, s, r, e, t, i: (o, s, r, e, i)), "Own.step gives 5 values, wanted"),
+        (Moves(step=lambda o, s, r, e, t, i: (o, s, r, e, t, {})), "no info.'final_observation'"),
+        (Moves(step=lambda o, s, r, *x: (o, s, r[None], *x)), r"reward has shape \(1,\), wanted"),
+        (Moves(step=lambda o, s, r, e, *x: (o, s, r, 0, *x)), "terminated is int32, wanted bool"),
+        (
+            Moves(step=lambda o, s, r, e, t, i: (o, s, r, e, t * 1.0, i)),
+            "truncated is float32, wanted bool",
+        ),
+        (
+            Moves(step=lambda o, s, *x: (o, s | {"time": 1.0 * s["time"]}, *x)),
+            r"'time'\] is int32\[\] after reset and float32\[\] after step",
+        ),
+        (
+            Moves(step=lambda o, s, *x: (o, {"time": s["time"]}, *x)),
+            r"'key'\] is key<fry>\[\] after reset and None after step",
+        ),
+        (Moves(reset=lambda o, s: (jnp.zeros(3), s)), r"Own.reset: .* shape \(3,\), wanted \(1,\)"),
+        (
+            Moves(step=lambda o, *x: (o[None], *x)),
+            r"Own.step: .* shape \(1, 1\), wanted \(1,\)",
+        ),
+    ],
+)
+def test_what_an_environment_of_ones_own_owes_is_told(moves, message):
+    with pytest.raises(TypeError, match=message):
+        make_env(moved(Own(), moves))
+
+
+@pytest.mark.parametrize(
     ("own", "message"),
     [
-        (Own(observations=spaces.Dict(PARTS)), "Own has observations of Dict; Discrete and Box"),
-        (Own(actions=spaces.Dict(PARTS)), "Own has actions of Dict; Discrete and Box"),
+        (Own(observations=spaces.Dict(PARTS)), "Own has observations of Dict; Discrete"),
+        (Own(actions=spaces.Dict(PARTS)), "Own has actions of Dict; Discrete"),
         (Own(actions=spaces.Tuple(tuple(PARTS.values()))), "Own has actions of Tuple"),
+        (Own(actions=gymnasium.spaces.Discrete(2, start=1)), "Own has actions of Discrete; .*from"),
         (object(), "object has no attribute 'reset'; make_env takes a name"),
+        (gymnasium.make("CartPole-v1"), "no attribute 'default_params'.*of Gymnasium are no pure"),
+        (None, "NoneType has no attribute 'reset'"),
     ],
 )
 def test_unsupported_spaces_and_objects(own, message):
     with pytest.raises(TypeError, match=message):
         make_env(own)
+
+
+def walk(goes_on=False, keeps_time=False, limit=4, told=4):
+    """A record of a user's: a walk until ``limit``, whose mistakes are the arguments."""
+
+    def reset(key):
+        place = jax.random.uniform(key)
+        return place[None], (place, jnp.zeros((), jnp.int32))
+
+    def step(state, action, key, fresh=None):
+        place, time = state[0] + 1, state[1] + 1
+        truncated = time % limit == 0 if goes_on == "alive" else time >= limit
+        state, obs = (place, time), place[None]
+        if not goes_on:
+            new = reset(key) if fresh is None else fresh
+            obs = jnp.where(truncated, new[0], obs)
+            after = jnp.where(truncated, 0, time)
+            state = jnp.where(truncated, new[1][0], place), time if keeps_time else after
+        return Step(obs, place[None], place, jnp.array(False), truncated), state
+
+    return Env("walk", reset, step, Discrete(2), (1,), told)
+
+
+def test_a_record_of_ones_own_is_checked_once(monkeypatch):
+    env = walk()
+    assert make_env(env) is env
+    monkeypatch.setattr(make, "_check", lambda env: pytest.fail("checked again"))
+    assert make_env(env) is env
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (walk(goes_on=True), r"walk.step goes on from the state in which an episode ended"),
+        (walk(goes_on="alive"), "walk.step goes on from the state"),
+        (walk(keeps_time=True), "walk.step goes on from the state"),
+        (walk(told=3), "walk: an episode took more than 3 steps, its time limit"),
+    ],
+)
+def test_episodes_that_do_not_begin_again_or_do_not_end_are_told(env, message):
+    with pytest.raises(ValueError, match=message):
+        make_env(env)
+
+
+def test_a_step_of_ones_own_has_to_obey_the_time_limit_that_is_given():
+    """Own's step has a limit of its own, which a field of the parameters does not change."""
+    with pytest.raises(ValueError, match=r"more than 2 steps, its time limit .*max_steps_in_ep"):
+        make_env(Own(limit=3), max_steps_in_episode=2)
+    assert make_env(Own(), max_steps_in_episode=2).max_episode_steps == 2
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (walk()._replace(obs_shape=(2,)), r"walk.reset: obs has shape \(1,\), wanted \(2,\)"),
+        (walk()._replace(action_space=gymnasium.spaces.Discrete(2)), "wanted a Discrete or Box of"),
+        (walk()._replace(step=lambda *args: (0, 1, 2)), r"gives 3 values, wanted \(Step, state"),
+        (walk()._replace(step=lambda *args: (0, 1)), "first, wanted a Step"),
+    ],
+)
+def test_what_a_record_owes_is_told(env, message):
+    with pytest.raises(TypeError, match=message):
+        make_env(env)
+
+
+def test_what_makes_an_environment_is_called():
+    assert make_env(Own, limit=2, max_steps_in_episode=2).max_episode_steps == 2
+    assert make_env(walk, limit=3, told=3).max_episode_steps == 3
+    with pytest.raises(TypeError, match=r"walk is an Env record, which has no parameters: .*'x': 1"):
+        make_env(walk(), x=1)
 
 
 GYMNASIUM = {  # the fields of gymnax's state in the order of Gymnasium's, and the range of each
@@ -233,7 +413,7 @@ def test_one_step_equals_gymnasium(name):
     if isinstance(env.action_space, Discrete):
         actions = rng.integers(env.action_space.num_actions, size=n)
     else:
-        actions = rng.uniform(-3, 3, (n, 1)).astype(np.float32)  # beyond the bounds too
+        actions = rng.uniform(-1.5, 1.5, (n, 1)).astype(np.float32)  # beyond the bounds too
 
     def step(fields, action, key):
         state = env.reset(key)[1].replace(**fields)
@@ -244,7 +424,7 @@ def test_one_step_equals_gymnasium(name):
     for i in range(n):
         oracle.state = np.array([float(x[i]) for x in start.values()])
         oracle.steps_beyond_terminated = None
-        obs, reward, terminated, _, _ = oracle.step(actions[i])
+        obs, reward, terminated, _, _ = oracle.step(env.to_env_action(actions[i]))
         np.testing.assert_allclose(got.next_obs[i], obs, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(got.reward[i], reward, rtol=1e-5, atol=1e-5)
         assert got.terminated[i] == terminated

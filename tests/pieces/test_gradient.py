@@ -84,6 +84,14 @@ def test_passes_after_the_bound_do_nothing_and_count_nothing():
     np.testing.assert_allclose(info["kl"], 6.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("max_kl", "passes"), [(None, 3), (20.0, 3), (3.0, 1)])
+def test_passes_that_are_not_made_leave_the_optimizer_alone(max_kl, passes):
+    adam = gradient.make_optimizer("adam")
+    _, state, _ = fit(optimizer=adam, learning_rate=0.1, max_kl=max_kl, num_minibatches=2)
+    (count,) = [x for x in jax.tree.leaves(state) if x.dtype == jnp.int32]
+    assert count == 2 * passes
+
+
 def test_a_pass_that_is_not_made_may_overflow():
     """Info is the mean over the passes made; an infinite one times 0 would make it NaN."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import purerl
-from purerl.envs.make import Env, Step
+from purerl.envs import Env, Step
 from purerl.pieces.rollout import reset, unroll
 from purerl.records import Discrete
 
@@ -156,3 +156,58 @@ def test_every_reset_of_a_rollout_is_another_one(key):
     _, rollout, _ = purerl.unroll(act, env, actors, key, 16)
     starts = np.asarray(rollout.obs).reshape(-1, 4)
     assert len(np.unique(starts, axis=0)) == len(starts)
+
+
+@pytest.mark.parametrize("num_envs", [3, 20])
+def test_resets_when_due_are_those_drawn_ahead_and_no_others(num_envs):
+    """Bitwise the same rollout, for several seeds too; a reset is made for an episode that ended
+    (of 20 environments, two at a time).
+    """
+    made = []
+
+    def start(key):
+        jax.debug.callback(lambda: made.append(1))
+        drawn = jax.random.uniform(key)
+        return drawn[None], (drawn, key)
+
+    def step(state, action, key, fresh):
+        drawn = state[0] + jax.random.uniform(key)
+        done = drawn > 1.5
+        after = (drawn[None], (drawn, state[1]))
+        obs, state = jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, after)
+        return Step(obs, after[0], drawn, done, jnp.array(False)), state
+
+    env = Env("drawn", start, step, Discrete(2), (1,), None)
+    act = lambda obs, key: (jnp.zeros(len(obs), jnp.int32), {"log_prob": obs[:, 0]})  # noqa: E731
+    keys = jax.random.split(jax.random.key(0), 2)
+    actors = jax.vmap(lambda key: reset(env, num_envs, key))(keys)
+
+    def play(resets):
+        env_ = env._replace(resets=resets)
+        return jax.jit(jax.vmap(lambda a, key: unroll(act, env_, a, key, 10)))(actors, keys)
+
+    ahead = jax.block_until_ready(play("ahead"))
+    jax.effects_barrier()
+    made.clear()
+    due = jax.block_until_ready(play("due"))
+    jax.effects_barrier()
+    jax.tree.map(np.testing.assert_array_equal, *(jax.tree.map(data, x) for x in (ahead, due)))
+    assert jnp.all(due[2].ended > num_envs)
+    # Seeds go together, so each step makes as many as the seed in which most episodes ended.
+    most = jnp.max(jnp.sum(due[1].terminated, axis=-1), axis=0)
+    assert len(made) == jnp.sum(jnp.ceil(most / -(-num_envs // 16)))
+
+
+def data(x):
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+def test_an_environment_that_begins_again_by_itself_is_not_reset():
+    def start(key):
+        raise AssertionError("reset was traced")
+
+    env = corridor()._replace(resets="own")
+    actors = reset(env, N, jax.random.key(0))
+    rollout = unroll(act, env, actors, jax.random.key(1), 5)[1]
+    again = unroll(act, env._replace(reset=start), actors, jax.random.key(1), 5)[1]
+    jax.tree.map(np.testing.assert_array_equal, rollout, again)

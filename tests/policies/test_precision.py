@@ -38,7 +38,9 @@ class Small(nn.Module):
 def build(name, space, dtype):
     config = {
         "a2c": lambda: purerl.A2CConfig(),
-        "acktr": lambda: purerl.ACKTRConfig(cold_start=0, target_kl=0.01),
+        "acktr": lambda: purerl.ACKTRConfig(
+            cold_start=0, target_kl=1e-4, learning_rate_schedule="constant"
+        ),
         "dqn": lambda: purerl.DQNConfig(batch_size=B, double=True, target_tau=0.5, target_every=1),
         "npg": lambda: purerl.NPGConfig(critic_epochs=1, critic_minibatches=2),
         "policy_gradient": lambda: purerl.PolicyGradientConfig(),

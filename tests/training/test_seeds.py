@@ -1,12 +1,17 @@
 """vectorize: many seeds equal each one alone, on any number of devices, and a Clock stays whole."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import probe_envs
 import pytest
 
-from purerl import Clock, use_all_cores, vectorize
+import purerl
+from purerl import Clock, take_seeds, use_all_cores, vectorize
 from purerl.records import Cursor
+from purerl.training.seeds import is_clock
 
 
 def small_run(key, scale):
@@ -52,10 +57,42 @@ def test_two_devices_equal_one(monkeypatch):
     assert_close(sharded, alone)
 
 
-@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices; conftest makes two CPU ones")
-def test_an_odd_number_of_seeds_uses_the_devices_that_divide_it():
-    result = jax.jit(vectorize(small_run))(*seeds(3))
-    assert len(result["x"].sharding.device_set) == 1
+TWO = pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices; conftest makes them")
+
+
+@TWO
+@pytest.mark.parametrize("count", [3, 17])
+def test_seeds_that_the_devices_do_not_divide_are_padded(count):
+    keys, scales = seeds(count)
+    result = jax.jit(vectorize(small_run))(keys, scales)
+    assert result["x"].shape == (count, 5)
+    text = jaxpr(vectorize(small_run), keys, scales)
+    assert "shard_map" in text
+    assert_close(result, jax.jit(jax.vmap(small_run))(keys, scales))
+    assert "shard_map" not in jaxpr(vectorize(small_run, pad=False), keys, scales)
+
+
+def test_groups_are_of_five_to_eight_seeds():
+    of = lambda n: jaxpr(vectorize(lambda x: x + 1), jnp.ones(n))  # noqa: E731
+    devices = jax.device_count()
+    assert all("length=2" in of(n * devices) for n in (10, 12, 14, 16))
+    assert all("scan" not in of(n * devices) for n in (7, 8, 9, 11))
+
+
+@TWO
+def test_vectorize_within_vectorize_shards_once():
+    keys = jax.random.split(jax.random.key(0), (2, 4))
+    inner = vectorize(lambda key: jax.random.normal(key, (3,)))
+    got = jax.jit(vectorize(inner))(keys)
+    np.testing.assert_array_equal(
+        got, jax.vmap(jax.vmap(lambda k: jax.random.normal(k, (3,))))(keys)
+    )
+
+
+def test_no_tracer_is_kept():
+    clock = Clock(jnp.int32(0))
+    with jax.checking_leaks():
+        jax.jit(vectorize(lambda x, c: (x + 1, c)))(jnp.ones(2), clock)
 
 
 def periodic(state, clock):
@@ -139,6 +176,75 @@ def test_errors_of_axes(args, message):
         vectorize(lambda *args: args)(*args)
 
 
-def test_use_all_cores_is_harmless_once_jax_runs():
+@pytest.mark.parametrize("clock", [Clock, lambda x: Cursor(x, x)], ids=["Clock", "Cursor"])
+def test_a_batched_clock_is_refused(clock):
+    with pytest.raises(ValueError, match=r"must not be batched: use .*vectorize\(train.init\)"):
+        vectorize(lambda x, c: x)(jnp.ones(2), clock(jnp.zeros(2, jnp.int32)))
+
+
+def test_use_all_cores_says_what_it_costs_to_come_too_late(monkeypatch):
     before = jax.device_count()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(before), raising=False)
     assert use_all_cores() == before == jax.device_count()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(before + 1), raising=False)
+    with pytest.warns(UserWarning, match=f"up to {before + 1}/{before} times as long"):
+        assert use_all_cores() == before
+
+
+# Seeds out of a state.
+
+TINY = purerl.NetworkConfig(hidden_sizes=(8,))
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("name", purerl.ALGORITHMS)
+def test_a_seed_of_any_state_and_result_is_that_of_one_run(name, normalized):
+    """Shapes and dtypes only; nothing is compiled."""
+    env = purerl.make_env(probe_envs.NoisyEnv())
+    spec = purerl.ALGORITHMS[name]
+    sizes = {"normalize_obs": normalized, "evaluations": 2, "evaluation_episodes": 2}
+    if not spec.off_policy:
+        sizes |= {"normalize_reward": normalized, "rollout_length": 8}
+    algorithm = spec.build(spec.config(network=TINY), env.action_space)
+    train = purerl.make_train(algorithm, env, 2048, **sizes)
+    keys = jax.random.split(jax.random.key(0), 3)
+    one = jax.eval_shape(train.train, keys[0])
+    all_of_them = jax.eval_shape(jax.vmap(train.train, out_axes=seed_axes(one)), keys)
+    assert all_of_them.state.refused.shape == (3,)
+    assert jax.eval_shape(lambda x: take_seeds(x, 1), all_of_them) == one
+    two = jax.eval_shape(lambda x: take_seeds(x, slice(1, 3)), all_of_them)
+    assert two.state.refused.shape == (2,)
+    assert two.state.clock.iteration.shape == ()
+
+
+def seed_axes(tree):
+    return jax.tree.map(lambda x: None if is_clock(x) else 0, tree, is_leaf=is_clock)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "wanted"),
+    [
+        (1, 1.0),
+        (-1, 2.0),
+        (np.int64(2), 2.0),
+        (slice(1, None), [1.0, 2.0]),
+        ([2, 0], [2.0, 0.0]),
+        (np.array([2, 2]), [2.0, 2.0]),
+        (jnp.array([True, False, True]), [0.0, 2.0]),
+    ],
+)
+def test_take_seeds(seeds, wanted):
+    clock = Clock(jnp.int32(7))
+    x, key, same = take_seeds(
+        (jnp.arange(3.0), jax.random.split(jax.random.key(0), 3), clock), seeds
+    )
+    assert x.tolist() == wanted
+    assert key.shape == x.shape
+    assert same is clock
+
+
+def test_a_seed_that_is_not_there():
+    with pytest.raises(IndexError, match="out of bounds"):
+        take_seeds(jnp.arange(3.0), 3)
+    with pytest.raises(ValueError, match="take_seeds got leading axes"):
+        take_seeds((jnp.arange(3.0), jnp.arange(2.0)), 0)

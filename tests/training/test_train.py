@@ -164,10 +164,13 @@ def primitives(function, *args):
     return [name for name, _ in shapes_of(jax.make_jaxpr(function)(*args).jaxpr)]
 
 
-@pytest.mark.parametrize("seeds", [3, 4], ids=["one_device", "two_devices"])
+@pytest.mark.parametrize("seeds", [1, 4], ids=["one_device", "two_devices"])
 def test_evaluation_stays_a_branch_under_vectorize(seeds):
+    """And so does each chunk of it; no while_loop is around the step: XLA may crash there."""
     keys, train = jax.random.split(jax.random.key(0), seeds), make(4, evaluations=2)
-    assert "cond" in primitives(purerl.vectorize(train.train), keys)
+    text = str(jax.make_jaxpr(purerl.vectorize(train.train))(keys))
+    assert text.count("cond[") == 2
+    assert "while[" not in text
 
 
 def advance_with_branch(train):
@@ -297,31 +300,46 @@ def spied(iterations=4, env=NOISY, whole_episodes=False, **kw):
 
 
 def test_moments_are_constant_within_a_rollout_and_merged_after_it(x64):
+    """The first ones are of a rollout that is forgotten, as long as an iteration's."""
     env = purerl.make_env(probe_envs.NoisyEnv())
     _, raw = spied(env=env)
     state, seen = spied(env=env, normalize_obs=True)
+    first = jax.jit(make(4, spy(env.action_space), env, normalize_obs=True).init)(jax.random.key(7))
+    count, mean, var = (np.asarray(x) for x in first.normalizer.obs)
+    assert count == 24
+    obs = np.asarray(raw.info["rollout"].obs)
+
+    def known(i):
+        x = obs[:i].reshape(-1, 3)
+        n = count + len(x)
+        m = (count * mean + x.sum(0)) / n
+        return m, (count * (var + mean**2) + (x**2).sum(0)) / n - m**2
+
     for name in ("obs", "next_obs"):
         x, y = (np.asarray(getattr(m.info["rollout"], name)) for m in (raw, seen))
-        np.testing.assert_allclose(y[0], np.clip(x[0], -10, 10), atol=1e-6)  # nothing known yet
-        for i in range(1, 4):
-            known = np.asarray(raw.info["rollout"].obs)[:i].reshape(-1, 3)
-            wanted = (x[i] - known.mean(0)) / np.sqrt(known.var(0) + 1e-8)
-            np.testing.assert_allclose(y[i], np.clip(wanted, -10, 10), atol=1e-10)
-    everything = np.asarray(raw.info["rollout"].obs).reshape(-1, 3)
-    np.testing.assert_allclose(state.normalizer.obs.mean, everything.mean(0), atol=1e-12)
-    np.testing.assert_allclose(state.normalizer.obs.var, everything.var(0), atol=1e-12)
+        for i in range(4):
+            m, v = known(i)
+            np.testing.assert_allclose(
+                y[i], np.clip((x[i] - m) / np.sqrt(v + 1e-8), -10, 10), atol=1e-9
+            )
+    np.testing.assert_allclose(state.normalizer.obs.mean, known(4)[0], atol=1e-12)
+    np.testing.assert_allclose(state.normalizer.obs.var, known(4)[1], atol=1e-12)
 
 
-def test_rewards_are_scaled_by_what_was_known_before(x64):
+@pytest.mark.parametrize("whole_episodes", [False, True])
+def test_rewards_are_scaled_by_what_was_known_before(whole_episodes, x64):
+    """By the algorithm's gamma; an abandoned episode's return does not go on."""
     env = purerl.make_env(probe_envs.NoisyEnv())
-    _, raw = spied(env=env)
-    _, seen = spied(env=env, normalize_reward=True)
+    _, raw = spied(env=env, whole_episodes=whole_episodes)
+    _, seen = spied(env=env, whole_episodes=whole_episodes, normalize_reward=True)
     rollout = raw.info["rollout"]
     reward, done = np.asarray(rollout.reward), np.asarray(rollout.terminated | rollout.truncated)
     running, totals = np.zeros(4), []
     for i in range(4):
+        running = np.zeros(4) if whole_episodes else running
         scale = np.sqrt(np.var(totals) + 1e-8) if totals else 1
-        wanted = np.clip(reward[i] / scale, -10, 10)
+        wanted = reward[i] / scale
+        wanted = np.clip(wanted, -10, 10) if totals else wanted
         np.testing.assert_allclose(seen.info["rollout"].reward[i], wanted, rtol=1e-6)
         for t in range(6):
             running = 0.5 * running + reward[i, t]

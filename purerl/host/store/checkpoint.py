@@ -121,13 +121,17 @@ class Checkpoints:
         for part in ("policy", "rest"):
             manifest = self.path / str(iteration) / part / "manifest.ocdbt"
             if not manifest.exists():
-                shutil.rmtree(self.path / str(iteration))
+                shutil.rmtree(self.path / str(iteration), ignore_errors=True)
                 raise OSError(f"{manifest} is missing")
 
     def close(self) -> None:
         """Ends the threads that write; what trouble they had, :meth:`wait` tells."""
         with contextlib.suppress(Exception):
             self._manager.close()
+        if self._keep is not None and jax.process_index() == 0:
+            # A thread may have gone on to write what was given up and deleted.
+            for path in self.path.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def iterations(self) -> list[int]:
         """Of the checkpoints that are whole, ascending."""

@@ -38,6 +38,9 @@ class SweepResult(NamedTuple):
     stopped: Stopped | None = None
     trouble: str | None = None
 
+    def __repr__(self) -> str:
+        return self.table(top=10)
+
     def ranked(self) -> list[dict[str, Any]]:
         """A row a point, the best first.
 
@@ -67,9 +70,9 @@ class SweepResult(NamedTuple):
                 }
             )
 
-        def order(row: dict[str, Any]) -> tuple[bool, bool, float, float, float]:
+        def order(row: dict[str, Any]) -> tuple[bool, bool, float, float]:
             late = not self.finished[row["point"]], not np.isfinite(row["iqm"])
-            return *late, -row["iqm"], -row["low"], -row["min"]
+            return *late, -row["iqm"], -row["low"]
 
         return sorted(rows, key=order)
 
