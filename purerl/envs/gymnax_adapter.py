@@ -64,7 +64,7 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
         params: Fields of its parameters.
         name: Its name; what it calls itself by default.
     """
-    name = name or getattr(env, "name", type(env).__name__)
+    name = str(name or getattr(env, "name", type(env).__name__))
     for attribute in ("reset", "step", "default_params", "action_space", "observation_space"):
         if not hasattr(env, attribute):
             raise TypeError(

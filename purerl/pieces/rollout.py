@@ -99,7 +99,8 @@ def unroll(
     # All of a rollout's keys and resets at once: one hash over a long array instead of T over
     # short ones. On a CPU the hashes were a third of the time of a rollout of CartPole.
     keys = jax.random.split(key, (length, 1 + 2 * num_envs))
-    act_keys, env_keys, resets = keys[:, 0], keys[:, 1::2], keys[:, 2::2]
+    act_keys, env_keys = keys[:, 0], keys[:, 1::2]
+    resets: PyTree = keys[:, 2::2]
     if env.resets == "ahead":
         resets = jax.vmap(jax.vmap(env.reset))(resets)
 
