@@ -154,12 +154,7 @@ class Experiment:
             ValueError: If the algorithm or a field is unknown to this version of purerl, or what
                 was an object is not given.
         """
-        if data.get("format") != FORMAT:
-            raise ValueError(
-                f"config.json has the format {data.get('format', 1)}, this version of purerl reads "
-                f"format {FORMAT}: of an older run the evaluations and their plot can be read, but "
-                "not continued, evaluated again, or acted with; use the version that wrote it."
-            )
+        check_format(data)
         parts = {
             name: brought.given_again(name, data.get(name), given.pop(name, None))
             for name in ("algorithm", "env", "network")
@@ -252,6 +247,20 @@ def _from_dict(cls: type, data: dict[str, Any], given: dict[str, Any]) -> Any:
             value = given.pop(name)
         values[name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
+
+
+def check_format(data: dict[str, Any]) -> None:
+    """Raises ValueError where a ``config.json`` is of another format than this version's.
+
+    Args:
+        data: What it holds.
+    """
+    if data.get("format") != FORMAT:
+        raise ValueError(
+            f"config.json has the format {data.get('format', 1)}, this version of purerl reads "
+            f"format {FORMAT}: of an older run the evaluations and their plot can be read, but "
+            "not continued, evaluated again, or acted with; use the version that wrote it."
+        )
 
 
 def dumps(data: Any) -> str:

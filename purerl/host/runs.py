@@ -13,7 +13,7 @@ from purerl.config import check_integer, plain, suggest
 from purerl.host import brought
 from purerl.host.chunks import OnRow, Session
 from purerl.host.devices import agreed, from_hosts, make_layout
-from purerl.host.experiment import Experiment, make_experiment
+from purerl.host.experiment import Experiment, check_format, make_experiment
 from purerl.host.options import RunOptions, Terminated
 from purerl.host.pacing import Surroundings
 from purerl.host.report.plotting import plot_curves, save_plot
@@ -157,6 +157,7 @@ class _Run(NamedTuple):
         }
         if folder is not None and begun:
             there = folder.read_config()
+            check_format(there)
             if start_from is None and folder.iterations():  # what it began with is behind it
                 description["start_from"] = there["start_from"]
             (check_run if extended else check_same)(description, there, str(folder.path))

@@ -517,23 +517,29 @@ def test_update_is_policy_step_and_critic_fit(space, shared, x64):
     )
 
 
+@functools.cache
+def tiny(**changes):
+    """A small TRPO, its update compiled once."""
+    network = NetworkConfig(hidden_sizes=(4,))
+    config = purerl.TRPOConfig(network=network, critic_epochs=2, critic_minibatches=1, **changes)
+    algorithm = purerl.trpo(config, Discrete(3))
+    return algorithm, jax.jit(algorithm.update)
+
+
 def tiny_update(data, progress=0.0, **changes):
     """State before and after an update, and its info."""
-    config = purerl.TRPOConfig(network=NetworkConfig(hidden_sizes=(4,)), **changes)
-    algorithm = purerl.trpo(config, Discrete(3))
+    algorithm, update = tiny(**changes)
     state = algorithm.init(data.obs[0], jax.random.key(0))
-    update = jax.jit(algorithm.update)
     return state, *update(state, data, jax.random.key(1), progress=progress)
 
 
-def test_a_rollout_of_numpy_updates_as_one_of_jax():
-    data, config = rollout(Discrete(3)), purerl.TRPOConfig(network=NetworkConfig(hidden_sizes=(4,)))
-    algorithm = purerl.trpo(config, Discrete(3))
-    state = algorithm.init(data.obs[0], jax.random.key(0))
-    one, _ = algorithm.update(state, data, jax.random.key(1))
-    other, info = algorithm.update(state, jax.tree.map(np.asarray, data), jax.random.key(1))
+def test_a_rollout_of_numpy_updates_without_jit():
+    data = rollout(Discrete(3))
+    state, wanted, _ = tiny_update(data)
+    algorithm, _ = tiny()
+    new, info = algorithm.update(state, jax.tree.map(np.asarray, data), jax.random.key(1))
     assert info["accepted"]
-    assert same_bits(one, other)
+    np.testing.assert_allclose(flat(new.params), flat(wanted.params), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [purerl.TRPOConfig, purerl.NPGConfig])
@@ -564,7 +570,7 @@ def test_annealing_of_the_critic():
 
 def test_a_policy_step_that_is_not_finite_refuses_the_critic_too():
     data = rollout(Discrete(3))
-    data = data._replace(log_prob=data.log_prob.at[0, 0].set(-jnp.inf))
+    data = data._replace(log_prob=data.log_prob.at[0, 0].set(jnp.nan))
     old, new, info = tiny_update(data)
     assert same_bits(old, new)
     assert not info["finite"]
@@ -572,8 +578,7 @@ def test_a_policy_step_that_is_not_finite_refuses_the_critic_too():
 
 
 def test_a_critic_that_is_not_finite_refuses_the_policy_too():
-    rate = jnp.array(jnp.inf)  # as a sweep might put it in
-    old, new, info = tiny_update(rollout(Discrete(3)), critic_learning_rate=rate)
+    old, new, info = tiny_update(rollout(Discrete(3)), critic_learning_rate=lambda _: jnp.inf)
     assert same_bits(old, new)
     assert not info["finite"]
     assert not info["accepted"]

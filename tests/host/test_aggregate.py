@@ -65,6 +65,9 @@ def test_plot_shows_every_curve_with_its_number_of_seeds(tmp_path):
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["a (4 seeds)", "b (1 seeds)"]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), iqm(returns))
+    low, high = iqm_interval(returns)
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose([band.min(), band.max()], [low.min(), high.max()])
     result = types.SimpleNamespace(steps=steps, returns=returns)
     (same,) = plot_curves({"a": result}).axes
     np.testing.assert_array_equal(same.lines[0].get_xydata(), axes.lines[0].get_xydata())

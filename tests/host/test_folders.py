@@ -137,7 +137,7 @@ def test_of_an_older_run_the_evaluations_are_read_and_all_else_is_refused(old, t
     for read in (purerl.load_policy, purerl.load_run, purerl.evaluate_run, purerl.resume):
         with pytest.raises(ValueError, match=wanted):
             read(old)
-    with pytest.raises(ValueError, match=r"another run|has the format 1"):
+    with pytest.raises(ValueError, match="has the format 1"):
         train(old, resume=True)
     assert main(["evaluate", str(old)]) == 2
     assert wanted in capsys.readouterr().err

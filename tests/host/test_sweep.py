@@ -174,8 +174,14 @@ def test_a_result_is_a_table_of_seeds_and_evaluations():
         "return": [1.0, 1.0, 2.0, 2.0, 3.0],
         "failed": [False] * 5,
     }
-    one = frame.evaluations([{}], result.steps[:1], result.returns[:1], result.failed[:1])
-    assert [*one] == ["seed", "step", "return", "failed"]
+    returns, failed = np.array([[[1.0], [2.0]]]), np.array([[False, True]])
+    one = frame.evaluations([{}], np.array([[9]]), returns, failed)
+    assert {name: column.tolist() for name, column in one.items()} == {
+        "seed": [0, 1],
+        "step": [9, 9],
+        "return": [1.0, 2.0],
+        "failed": [False, True],
+    }
     points = [{"widths": (8,)}, {"widths": (8, 8), "clip": 0.1}]
     mixed = frame.point_columns(points, np.array([1, 0]))
     assert {name: column.tolist() for name, column in mixed.items()} == {

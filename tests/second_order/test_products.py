@@ -114,7 +114,7 @@ def test_fisher_is_the_difference_of_the_kl_gradients(space, x64):
 
 
 def test_fisher_is_the_expected_outer_product_of_scores(x64):
-    """Summed over all actions under the policy; with a plus sign (document 000 has a minus)."""
+    """Summed over all actions under the policy; with a plus sign."""
     policy, params, obs = problem("categorical")
     flat, unravel = ravel_pytree(params)
     wanted = 0.0

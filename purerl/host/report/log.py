@@ -68,7 +68,11 @@ def make_rows(
         "refused": report.refused,
         "failed": report.failed.astype(int),
         "seconds": np.full(len(report.failed), round(seconds, 3)),
-        **{k: np.asarray(x / iterations) for k, x in sorted(report.totals.info.items())},
+        **{
+            k: np.asarray(x / iterations)
+            for k, x in sorted(report.totals.info.items())
+            if np.ndim(x) == 1  # columns are scalars of a seed
+        },
     }
 
 

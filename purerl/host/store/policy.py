@@ -92,7 +92,7 @@ def make_policy(
         action, _ = algorithm.act(
             learner, normalizer.observe(obs), key, greedy=greedy, progress=1.0
         )
-        return env.to_env_action(action)
+        return jax.vmap(env.to_env_action)(action)
 
     def policy(obs: Any, key: jax.Array | None = None) -> Any:
         obs = jnp.asarray(obs, float)

@@ -205,7 +205,6 @@ def invert_eigenbasis(factors: Factors, damping: float | jax.Array) -> Inverse:
     spectra = _by_size(jnp.linalg.eigh, [*factors.a, *factors.g])
     layers, conditions = [], []
     for a, g in zip(spectra[: len(factors.a)], spectra[len(factors.a) :], strict=True):
-        # Rounding makes small eigenvalues negative.
         values_a, values_g = jnp.maximum(a.eigenvalues, 0), jnp.maximum(g.eigenvalues, 0)
         block = jnp.outer(values_a, values_g) + damping
         layers.append(EigenbasisInverse(a.eigenvectors, g.eigenvectors, 1 / block))
