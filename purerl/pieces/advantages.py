@@ -83,18 +83,13 @@ def standardize(x: jax.Array, weights: jax.Array | None = None, eps: float = 1e-
         >>> standardize(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 1.0, 0.0])).tolist()[:2]
         [-1.0, 1.0]
     """
-    x = _centred(x, weights)
-    x = x - jnp.average(x, weights=weights)
-    return x / (jnp.sqrt(jnp.average(jnp.square(x), weights=weights)) + eps)
-
-
-def _centred(x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """``x`` minus its mean. The mean of equal numbers is rounded, and the deviations from it would
-    be all that is left; a mean is never below the least number or above the greatest one.
-    """
     if weights is not None:
         x = jnp.where(weights > 0, x, jnp.min(x, initial=jnp.inf, where=weights > 0))
-    return x - jnp.clip(jnp.average(x, weights=weights), jnp.min(x), jnp.max(x))
+    # The mean of equal numbers is rounded, and the deviations from it would be all that is left;
+    # but a mean is never below the least number or above the greatest one.
+    x = x - jnp.clip(jnp.average(x, weights=weights), jnp.min(x), jnp.max(x))
+    x = x - jnp.average(x, weights=weights)
+    return x / (jnp.sqrt(jnp.average(jnp.square(x), weights=weights)) + eps)
 
 
 def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
@@ -106,6 +101,6 @@ def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
         value: ``[B]``.
         target: ``[B]``.
     """
-    spread = jnp.mean(jnp.square(_centred(target)))
-    constant = spread == 0
-    return jnp.where(constant, 0, 1 - jnp.var(target - value) / jnp.where(constant, 1, spread))
+    constant = jnp.min(target) == jnp.max(target)
+    spread = jnp.where(constant, 1, jnp.var(target))
+    return jnp.where(constant, 0, 1 - jnp.var(target - value) / spread)
