@@ -89,7 +89,8 @@ def standardize(x: jax.Array, weights: jax.Array | None = None, eps: float = 1e-
     # but a mean is never below the least number or above the greatest one.
     x = x - jnp.clip(jnp.average(x, weights=weights), jnp.min(x), jnp.max(x))
     x = x - jnp.average(x, weights=weights)
-    return x / (jnp.sqrt(jnp.average(jnp.square(x), weights=weights)) + eps)
+    variance = jnp.var(x) if weights is None else jnp.average(jnp.square(x), weights=weights)
+    return x / (jnp.sqrt(variance) + eps)
 
 
 def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
