@@ -166,6 +166,9 @@ class _Run(NamedTuple):
         if options.progress and jax.process_index() == 0:
             if needed:
                 print(f"replay buffers: {format_bytes(needed)} for {seeds} seeds")
+            if layout.mesh.size < min(seeds, jax.device_count()):
+                used = f"{layout.mesh.size} of {jax.device_count()} devices"
+                print(f"{seeds} seeds use {used}; a multiple of {jax.device_count()} uses all")
             if experiment.loop.evaluations:
                 share = f"up to {train.evaluation_share:.0%} of the steps of training"
                 each = f"{train.evaluation_episodes} episodes"
