@@ -369,11 +369,11 @@ def test_equal_advantages_are_none():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("advantage", np.zeros((64, 1)), r"batch.advantage has shape \(64, 1\), wanted \(64,\)"),
-        ("advantage", np.zeros(1), r"batch.advantage has shape \(1,\), wanted \(64,\)"),
+        ("advantage", np.zeros((64, 1)), r"batch.advantage has shape \(64, 1\), wanted \[64"),
+        ("advantage", np.zeros(1), r"batch.advantage has shape \(1,\), wanted \[64"),
         ("advantage", np.zeros(64, int), r"batch.advantage has dtype int32, wanted floating"),
-        ("log_prob", np.zeros((64, 1)), r"batch.log_prob has shape \(64, 1\), wanted \(64,\)"),
-        ("action", np.zeros((63, 2)), r"batch.action has shape \(63, 2\), wanted \(64,\)"),
+        ("log_prob", np.zeros((64, 1)), r"batch.log_prob has shape \(64, 1\), wanted \[64"),
+        ("action", np.zeros((63, 2)), r"batch.action has shape \(63, 2\), wanted \[64"),
         ("obs", np.zeros((64, 5)), r"obs has shape \(64, 5\), but the parameters were made for"),
     ],
 )
