@@ -28,7 +28,7 @@ SMALLER = {
     r"--seeds (64|32|16)": "--seeds 2",
     r"--samples 32": "--samples 2",
     r"--episodes 1000": "--episodes 2",
-    r"3e-4, 1e-3, 3e-3\]": "1e-3]",
+    r"\[3e-4, 1e-3, 3e-3\]": "[1e-3]",
     r"1e-4,3e-4,1e-3,3e-3": "1e-3,3e-3",
 }
 GIVEN = {"README.md": {}, "long_runs.md": {"obs": jnp.zeros((3, 4))}}

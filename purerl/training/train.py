@@ -79,7 +79,7 @@ def make_train(
         config.episode_limit(env)
     regime: Any = off_policy if isinstance(algorithm, OffPolicyAlgorithm) else on_policy
     loop = regime.make_loop(algorithm, env, config)
-    own = not getattr(algorithm.update, "__module__", "").startswith("purerl.")
+    own = not str(getattr(algorithm.update, "__module__", None)).startswith("purerl.")
     if own and not isinstance(jnp.zeros(()), jax.core.Tracer):  # else it is traced anyway
         jax.eval_shape(lambda: loop.iterate(loop.init(jax.random.key(0))))
     return _assemble(algorithm, env, config, loop)
