@@ -170,9 +170,9 @@ class _Run(NamedTuple):
                 used = f"{layout.mesh.size} of {jax.device_count()} devices"
                 print(f"{seeds} seeds use {used}; a multiple of {jax.device_count()} uses all")
             if experiment.loop.evaluations:
-                share = f"up to {train.evaluation_share:.0%} of the steps of training"
+                share = f"at most {train.evaluation_share:.2g} times the steps of training"
                 each = f"{train.evaluation_episodes} episodes"
-                print(f"{experiment.loop.evaluations} evaluations of {each} a seed: {share}")
+                print(f"{len(train.evaluate_at)} evaluations of {each} a seed: {share}")
         from_hosts(np.zeros(()))  # all hosts have looked at the folder before one writes to it
         keys = jax.random.split(jax.random.key(self.seed), seeds)
         driver = self.surroundings.driver(lambda values: train, {}, keys, layout)
