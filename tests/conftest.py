@@ -17,6 +17,8 @@ CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 jax.config.update("jax_num_cpu_devices", 2)
 jax.devices()  # from here on their number is fixed
 threadpool_limits(1, user_api="blas")  # as purerl.use_all_cores does
+if jax.__version_info__ >= (0, 10):  # as it does, too
+    jax.config.update("jax_use_shardy_partitioner", False)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE))

@@ -191,9 +191,12 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: Loop) -> Train:
             state, (metrics, seen) = jax.lax.scan(iterate_and_evaluate, state, length=length)
         else:
             state, metrics = advance(state, sizes.iterations)
-            seen = jax.tree.map(lambda x: x[None], _empty_evaluation(real))
-        done = jnp.array(evaluate_at, jnp.int32)
-        curve = LearningCurve(sizes.step(done), jax.tree.map(lambda x: x[done - 1], seen))
+            seen = jax.tree.map(lambda x: jnp.zeros(0, x.dtype), _empty_evaluation(real))
+        if evaluate_at:
+            seen = jax.tree.map(lambda x: x[jnp.array(evaluate_at) - 1], seen)
+        # Constants: XLA of JAX 0.11 crashes where arrays of no elements are computed.
+        step = jnp.array([sizes.step(i) for i in evaluate_at], jnp.int32)
+        curve = LearningCurve(step, seen)
         return TrainResult(state, metrics, curve, failed(state))
 
     return Train(

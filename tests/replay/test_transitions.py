@@ -112,7 +112,7 @@ class Memory(RuleBasedStateMachine):
     )
     def start(self, shape, n_step, seed):
         self.capacity, self.num_envs, interval = shape
-        self.n_step = n_step
+        self.n_step = n_step = min(n_step, self.capacity // self.num_envs)  # more is refused
         self.memory = compiled(*shape, n_step)
         self.state = self.memory.init(item())
         self.actors, self.steps = Actors(self.num_envs, interval, 0.1, 0.4, seed), []
