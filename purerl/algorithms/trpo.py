@@ -312,7 +312,17 @@ def npg(config: "NPGConfig", action_space: ActionSpace, network: Any = None) -> 
     """Natural policy gradient: TRPO's full step, always taken.
 
     The step length is that of a quadratic model of the KL, so ``max_kl`` is met about, not kept.
-    Arguments and result are those of :func:`trpo`.
+
+    Args:
+        config: Hyper-parameters.
+        action_space: Of the environment.
+        network: ``obs [B, *O] -> (distribution, value [B])``; None: :class:`purerl.ActorCritic`.
+
+    Returns:
+        The algorithm, with the info of :func:`trpo`.
+
+    Raises:
+        TypeError: If ``config`` is a :class:`TRPOConfig`.
 
     Example:
         >>> import purerl
