@@ -3,6 +3,9 @@
 import os
 import pathlib
 
+# Compiles in half the time; before JAX is imported, and for child processes too.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
+
 import jax
 import pytest
 from threadpoolctl import threadpool_limits
