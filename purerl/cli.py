@@ -19,6 +19,9 @@ On several hosts, start the same command on each, with --distributed (TPU pods, 
 tell JAX who takes part) or --distributed HOST:PORT,HOSTS,INDEX.
 """
 
+import argparse
+import functools
+import itertools
 import os
 import pathlib
 import sys
@@ -43,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         could not be written; 2 for bad input (one line; with PURERL_TRACEBACK=1 set, the whole
         traceback); 130 after Ctrl-C; 143 after SIGTERM.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    name, *words = list(sys.argv[1:] if arguments is None else arguments) or [""]
+    helps = ("-h", "--help")
+    if name in ("", *helps) or (name in ("train", "sweep") and words[:1] in ([x] for x in helps)):
         print(__doc__, end="")
-        return 0 if arguments else 2
-    name, *rest = arguments
+        return 0 if name else 2
     if name == "--version":
         import purerl
 
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from purerl.config import suggest
 
             raise ValueError(f"unknown command {name!r}. {suggest(name, COMMANDS)}")
-        return COMMANDS[name](_distributed(rest))
+        return COMMANDS[name](_distributed(words))
     except (ValueError, TypeError, OverflowError, OSError) as error:
         if os.environ.get("PURERL_TRACEBACK"):
             raise
@@ -71,124 +74,105 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _distributed(arguments: list[str]) -> list[str]:
-    """Joins the other hosts, before anything computes; what is left of the arguments."""
-    words = [i for i, word in enumerate(arguments) if word.partition("=")[0] == "--distributed"]
-    if not words:
-        return arguments
+def _distributed(words: list[str]) -> list[str]:
+    """Joins the other hosts, before anything computes; what is left of the words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--distributed", nargs="?", const="")
+    found, rest = parser.parse_known_args(words)
+    if found.distributed is None:
+        return words
     import jax
 
-    (i,) = words
-    where = arguments[i].partition("=")[2]
-    rest = arguments[:i] + arguments[i + 1 :]
-    if not where and rest[i:] and not rest[i].startswith("-"):
-        where = rest.pop(i)
-    if not where:
+    if not found.distributed:
         jax.distributed.initialize()
         return rest
     try:
-        address, hosts, index = where.split(",")
+        address, hosts, index = found.distributed.split(",")
         jax.distributed.initialize(address, int(hosts), int(index))
     except ValueError as error:
         raise ValueError(
-            f"got --distributed {where}, wanted HOST:PORT,HOSTS,INDEX, such as 10.0.0.1:1234,2,0 "
-            f"({error})."
+            f"got --distributed {found.distributed}, wanted HOST:PORT,HOSTS,INDEX, such as "
+            f"10.0.0.1:1234,2,0 ({error})."
         ) from None
     return rest
 
 
 def _train(words: list[str]) -> int:
-    from purerl.host.command_line import ResumeOptions, RunOptions, driven
-    from purerl.host.runs import resume, run
+    from purerl.host import runs
+    from purerl.host.command_line import ResumeRun, Start
 
-    def summary(result: Any) -> str:
-        return result.summary()
-
-    begun = _options("train", words, RunOptions(), ResumeOptions)
-    if begun is None:
-        return 0
-    experiment, chosen, out = begun
+    experiment, out, options = _options("train", words, [Start()], ResumeRun)
     if experiment is None:
-        more = {} if chosen.steps is None else {"steps": chosen.steps}
-        return _report("train", lambda: resume(out, **more, **driven(chosen)), out, summary)
-    return _report("train", lambda: run(experiment, **_numbers(chosen, out)), out, summary)
+        train = functools.partial(runs.resume, out, **options)
+    else:
+        train = functools.partial(runs.run, experiment, out=out, **options)
+    return _report("train", train, out, lambda result: result.summary())
 
 
 def _sweep(words: list[str]) -> int:
-    from purerl.host import command_line
-    from purerl.host.sweep.parts import resume_sweep, sweep
+    from purerl.host.command_line import Points, ResumeSweep, Start, sample_ranges, values_by_name
+    from purerl.host.sweep import parts
     from purerl.host.sweep.points import samples
 
     def table(result: Any) -> str:
         seconds = " | ".join(f"{x:.1f} s {what}" for what, x in result.seconds.items())
-        return f"{result.table(chosen.top)}\n{seconds}"
+        return f"{result.table(top)}\n{seconds}"
 
-    resumes = command_line.ResumeSweepOptions
-    begun = _options("sweep", words, command_line.SweepOptions(), resumes)
-    if begun is None:
-        return 0
-    experiment, chosen, out = begun
+    begins = [Start(seeds=4), Points()]
+    experiment, out, options = _options("sweep", words, begins, ResumeSweep)
+    top = options.pop("top")
     if experiment is None:
-        driven = command_line.driven(chosen)
-        return _report("sweep", lambda: resume_sweep(out, **driven), out, table)
-    if bool(chosen.grid) == bool(chosen.sample):
+        train = functools.partial(parts.resume_sweep, out, **options)
+        return _report("sweep", train, out, table)
+    grid, sample, count = (options.pop(name) for name in ("grid", "sample", "samples"))
+    if bool(grid) == bool(sample):
         raise ValueError(
             "got --grid and --sample, or neither, wanted one of them: "
             "--grid learning_rate=1e-4,1e-3 clip=0.1,0.2."
         )
-    values: Any = command_line.grid_values(chosen.grid)
-    if chosen.sample:
-        ranges = command_line.sample_ranges(chosen.sample)
-        values = samples(chosen.samples, chosen.seed, **ranges)
-    options = _numbers(chosen, out)
-    return _report("sweep", lambda: sweep(experiment, values, **options), out, table)
+    points: Any = values_by_name(grid)
+    if sample:
+        points = samples(count, options["seed"], **sample_ranges(sample))
+    train = functools.partial(parts.sweep, experiment, points, out=out, **options)
+    return _report("sweep", train, out, table)
 
 
-def _options(command: str, words: list[str], begins: Any, resumes: Any) -> Any:
-    """The experiment (None if a run goes on as it was begun), the other options, and the folder;
-    None after a help.
-    """
+def _options(command: str, words: list[str], begins: list[Any], resumes: type) -> Any:
+    """The experiment (None if a run goes on as it was begun), its folder, and the other options."""
     from purerl.host import command_line
     from purerl.host.experiment import make_experiment
+    from purerl.host.options import RunOptions
+    from purerl.host.store.folder import RunFolder
     from purerl.training.seeds import use_all_cores
 
     use_all_cores()  # before anything computes: making an environment does
-    names, options = command_line.positional(words)
-    wants_help = bool({"-h", "--help"} & set(options))
-    folder = command_line.resumed(options)
-    if not names and folder is not None:
-        default = command_line.begun_with(folder, resumes)
-        read = ["--help"] if wants_help else options  # also where the folder is missing
-        (chosen,) = command_line.parse(f"purerl {command}", read, default)
-        return None, chosen, chosen.resume
+    names = [*itertools.takewhile(lambda word: not word.startswith("-"), words)]
+    words = words[len(names) :]
+    first = command_line.read_first(words)
+    if not names and first.resume is not None:
+        begun = RunFolder(first.resume).read_config().get("options", {}) if first.resume else {}
+        words = ["--help"] if first.help else words  # also where the folder is missing
+        options = command_line.read(f"purerl {command}", words, RunOptions.of(begun), resumes)
+        return None, options.pop("resume"), options
     if len(names) != 2:
-        if wants_help:
-            print(__doc__, end="")
-            return None
         raise ValueError(
             f"got {' '.join(names) or 'no names'} before the options, wanted an algorithm and an "
             f"environment: purerl {command} ppo_clip CartPole-v1 --seeds 4 (purerl list shows "
             "both)."
         )
-    made = make_experiment(*names, **command_line.brought(options))
-    program = f"purerl {command} {' '.join(names)}"
-    loop, config, chosen = command_line.parse(program, options, made.loop, made.config, begins)
-    if chosen.resume is not None and chosen.out is not None:
+    made = make_experiment(*names, network=first.network, env_params=first.env_params)
+    program = " ".join(["purerl", command, *names])
+    defaults = made.loop, made.config, RunOptions(), *begins
+    options = command_line.read(program, words, *defaults)
+    for name in ("network", "env_params"):  # they are the experiment's already
+        del options[name]
+    numbers = set().union(*made.options().values())
+    experiment = made.replace(**{name: options.pop(name) for name in numbers & options.keys()})
+    resume, out = options["resume"], options.pop("out")
+    if resume is not None and out is not None:
         raise ValueError("got --resume and --out, wanted one of them: both name the folder.")
-    out = chosen.resume or chosen.out or _new_folder(command, *names)
-    return made.replace(**vars(loop), **vars(config)), chosen, out
-
-
-def _numbers(chosen: Any, out: pathlib.Path) -> dict[str, Any]:
-    """Arguments that ``run`` and ``sweep`` share."""
-    from purerl.host.command_line import driven
-
-    return {
-        "out": out,
-        "resume": chosen.resume is not None,
-        **{name: getattr(chosen, name) for name in ("seeds", "seed", "overwrite")},
-        **driven(chosen),
-    }
+    options["resume"] = resume is not None
+    return experiment, resume or out or _new_folder(command, *names), options
 
 
 def _report(

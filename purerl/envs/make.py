@@ -84,7 +84,7 @@ def list_envs() -> list[str]:
     return gymnax_adapter.list_envs()
 
 
-def make_env(env: Any, **params: Any) -> Env:
+def make_env(env: Any, /, **params: Any) -> Env:
     """An environment by its gymnax name, or of what a user has.
 
     Observations come as floating-point arrays (integers and booleans are cast, a discrete
@@ -126,14 +126,15 @@ def make_env(env: Any, **params: Any) -> Env:
             accepted = inspect.signature(env).parameters
             env = env(**{key: params.pop(key) for key in accepted if key in params})
         own = isinstance(env, Env)
+        if own and params:
+            raise TypeError(f"{env.name} is an Env record, which has no parameters: {params}.")
         if not own:
             from purerl.envs import gymnax_adapter
 
-            if isinstance(env, str):
-                return gymnax_adapter.named(env, params)
-            env = gymnax_adapter.adapt(env, params)
-        elif params:
-            raise TypeError(f"{env.name} is an Env record, which has no parameters: {params}.")
+            named = isinstance(env, str)
+            env = (gymnax_adapter.named if named else gymnax_adapter.adapt)(env, params)
+            if named:  # gymnax's own are known to be right
+                _checked.add(env.step)
         if env.step not in _checked:
             _check(env)
             if own or env.resets == "own":

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from purerl.config import Config, choice, count, switch
+from purerl.config import Config, field
 from purerl.envs.make import Env
 
 ObsDtype = Literal["float", "uint8", "bool"]
@@ -20,16 +20,18 @@ _DEFAULT = (
 class LoopConfig(Config):
     """Sizes of a run; all static."""
 
-    steps: int = count(100_000, "Environment steps of a seed, rounded up to whole iterations.")
-    num_envs: int = count(8, "Environments side by side, N.")
-    rollout_length: int = count(128, "Steps of each environment in one iteration, T.")
-    evaluations: int = count(20, "Evenly spaced, one after the last iteration; 0: none.", least=0)
-    evaluation_episodes: int | None = count(None, f"Of each. {_DEFAULT}", optional=True)
-    greedy_evaluation: bool = switch(True, "Evaluate the most probable actions, else samples.")
-    max_episode_steps: int | None = count(
-        None, "Limit of an evaluation's episodes; None: the environment's own.", optional=True
+    steps: int = field(100_000, "Environment steps of a seed, rounded up to whole iterations.")
+    num_envs: int = field(8, "Environments side by side, N.")
+    rollout_length: int = field(128, "Steps of each environment in one iteration, T.")
+    evaluations: int = field(
+        20, "Evenly spaced, one after the last iteration; 0: none.", "[0, inf)"
     )
-    normalize_obs: bool = switch(False, "Observations to running mean 0, standard deviation 1.")
+    evaluation_episodes: int | None = field(None, f"Of each. {_DEFAULT}")
+    greedy_evaluation: bool = field(True, "Evaluate the most probable actions, else samples.")
+    max_episode_steps: int | None = field(
+        None, "Limit of an evaluation's episodes; None: the environment's own."
+    )
+    normalize_obs: bool = field(False, "Observations to running mean 0, standard deviation 1.")
 
     def check(self) -> None:
         """Raises ValueError where sizes do not fit each other."""
@@ -116,7 +118,7 @@ class LoopConfig(Config):
 class OnPolicyLoopConfig(LoopConfig):
     """Sizes of an on-policy run; all static."""
 
-    normalize_reward: bool = switch(
+    normalize_reward: bool = field(
         False, "Rewards divided by the running standard deviation of the discounted return."
     )
 
@@ -125,11 +127,11 @@ class OnPolicyLoopConfig(LoopConfig):
 class OffPolicyLoopConfig(LoopConfig):
     """Sizes of an off-policy run; all static."""
 
-    rollout_length: int = count(1, "Steps of each environment in one iteration, T.")
-    updates: int = count(1, "Updates in one iteration, each with a batch of its own.")
-    warmup: int = count(1000, "Environment steps before learning, to fill the buffer.", least=0)
-    replay_obs: ObsDtype = choice(
-        "float", ObsDtype, "How observations are held; uint8 and bool take a quarter of the memory."
+    rollout_length: int = field(1, "Steps of each environment in one iteration, T.")
+    updates: int = field(1, "Updates in one iteration, each with a batch of its own.")
+    warmup: int = field(1000, "Environment steps before learning, to fill the buffer.", "[0, inf)")
+    replay_obs: ObsDtype = field(
+        "float", "How observations are held; uint8 and bool take a quarter of the memory."
     )
 
     @property
