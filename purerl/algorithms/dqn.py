@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl import records
-from purerl.checks import check_action_space, check_batch
+from purerl.checks import REPLAYED, check_action_space, check_fields
 from purerl.config import Config, Number, Schedule, check_kind, field
 from purerl.pieces import gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
@@ -216,7 +216,7 @@ def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> 
     def update(
         state: DQNState, batch: records.OffPolicyBatch, key: jax.Array, *, progress: Number = 0.0
     ) -> tuple[DQNState, Info]:
-        check_batch(batch)
+        check_fields("batch", batch, REPLAYED)
         # 1. One gradient step on the batch's loss; what is not finite is refused.
         old = state.params, state.opt_state
         loss = make_loss(network, config, state.target_params)

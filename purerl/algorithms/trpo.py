@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purerl.checks import check_on_policy_batch, check_rollout
+from purerl.checks import SAMPLES, check_fields, check_rollout
 from purerl.config import Config, Number, Schedule, field
 from purerl.pieces import gradient as steps
 from purerl.pieces.advantages import explained_variance, on_policy_batch
@@ -149,7 +149,7 @@ def make_policy_step(
         return acting.apply_network(network, params, obs)[0]
 
     def policy_step(params: PyTree, batch: OnPolicyBatch) -> tuple[PyTree, Info]:
-        check_on_policy_batch(batch)
+        check_fields("batch", batch, SAMPLES)
         batch = jax.tree.map(jnp.asarray, batch)
 
         # 1. The gradient and the Fisher matrix.

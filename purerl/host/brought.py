@@ -188,15 +188,11 @@ def _path(value: Any) -> str:
 @functools.cache
 def _config_class(builder: Callable[..., Any]) -> type[configs.Config]:
     """A configuration whose fields are the options of a function."""
-    try:
-        (_, *options) = inspect.signature(builder).parameters.values()
-    except (ValueError, TypeError):
-        options = [inspect.Parameter("algorithm", inspect.Parameter.POSITIONAL_ONLY)]
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    options = [*inspect.signature(builder).parameters.values()][1:]  # the first: the action space
     hints, fields = typing.get_type_hints(builder), []
     for option in options:
         where, default = f"{_path(builder)}: option {option.name}", option.default
-        if option.kind not in kinds or default is option.empty:
+        if default is option.empty:
             raise ValueError(f"{where} has no default, wanted {SIGNATURE}.")
         if option.name in RESERVED:
             raise ValueError(f"{where} has the name of an option of the run; rename it.")

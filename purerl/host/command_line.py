@@ -124,7 +124,7 @@ def _words_for(default: Any) -> tuple[Any, Any]:
         kind, value = spec.kind, getattr(default, name)
         if isinstance(value, Config):
             kind, value = _words_for(value)
-        kind = tuple[kind, ...] if spec.several else kind
+        kind = tuple[kind, ...] if spec.several else kind  # type: ignore[valid-type]
         kind = kind | None if spec.optional else kind
         fields[name] = typing.Annotated[kind, tyro.conf.arg(help=spec.text())], value
     made = _dataclass(type(default).__name__, fields)

@@ -26,7 +26,7 @@ class Experiment:
     """One algorithm on one environment, with all its numbers; :func:`make_experiment` makes one.
 
     Algorithm, environment and network are each a name, an import path ``package.module:object``, or
-    an object. The environment is made once, when it is first used, and so is the run.
+    an object. The environment is made once, when it is first used, and so is the algorithm.
     """
 
     algorithm: Any
@@ -52,7 +52,7 @@ class Experiment:
 
     def build(self) -> Train:
         """The training run, as pure functions."""
-        return self._train
+        return make_train(*self.parts(), **vars(self.loop))
 
     @functools.cached_property
     def _network(self) -> Any:
@@ -63,15 +63,11 @@ class Experiment:
         entry = brought.algorithm_entry(self.algorithm)
         return entry.build(self.config, self.environment.action_space, self._network)
 
-    @functools.cached_property
-    def _train(self) -> Train:
-        return make_train(*self.parts(), **vars(self.loop))
-
-    def options(self) -> dict[str, set[str]]:
-        """What :meth:`replace` can change: names in the loop, the configuration, its network."""
+    def options(self) -> dict[str, str]:
+        """What :meth:`replace` can change, and where it is: loop, configuration, or its network."""
         network = getattr(self.config, "network", None)
-        parts = {"loop": self.loop, "config": self.config, "network": network}
-        return {part: set(x.specs) for part, x in parts.items() if x is not None}
+        parts = {"network": network, "config": self.config, "loop": self.loop}
+        return {name: part for part, x in parts.items() if x is not None for name in x.specs}
 
     def replace(self, **changes: Any) -> "Experiment":
         """A copy with other numbers.
@@ -88,19 +84,16 @@ class Experiment:
         own = {"env_params": changes.pop("env_params")} if "env_params" in changes else {}
         if "network" in changes and not isinstance(changes["network"], NetworkConfig):
             own["network"] = brought.named(changes.pop("network"))
-        fields = self.options()
-        known = sorted(set().union(*fields.values()))
-        for name in changes:
+        known = self.options()
+        chosen: dict[str, dict[str, Any]] = {"loop": {}, "config": {}, "network": {}}
+        for name, value in changes.items():
             if name not in known:
                 label = brought.short_name(self.algorithm)
-                raise ValueError(f"{label} has no option {name!r}. {suggest(name, known)}")
-        chosen = {
-            part: {name: x for name, x in changes.items() if name in names}
-            for part, names in fields.items()
-        }
+                raise ValueError(f"{label} has no option {name!r}. {suggest(name, sorted(known))}")
+            chosen[known[name]][name] = value
         config = dataclasses.replace(self.config, **chosen["config"])
-        if of_network := chosen.get("network"):
-            network = dataclasses.replace(config.network, **of_network)
+        if chosen["network"]:
+            network = dataclasses.replace(config.network, **chosen["network"])
             config = dataclasses.replace(config, network=network)
         loop = dataclasses.replace(self.loop, **chosen["loop"])
         changed = self._copy(loop=loop, config=config, **own)

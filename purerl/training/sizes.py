@@ -37,16 +37,12 @@ class LoopConfig(Config):
         """Raises ValueError where sizes do not fit each other."""
         where, each = type(self).__name__, self.steps_per_iteration
         if self.steps + each >= 2**31:
-            raise ValueError(
-                f"{where}: steps={self.steps} is more than an int32 counts; ask for fewer steps, "
-                "or more seeds."
-            )
+            raise ValueError(f"{where}: steps={self.steps} is more than an int32; ask for fewer.")
         if self.steps < self.warmup_steps + each:
             warm = f"a warm-up of {self.warmup_steps} and " if self.warmup_steps else ""
             raise ValueError(
                 f"{where}: steps={self.steps} is less than {warm}one iteration, num_envs * "
-                f"rollout_length = {self.num_envs} * {self.rollout_length} = {each} steps; ask for "
-                "more steps, or make these smaller."
+                f"rollout_length = {self.num_envs} * {self.rollout_length} = {each} steps."
             )
 
     @property
@@ -88,8 +84,8 @@ class LoopConfig(Config):
         """
         if (limit := self.max_episode_steps or env.max_episode_steps) is None:
             raise ValueError(
-                f"{type(self).__name__}: {env.name} has no known time limit to end an evaluation "
-                "with; give max_episode_steps, or evaluations=0."
+                f"{env.name} has no known time limit to end an evaluation with; give "
+                "max_episode_steps, or evaluations=0."
             )
         return limit
 

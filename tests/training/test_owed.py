@@ -158,8 +158,9 @@ def test_sampled_evaluations_act_as_at_the_end_of_the_run():
         return action, {}
 
     def step(state, action, key, fresh=None):
-        obs = jnp.zeros(1)
-        return Step(obs, obs, 1.0 * action, jnp.array(False), state == 1), state + 1
+        obs, end = jnp.zeros(1), state == 1
+        after = jnp.where(end, 0, state + 1)
+        return Step(obs, obs, 1.0 * action, jnp.array(False), end), after
 
     env = Env("late", lambda key: (jnp.zeros(1), jnp.int32(0)), step, Discrete(2), (1,), 2)
     learner = off_policy({"td_error": jnp.zeros(8)}, late)
