@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback); 130 after Ctrl-C; 143 after SIGTERM.
     """
     name, *words = list(sys.argv[1:] if arguments is None else arguments) or [""]
-    helps = ("-h", "--help")
-    if name in ("", *helps) or (name in ("train", "sweep") and words[:1] in ([x] for x in helps)):
+    last = words[0] if name in ("train", "sweep") and words else name
+    if last in ("", "-h", "--help"):
         print(__doc__, end="")
         return 0 if name else 2
     if name == "--version":

@@ -97,8 +97,8 @@ class Spec(NamedTuple):
             return value
         elif self.kind is int:
             return check_range(where, name, _whole(where, name, value), self.interval)
-        elif self.kind is float and not traced:
-            return check_range(where, name, value, self.interval, self.wanted)
+        elif self.kind is float and type(value) in (int, float):
+            return check_range(where, name, value, self.interval)
         elif isinstance(value, self.kind):
             return value
         raise ValueError(f"{where}: {name}={value!r}, wanted {self.wanted}.")
@@ -217,7 +217,7 @@ def python_number(value: Any) -> Any:
     return value
 
 
-def check_range(where: str, name: str, value: Any, interval: str, wanted: str | None = None) -> Any:
+def check_range(where: str, name: str, value: Any, interval: str) -> Any:
     """Raises ValueError unless ``value`` is a finite number in an interval.
 
     Args:
@@ -225,7 +225,6 @@ def check_range(where: str, name: str, value: Any, interval: str, wanted: str | 
         name: The field's name.
         value: A number, Python's, NumPy's or JAX's; a tracer passes unchecked.
         interval: "(0, inf)", "[0, 1]"; a round bracket leaves the end out.
-        wanted: For the message about what is no number: what else is allowed.
 
     Returns:
         The number, as Python's.
@@ -234,9 +233,7 @@ def check_range(where: str, name: str, value: Any, interval: str, wanted: str | 
     if isinstance(value, jax.core.Tracer):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(
-            f"{where}: {name}={value!r}, wanted {wanted or f'a number in {interval}'}."
-        )
+        raise ValueError(f"{where}: {name}={value!r}, wanted a number in {interval}.")
     low, high = map(float, interval[1:-1].split(","))
     above = value > low if interval[0] == "(" else value >= low
     below = value < high if interval[-1] == ")" else value <= high

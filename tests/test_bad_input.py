@@ -12,6 +12,7 @@ import pytest
 
 import purerl
 from purerl import NetworkConfig
+from purerl.config import Config, field
 from purerl.records import Box, Discrete, Rollout
 
 TINY = NetworkConfig(hidden_sizes=(4,))
@@ -155,6 +156,13 @@ def test_only_what_is_swept_takes_a_tracer(config, name, spec, default):
 def test_help_says_what_a_field_is(config, name, spec, default):
     assert f"    {name}: {spec.meaning} ({spec.wanted}" in config.__doc__
     assert spec.swept == (", swept)" in spec.text())
+
+
+def test_a_field_is_of_a_type_that_can_be_checked():
+    with pytest.raises(ValueError, match=r"Odd.x is a dict, wanted float, int, bool, str"):
+
+        class Odd(Config):
+            x: dict = field({}, "Of no use.")
 
 
 @pytest.mark.parametrize(

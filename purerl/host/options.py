@@ -36,29 +36,17 @@ class RunOptions(Config):
 
     progress: bool = field(True, "Show a progress bar.")
     chunk_seconds: float = field(
-        2.0,
-        "Wall time of a chunk, about: between two looks at the progress; Ctrl-C waits for two.",
-        "(0, 3600]",
+        2.0, "Wall time of a chunk, about; Ctrl-C takes effect after one or two.", "(0, 3600]"
     )
-    checkpoint_seconds: float = field(
-        300.0, "Wall time between two checkpoints; there is always one at the end.", "[0, inf)"
-    )
+    checkpoint_seconds: float = field(300.0, "Wall time between two checkpoints.", "[0, inf)")
     keep: int = field(2, "The newest checkpoints that are kept.")
-    keep_best: bool = field(
-        False, "Also keep the checkpoint of the evaluation with the highest IQM."
-    )
+    keep_best: bool = field(False, "Also keep that of the evaluation with the highest IQM.")
     writers: tuple[str | Writer, ...] = field(
         ("csv",), "Where rows go: csv, jsonl, tensorboard, wandb, or writers of your own."
     )
-    on_failure: OnFailure = field(
-        "continue", "When a seed becomes non-finite: go on with the others, or stop the run."
-    )
-    shard: Shard = field(
-        "seeds", "Spread whole seeds over the devices, or the environments of each seed."
-    )
-    inexact: bool = field(
-        False, "Resume although versions or devices differ; equal to rounding only."
-    )
+    on_failure: OnFailure = field("continue", "Go on without a non-finite seed, or stop the run.")
+    shard: Shard = field("seeds", "What is spread over the devices; environments: of each seed.")
+    inexact: bool = field(False, "Resume although versions or devices differ; equal to rounding.")
 
     def check(self) -> None:
         """Raises ValueError if the name of a writer is unknown."""

@@ -23,14 +23,10 @@ class LoopConfig(Config):
     steps: int = field(100_000, "Environment steps of a seed, rounded up to whole iterations.")
     num_envs: int = field(8, "Environments side by side, N.")
     rollout_length: int = field(128, "Steps of each environment in one iteration, T.")
-    evaluations: int = field(
-        20, "Evenly spaced, one after the last iteration; 0: none.", "[0, inf)"
-    )
+    evaluations: int = field(20, "Evenly spaced, the last at the end; 0: none.", "[0, inf)")
     evaluation_episodes: int | None = field(None, f"Of each. {_DEFAULT}")
     greedy_evaluation: bool = field(True, "Evaluate the most probable actions, else samples.")
-    max_episode_steps: int | None = field(
-        None, "Limit of an evaluation's episodes; None: the environment's own."
-    )
+    max_episode_steps: int | None = field(None, "Limit in evaluations; None: the environment's.")
     normalize_obs: bool = field(False, "Observations to running mean 0, standard deviation 1.")
 
     def check(self) -> None:
