@@ -71,6 +71,7 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     env_params = _replace(name, env.default_params, params)
     to_env_action, action_space = _actions(name, env.action_space(env_params))
     of_gymnax = getattr(type(env), "step", None) is Environment.step
+    raw_step = (_step_of_gymnax if of_gymnax else _step_of_its_own)(name, env, env_params)
 
     @_lenient
     def raw_reset(key):
@@ -83,19 +84,10 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     @_lenient
     def step(state, action, key, fresh=None):
         action = to_env_action(action)
-        if of_gymnax:
-            if fresh is None:
-                key, reset_key = jax.random.split(key)
-                fresh = reset(reset_key)
-            got = env.step_env(key, state, action, env_params)
-            obs, state, reward, terminated, _ = values(f"{name}.step_env", got, FIVE)
-            truncated, final = env.is_truncated(state, env_params), obs
-        else:
-            got = env.step(key, state, action, env_params)
-            obs, state, reward, terminated, truncated, info = values(f"{name}.step", got, SIX)
-            if "final_observation" not in info:
-                raise TypeError(f"{name}.step gives no info['final_observation'], wanted {SIX}.")
-            final = info["final_observation"]
+        if of_gymnax and fresh is None:
+            key, reset_key = jax.random.split(key)
+            fresh = reset(reset_key)
+        obs, final, state, reward, terminated, truncated = raw_step(state, action, key)
         obs, final = convert("step", obs), convert("step", final)
         state, reward = _fix_weak_types(state), jnp.asarray(reward, jnp.result_type(float))
         terminated, truncated = jnp.asarray(terminated), jnp.asarray(truncated)
@@ -125,6 +117,30 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
         resets,
         to_env_action,
     )
+
+
+def _step_of_gymnax(name: str, env: Any, params: Any) -> Callable[..., Any]:
+    """One step without a reset: observation, final observation, state, reward, both flags."""
+
+    def step(state, action, key):
+        got = env.step_env(key, state, action, params)
+        obs, state, reward, terminated, _ = values(f"{name}.step_env", got, FIVE)
+        return obs, obs, state, reward, terminated, env.is_truncated(state, params)
+
+    return step
+
+
+def _step_of_its_own(name: str, env: Any, params: Any) -> Callable[..., Any]:
+    """The same of an environment that resets itself, so that observation and state may be new."""
+
+    def step(state, action, key):
+        got = env.step(key, state, action, params)
+        obs, state, reward, terminated, truncated, info = values(f"{name}.step", got, SIX)
+        if "final_observation" not in info:
+            raise TypeError(f"{name}.step gives no info['final_observation'], wanted {SIX}.")
+        return obs, info["final_observation"], state, reward, terminated, truncated
+
+    return step
 
 
 def _lenient(function: Callable[..., Any]) -> Callable[..., Any]:
