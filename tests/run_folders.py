@@ -86,8 +86,8 @@ def child_environment(*folders: pathlib.Path) -> dict[str, str]:
     """
     tests = pathlib.Path(__file__).parent
     places = (tests.parent, tests, tests / "host", *folders)
-    environment = {k: x for k, x in os.environ.items() if k != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, places))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, places))}
     if (cache := jax.config.jax_compilation_cache_dir) is not None:  # "None" would be a folder
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return environment
