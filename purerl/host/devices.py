@@ -1,4 +1,4 @@
-"""Where a run's arrays lie: seeds or environments over the devices of one or several hosts."""
+"""Placement of a run's arrays: seeds or environments over the devices of one or several hosts."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a progress bar, and in a notebook a live learning curve."""
+"""The display of a run in progress: a bar, and in a notebook a live learning curve."""
 
 import importlib.util
 import io

@@ -1,4 +1,4 @@
-"""Where a run's rows go: CSV, JSON lines, TensorBoard, Weights & Biases.
+"""Writers of a run's rows: CSV, JSON lines, TensorBoard, Weights & Biases.
 
 A row is one seed at one evaluation. A writer is anything with the three functions of
 :class:`Writer`.
@@ -26,7 +26,7 @@ Rows = dict[str, np.ndarray]
 
 
 class Writer(Protocol):
-    """What a run hands its rows to."""
+    """Receives the rows of a run."""
 
     def open(self, folder: pathlib.Path, config: dict[str, Any], step: int | None) -> None:
         """Before the first row.

@@ -1,4 +1,4 @@
-"""What a checkpoint says of arrays: names, dtypes, shapes, and a checksum of each seed's part."""
+"""Names, dtypes and shapes of arrays, and a checksum of each seed's part of them."""
 
 import zlib
 from typing import Any

@@ -190,7 +190,7 @@ class Checkpoints:
         return self._manager.best_step() if which == "best" else self._manager.latest_step()
 
     def newest(self) -> dict[str, Any] | None:
-        """What the newest checkpoint says of itself; None if there is none.
+        """Host data of the newest checkpoint, from which the run can go on; None if there is none.
 
         Raises:
             ValueError: If it is damaged, of another run, or of other versions or devices.
@@ -204,7 +204,7 @@ class Checkpoints:
         return host
 
     def read_host(self, iteration: int) -> dict[str, Any]:
-        """What a checkpoint says of itself.
+        """Host data of a checkpoint: what was run, versions, evaluations so far, checksums.
 
         Args:
             iteration: Of a checkpoint.
@@ -252,7 +252,7 @@ class Checkpoints:
     def _restore(
         self, iteration: int, template: PyTree, places: PyTree, sums: str
     ) -> tuple[PyTree, dict[str, Any]]:
-        """The arrays that a template has, and what the checkpoint says of itself."""
+        """The arrays that a template has, and the host data."""
         host, where = self.read_host(iteration), self.path / str(iteration)
         part = "" if sums == "checksums" else POLICY  # how their names begin
         there = {name: x for name, x in host["arrays"].items() if name.startswith(part)}
@@ -299,7 +299,7 @@ class Checkpoints:
 
 
 def read_host(folder: RunFolder, which: str = "newest") -> dict[str, Any] | None:
-    """What a checkpoint of a run says of itself; None if there is none.
+    """Host data of a run's checkpoint; None if there is none.
 
     Args:
         folder: The run's.

@@ -1,4 +1,4 @@
-"""A run's folder: what was done, readable while it is being done.
+"""A run's folder, readable while the run goes on.
 
 ``config.json``      the experiment with versions, commit and hardware
 ``evaluations.csv``  a row for each seed and evaluation; what else was asked for (``writers.py``)
@@ -141,7 +141,7 @@ class RunFolder:
         return sorted(int(name) for name in names if name.isdigit())
 
     def read_config(self) -> dict[str, Any]:
-        """What ``config.json`` holds.
+        """Reads ``config.json``.
 
         Raises:
             FileNotFoundError: If this is no run's folder.

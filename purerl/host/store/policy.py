@@ -1,4 +1,4 @@
-"""What the folder of a run, or of a sweep, is good for later: policies and evaluations."""
+"""Policies and evaluations from the folder of a run or of a sweep."""
 
 import contextlib
 import dataclasses
@@ -139,7 +139,7 @@ def evaluate_run(
 
 
 def read_run(folder: RunFolder) -> dict[str, Any]:
-    """What the ``config.json`` of a run holds.
+    """Reads the ``config.json`` of a run.
 
     Args:
         folder: The run's.
@@ -182,7 +182,7 @@ def best_seed(where: str, seed: int | str, seeds: int, returns: Mapping[int, flo
 def _learned_seeds(
     folder: RunFolder, point: int | str, checkpoint: str, given: dict[str, Any]
 ) -> tuple[Experiment, dict[int, TrainState], dict[int, float]]:
-    """What a run, or a point of a sweep, trained; by seed its learner ``[1, ...]`` and last return.
+    """The experiment of a run or point; by seed learners ``[1, ...]`` and last returns.
 
     A point's seeds may be in several parts of the sweep, and not all of them trained yet.
     """
@@ -191,7 +191,7 @@ def _learned_seeds(
         number, parts = _parts_of_point(folder, config, point)
         experiment = Experiment.from_json(config["experiments"][number], **given)
     elif point != "best":
-        raise ValueError(f"load_policy: {folder.path} is no sweep, so it has no point {point!r}.")
+        raise ValueError(f"{folder.path} is no sweep, so it has no point {point!r}.")
     else:
         parts = [(folder, {seed: seed for seed in range(read_run(folder)["seeds"])})]
         experiment = Experiment.from_json(config, **given)
@@ -248,7 +248,7 @@ def _number(name: str, x: Any, count: int) -> int:
 def load_learned(
     folder: RunFolder, which: str = "newest", **given: Any
 ) -> tuple[Experiment, TrainState, dict[str, Any]]:
-    """What a run trained, the learners and normalizers of a checkpoint, and what it says of itself.
+    """A run's experiment, and learners, normalizers and host data of one of its checkpoints.
 
     Args:
         folder: A run's, or that of a part of a sweep.
@@ -285,7 +285,7 @@ def learned_shapes(experiment: Experiment, seeds: int) -> TrainState:
 
 
 def learned_part(state: TrainState) -> TrainState:
-    """What of a state acting needs: learner and normalizer.
+    """Learner and normalizer of a state: all that acting needs; the other fields are None.
 
     Args:
         state: Of one seed or many.

@@ -1,4 +1,4 @@
-"""What Orbax tells, and is not to be shown: a run tells of its checkpoints itself."""
+"""Silences Orbax: a run reports trouble with its checkpoints itself, once."""
 
 import contextlib
 import logging
@@ -9,8 +9,8 @@ from typing import Any
 
 @contextlib.contextmanager
 def without_late_noise() -> Iterator[None]:
-    """While Orbax writes: after an error its other writers find their event loop closed, and Python
-    prints a traceback for each of them, hundreds on a full disk.
+    """Context manager that drops what Python prints when Orbax's other writers find their event loop
+    closed after an error: hundreds of tracebacks on a full disk.
     """
     hook = sys.unraisablehook
 
@@ -26,7 +26,7 @@ def without_late_noise() -> Iterator[None]:
 
 
 def quieten() -> None:
-    """Orbax tells of every step it takes, and of each error many times in many lines."""
+    """Drops Orbax's log records: one for each step, and many for each error."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_not_of_orbax)  # the same function is added once
 
