@@ -9,8 +9,8 @@ from typing import Any
 
 @contextlib.contextmanager
 def without_late_noise() -> Iterator[None]:
-    """Context manager that drops what Python prints when Orbax's other writers find their event loop
-    closed after an error: hundreds of tracebacks on a full disk.
+    """Context manager that drops what Python prints when Orbax's other writers find their event
+    loop closed after an error: hundreds of tracebacks on a full disk.
     """
     hook = sys.unraisablehook
 
