@@ -144,8 +144,8 @@ def test_what_a_hook_may_answer(answer, wanted):
 
 @pytest.mark.parametrize("when", ["begun", "written"])
 def test_a_best_state_that_could_not_be_written_is_not_the_best(when, tmp_path, monkeypatch):
-    """A later one that is better than what is kept takes its place."""
-    returns = iter([[3.0, 3.0], [9.0, 9.0], [4.0, 4.0], [5.0, 5.0], [2.0, 2.0]])
+    """A later one that is better than what is kept takes its place; one with a NaN does not."""
+    returns = iter([[3.0, 3.0], [9.0, 9.0], [4.0, 4.0], [5.0, 5.0], [np.nan, 2.0]])
     manager = orbax.checkpoint.CheckpointManager
     save, wait = manager.save, manager.wait_until_finished
     lost: list[int] = []  # what a thread could not write

@@ -144,6 +144,15 @@ def test_of_an_older_run_the_evaluations_are_read_and_all_else_is_refused(old, t
     assert sorted(os.walk(old)) == before
 
 
+def test_a_run_of_the_format_before_is_refused(trained):
+    """It had its best checkpoint in a folder of its own."""
+    config = json.loads((trained / CONFIG).read_text())
+    (trained / CONFIG).write_text(json.dumps(config | {"format": 2}))
+    for read in (purerl.load_policy, purerl.load_run, purerl.resume):
+        with pytest.raises(ValueError, match="has the format 2, this version of purerl reads"):
+            read(trained)
+
+
 def test_a_table_has_a_row_for_each_seed_and_evaluation(trained):
     pytest.importorskip("pandas")
     table = purerl.load_run(trained).to_pandas()
