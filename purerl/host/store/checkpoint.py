@@ -54,7 +54,7 @@ class Snapshot(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run; what cannot be written is told, and does not end the run."""
+    """The checkpoints of one run; trouble in writing them is returned, so that a run goes on."""
 
     def __init__(
         self,
