@@ -65,8 +65,8 @@ class RunFolder:
                 )
             if not (self.path / CONFIG).exists():
                 raise FileExistsError(
-                    f"{self.path} holds something else than a run ({CONFIG} is missing), so it is "
-                    "not overwritten; choose another --out."
+                    f"{self.path} holds no run ({CONFIG} is missing), so it is not overwritten; "
+                    "choose another --out."
                 )
         there = next(path for path in (self.path, *self.path.parents) if path.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
