@@ -17,7 +17,7 @@ from purerl.training.sizes import LoopConfig, OffPolicyLoopConfig, OnPolicyLoopC
 from purerl.training.state import Train
 from purerl.training.train import make_train
 
-FORMAT = 2  # of config.json
+FORMAT = 3  # of a run's folder
 PARTS = ("algorithm", "env", "network")  # names, import paths or objects
 
 
@@ -234,17 +234,18 @@ def _from_dict(cls: type[Config], data: dict[str, Any], given: dict[str, Any]) -
     return cls(**values)
 
 
-def check_format(data: dict[str, Any]) -> None:
-    """Raises ValueError where a ``config.json`` is of another format than this version's.
+def check_format(data: dict[str, Any], where: str = "config.json") -> None:
+    """Raises ValueError where something in a run's folder is of another format than this version's.
 
     Args:
         data: What it holds.
+        where: What it is, for the message.
     """
     if data.get("format") != FORMAT:
         raise ValueError(
-            f"config.json has the format {data.get('format', 1)}, this version of purerl reads "
-            f"format {FORMAT}: of an older run the evaluations and their plot can be read, but "
-            "not continued, evaluated again, or acted with; use the version that wrote it."
+            f"{where} has the format {data.get('format', 1)}, this version of purerl reads format "
+            f"{FORMAT}: of an older run the evaluations and their plot can be read, but not "
+            "continued, evaluated again, or acted with; use the version that wrote it."
         )
 
 
