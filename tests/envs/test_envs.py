@@ -14,6 +14,7 @@ import pytest
 from flax import struct
 from gymnax.environments import spaces
 
+import purerl
 from purerl.envs import Env, Step, gymnax_adapter, list_envs, make, make_env
 from purerl.pieces.rollout import reset, unroll
 from purerl.records import Box, Discrete
@@ -72,6 +73,15 @@ def test_every_listed_environment_goes_through_jit_vmap_and_scan(name):
         out = traced.lower().compile(cheap)(jax.random.split(jax.random.key(0), 2))
         for x in jax.tree.leaves((out[0][0], out[1][1])):
             assert jnp.all(jnp.isfinite(x))
+
+
+@pytest.mark.parametrize("name", list_envs())
+def test_every_listed_environment_trains_through_run(name):
+    sizes = {"num_envs": 2, "rollout_length": 2, "steps": 8, "evaluations": 0}
+    network = {"hidden_sizes": (2,)}
+    result = purerl.run("a2c", name, seeds=1, progress=False, **sizes, **network)
+    assert result.stopped is None
+    assert not result.failed.any()
 
 
 @pytest.mark.parametrize("name", ["FourRooms-misc", "MetaMaze-misc"])

@@ -1,6 +1,9 @@
 """vectorize: many seeds equal each one alone, on any number of devices, and a Clock stays whole."""
 
 import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -248,3 +251,59 @@ def test_a_seed_that_is_not_there():
         take_seeds(jnp.arange(3.0), 3)
     with pytest.raises(ValueError, match="take_seeds got leading axes"):
         take_seeds((jnp.arange(3.0), jnp.arange(2.0)), 0)
+
+
+BATCHED_LAPACK = """
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+import purerl
+
+def train(key):
+    def step(x, key):
+        _, vectors = jnp.linalg.eigh(x @ x.T)
+        return vectors @ jax.random.normal(key, (12, 12)), jnp.sum(vectors)
+    start = jax.random.normal(key, (12, 12))
+    return jax.lax.scan(step, start, jax.random.split(key, 500))[1]
+
+for _ in range(4):
+    sums = jax.jit(purerl.vectorize(train))(jax.random.split(jax.random.key(0), 16))
+    assert np.isfinite(sums).all()
+"""
+
+
+def test_batched_lapack_on_two_devices_comes_to_an_end():
+    """JAX 0.10 and 0.11.0 hang: LAPACK calls on XLA's own threads wait for one another. In a
+    process of its own, for which there is a time limit.
+    """
+    where = {"PYTHONPATH": str(pathlib.Path(purerl.__file__).parents[1])}
+    code = [sys.executable, "-c", BATCHED_LAPACK]
+    subprocess.run(code, check=True, timeout=120, env=os.environ | where)
+
+
+class Relaxing(probe_envs.NoisyEnv):
+    """A step that iterates until something converges, as simulators of contacts do."""
+
+    def step_env(self, key, state, action, params):
+        obs, state, reward, done, info = super().step_env(key, state, action, params)
+        relax = lambda x: (x[0] * 0.5, x[1] + 1)  # noqa: E731
+        moving = lambda x: (jnp.abs(x[0]).max() > 1e-3) & (x[1] < 50)  # noqa: E731
+        return jax.lax.while_loop(moving, relax, (obs, 0))[0], state, reward, done, info
+
+
+@TWO
+def test_a_step_with_a_loop_of_its_own_trains_and_is_evaluated_on_two_devices():
+    """XLA crashed while it compiled such a step inside a while_loop inside shard_map."""
+    env = purerl.make_env(Relaxing(), max_steps_in_episode=20)
+    network = purerl.NetworkConfig(hidden_sizes=(4,))
+    algorithm = purerl.a2c(purerl.A2CConfig(network=network), env.action_space)
+    sizes = {"num_envs": 2, "rollout_length": 4, "evaluations": 2, "evaluation_episodes": 2}
+    train = purerl.make_train(algorithm, env, 64, **sizes)
+    keys = jax.random.split(jax.random.key(0), 4)
+    result = jax.jit(vectorize(train.train))(keys)
+    assert result.evaluation.mean_return.shape == (4, 2)
+    assert np.isfinite(result.evaluation.mean_return).all()
+    chunk = jax.jit(vectorize(train.accumulate))  # a loop of traced length
+    state = jax.jit(vectorize(train.init))(keys)
+    totals = jax.jit(vectorize(train.totals))(state)
+    state, _ = chunk(state, totals, Clock(jnp.int32(3)))
+    assert state.clock.iteration == 3
