@@ -291,8 +291,7 @@ def _plot(
 def _curves(path: pathlib.Path, top: int) -> tuple[str, dict[str, Any]]:
     """The environment and the curves, by label, of a run or sweep."""
     from purerl.host.brought import short_name
-    from purerl.host.store.folder import RunFolder
-    from purerl.host.store.policy import read_run
+    from purerl.host.store.folder import RunFolder, read_run
     from purerl.host.sweep.result import load_sweep
 
     config = RunFolder(path).read_config()

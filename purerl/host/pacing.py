@@ -1,12 +1,11 @@
-"""What a run's host side depends on from outside: the length of chunks, signals, the clock."""
+"""The length of a run's chunks, and the signals that end it early."""
 
 import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from purerl.host.options import Stopped
 from purerl.host.programs import Driver
@@ -58,8 +57,8 @@ class ChunkLength:
 
 
 @contextlib.contextmanager
-def catch_signals(received: list[Stopped]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM are put into a list; a second Ctrl-C interrupts at once.
+def catch_signals(received: set[Stopped]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM are noted; a second Ctrl-C interrupts at once.
 
     An exception in the middle of a chunk would lose the state that was given to it. A signal that
     is ignored (nohup) stays ignored.
@@ -70,18 +69,17 @@ def catch_signals(received: list[Stopped]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    before = {number: x for number, x in before.items() if x is not signal.SIG_IGN}
 
     def handle(number, frame):
-        received.append("SIGINT" if number == signal.SIGINT else "SIGTERM")
+        received.add("SIGINT" if number == signal.SIGINT else "SIGTERM")
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
             os.write(2, AFTER_CTRL_C)
 
-    for number in before:
-        signal.signal(number, handle)
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, handle)
     try:
         yield
     finally:
@@ -90,16 +88,12 @@ def catch_signals(received: list[Stopped]) -> Iterator[None]:
 
 
 class Surroundings(NamedTuple):
-    """What a run is driven with; tests give others.
+    """What tests drive a run with.
 
     Attributes:
         driver: Makes what holds the programs: :class:`Driver`.
         chunk: Iterations of a chunk; 0: measured.
-        clock: Wall time in seconds.
-        signals: Context manager that puts signals into a list.
     """
 
     driver: Callable[..., Driver] = Driver
     chunk: int = 0
-    clock: Callable[[], float] = time.perf_counter
-    signals: Callable[[list[Stopped]], Any] = catch_signals
