@@ -82,8 +82,7 @@ class Session:
         self.returns: list[np.ndarray] = []  # [S] each
         self.failed = np.zeros(self.driver.seeds, bool)
         self.stopped: Stopped | None = None
-        self.received: set[Stopped] = set()
-        self.wishes: Any = np.zeros((1, 3), bool)  # of all hosts, a chunk ago
+        self.signals = pacing.Signals(options.checkpoint_seconds, self.driver.layout.mesh)
         self.trouble: dict[str, str] = {}  # what could not be written, by where
         self.kept: Retention | None = None
 
@@ -98,7 +97,7 @@ class Session:
             not be written (``trouble``), or None.
         """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(pacing.catch_signals(self.received))
+            stack.enter_context(self.signals.caught())
             stack.enter_context(without_late_noise())
             self._begin(begun, stack)
             self._train()
@@ -107,7 +106,7 @@ class Session:
                 self._save(self.driver.done, self.driver.state, self.driver.totals)
                 self.kept.wait()
                 self._note("log", self.log.flush())
-            self.stopped = self.stopped or self._late_signal()
+            self.stopped = self.stopped or self.signals.late()
         trouble = "; ".join(self.trouble.values()) or None
         return self._record(self.driver.done) | {"stopped": self.stopped, "trouble": trouble}
 
@@ -120,7 +119,7 @@ class Session:
                 label = driver.experiment.label
                 print(f"compiling {label} for {driver.seeds} seeds", file=sys.stderr)
             driver.compile()
-        if (late := self._late_signal()) is not None:  # it came while the programs were compiled
+        if (late := self.signals.late()) is not None:  # it came while the programs were compiled
             raise KeyboardInterrupt if late == "SIGINT" else Terminated
         if folder is not None:
             if self.main and begun:
@@ -143,7 +142,7 @@ class Session:
         steps = driver.seeds * driver.train.steps, driver.seeds * step
         self.progress = Progress(driver.experiment.label, *steps, self.shown, self.title)
         stack.callback(self.progress.close)
-        self.saved_at = self.mark = time.perf_counter()
+        self.signals.saved_at = self.mark = time.perf_counter()
 
     def _open(self, folder: RunFolder, stack: contextlib.ExitStack) -> Retention:
         """Locks the folder, all hosts or none, and opens its checkpoints."""
@@ -178,7 +177,7 @@ class Session:
             if self.options.on_failure == "stop" and self.failed.any():
                 self.stopped = "failure"
                 break
-            self.stopped, save = self._decide()
+            self.stopped, save = self.signals.decide(self.main and self.kept is not None)
             if self.stopped is not None:
                 break
             left = self.points[bisect.bisect_right(self.points, driver.done)] - driver.done
@@ -204,29 +203,6 @@ class Session:
         return _Chunk(
             length, driver.done, report, is_row, evaluation, driver.copy() if save else None
         )
-
-    def _decide(self) -> tuple[Stopped | None, bool]:
-        """Whether to stop, and whether to write a checkpoint; the same on all hosts.
-
-        Several hosts go by what they wished a chunk ago: the devices exchange the answers, and the
-        newest ones wait behind the chunk that is being computed.
-        """
-        now = time.perf_counter()
-        due = self.main and self.kept is not None
-        due = due and now - self.saved_at >= self.options.checkpoint_seconds
-        if due:
-            self.saved_at = now
-        wishes = np.array(["SIGINT" in self.received, "SIGTERM" in self.received, due])
-        if jax.process_count() > 1:
-            mesh = self.driver.layout.mesh
-            before, self.wishes = self.wishes, devices.begin_from_devices(wishes, mesh)
-            wishes = np.any(np.asarray(before), axis=0)  # not on the devices, which are busy
-        return _signal(wishes), bool(wishes[2])
-
-    def _late_signal(self) -> Stopped | None:
-        """A signal that came where no chunk is begun after it; the same on all hosts."""
-        wishes = np.array(["SIGINT" in self.received, "SIGTERM" in self.received])
-        return _signal(np.any(devices.from_hosts(wishes), axis=0))
 
     def _read(self, chunk: _Chunk) -> float:
         """Waits for a chunk, and shows its results; the seconds since the one before."""
@@ -324,8 +300,3 @@ class Session:
         seconds, self.mark = now - self.mark, now
         self.driver.seconds[what] += seconds
         return seconds
-
-
-def _signal(wishes: np.ndarray) -> Stopped | None:
-    """The signal out of ``[SIGINT, SIGTERM, ...]`` bool; SIGTERM counts more."""
-    return "SIGTERM" if wishes[1] else "SIGINT" if wishes[0] else None

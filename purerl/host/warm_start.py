@@ -20,8 +20,8 @@ def learned_of(
     start_from: Any,
     experiment: Experiment,
     seeds: int,
-    folder: RunFolder | None = None,
-    config: dict[str, Any] | None = None,
+    folder: RunFolder | None,
+    config: dict[str, Any] | None,
 ) -> tuple[TrainState | None, dict[str, Any] | None]:
     """Learners and normalizers of another run, one for each seed, and what is recorded of them.
 
