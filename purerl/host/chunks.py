@@ -134,7 +134,7 @@ class Session:
         else:
             driver.start(self.learned)
         stack.callback(self._close_log)
-        step = driver.step_after(driver.done)
+        step = driver.experiment.loop.step(driver.done)
         if folder is not None and self.main:
             # -1: it was interrupted before its first checkpoint, and begins again.
             since = None if not begun else step if newest else -1
@@ -206,29 +206,28 @@ class Session:
 
     def _read(self, chunk: _Chunk) -> float:
         """Waits for a chunk, and shows its results; the seconds since the one before."""
-        driver = self.driver
+        driver, step = self.driver, self.driver.experiment.loop.step(chunk.done)
         report = driver.read(chunk.report)
         seconds = self._tick("training")
         new = report.failed & ~self.failed
         if new.any():
             self.progress.say(
-                f"{named(self.names, new)}: an update was not finite by step "
-                f"{driver.step_after(chunk.done):,}; the learner is kept as it was before it"
+                f"{named(self.names, new)}: an update was not finite by step {step:,}; the learner "
+                "is kept as it was before it"
             )
         self.failed = report.failed
         count = f"{self.failed.sum()} failed ({named(self.names, self.failed)})"
         steps = chunk.length * driver.train.steps_per_iteration * driver.seeds
         self.progress.advance(steps, train_return(report), count if self.failed.any() else "")
         if chunk.is_row:
-            self._row(chunk, report)
+            self._row(chunk, report, step)
         if chunk.copy is not None:
             self._save(chunk.done, *chunk.copy)
         return seconds
 
-    def _row(self, chunk: _Chunk, report: Report) -> None:
+    def _row(self, chunk: _Chunk, report: Report, step: int) -> None:
         """Waits for an evaluation, and writes a row a seed."""
-        driver, step = self.driver, self.driver.step_after(chunk.done)
-        evaluation = jax.device_get(chunk.evaluation)
+        driver, evaluation = self.driver, jax.device_get(chunk.evaluation)
         if evaluation is not None:
             self._tick("evaluating")
             self.steps.append(step)
@@ -267,7 +266,7 @@ class Session:
         driver = self.driver
         return {
             "iteration": done,
-            "step": driver.step_after(done),
+            "step": driver.experiment.loop.step(done),
             "finished": done == driver.train.iterations,
             "chunk": self.chunks.length,
             "row": self.row_at,

@@ -65,7 +65,7 @@ class Signals:
     """Whether to stop, and when to write a checkpoint; every host gets the same answers."""
 
     def __init__(self, seconds: float, mesh: jax.sharding.Mesh):
-        """Has received nothing.
+        """Starts the time to the first checkpoint.
 
         Args:
             seconds: Wall time between two checkpoints.

@@ -1,9 +1,7 @@
 """The compiled programs of a run of many seeds, and their state, on the devices."""
 
 import concurrent.futures
-import contextlib
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -97,8 +95,8 @@ class Driver:
         """
         if self.programs is not None:
             return
-        threads = 2 if jax.process_count() == 1 else 1
-        with self.timed("compiling"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        begin, threads = time.perf_counter(), 2 if jax.process_count() == 1 else 1
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             jobs = [pool.submit(self._init.lower(self.rows).compile)]
             template = self.template()
             count = jax.eval_shape(lambda: Clock(jnp.int32(0)))
@@ -112,6 +110,7 @@ class Driver:
             evaluate = jax.jit(self.layout.vectorize(self._evaluate_one))
             jobs.append(pool.submit(evaluate.lower(arguments[0], _seen(arguments[1])).compile))
             self.programs = Programs(*(job.result() for job in jobs))
+        self.seconds["compiling"] += time.perf_counter() - begin
 
     def program_bytes(self) -> int:
         """Memory of one device that training takes, by the compiler's own analysis."""
@@ -135,8 +134,10 @@ class Driver:
             learned: Learners and normalizers ``[S, ...]`` of another run to begin with, as
                 :meth:`template` has them.
         """
-        with self.timed("training"):  # an off-policy run acts before its first iteration
-            self.state, self.totals = jax.block_until_ready(self.programs.begin(self.rows))
+        begin = time.perf_counter()
+        self.state, self.totals = jax.block_until_ready(self.programs.begin(self.rows))
+        # It is training: an off-policy run acts before its first iteration.
+        self.seconds["training"] += time.perf_counter() - begin
         if learned is not None:
             learner, normalizer = self.layout.put((learned.learner, learned.normalizer))
             self.state = self.state._replace(learner=learner, normalizer=normalizer)
@@ -186,25 +187,6 @@ class Driver:
     def copy(self) -> tuple[TrainState, Totals]:
         """The state and totals as they are, in memory of their own, while training goes on."""
         return self._copy((self.state, self.totals))
-
-    def step_after(self, iterations: int) -> int:
-        """Environment steps of each seed after so many iterations.
-
-        Args:
-            iterations: Since the beginning.
-        """
-        return self.train.warmup_steps + iterations * self.train.steps_per_iteration
-
-    @contextlib.contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Context manager that adds its wall time to ``seconds[what]``.
-
-        Args:
-            what: ``compiling``, ``training`` or ``evaluating``.
-        """
-        begin = time.perf_counter()
-        yield
-        self.seconds[what] += time.perf_counter() - begin
 
     def _build(self, values: dict[str, Any]) -> Train:
         """One seed's run; its swept numbers are tracers."""
