@@ -245,7 +245,7 @@ def _train(
     layout = make_layout(options.shard, seeds, experiment.loop.num_envs)
     learned, recorded = learned_of(start_from, experiment, seeds, folder, config)
     description = experiment.to_json() | {"seeds": seeds, "seed": seed, "start_from": recorded}
-    if folder is not None and config is not None:
+    if folder and config:
         check_same(description, config, str(folder.path))
     if options.progress and jax.process_index() == 0:
         _tell(train, seeds, layout.mesh.size, needed)

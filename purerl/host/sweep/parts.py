@@ -110,7 +110,7 @@ def sweep(
     }
     groups = make_groups(experiments)
     folder, config = open_folder("sweep", out, resume, overwrite)
-    if folder is not None and config is not None:
+    if folder and config:
         _check_resumed(description, config, chosen, str(folder.path))
     else:
         _check_groups(groups, seeds, chosen)
