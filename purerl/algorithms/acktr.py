@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import optax
 
 from purerl.checks import check_rollout
-from purerl.config import Config, Number, Schedule, choice, count, number, part, switch
+from purerl.config import Config, Number, Schedule, field
 from purerl.pieces.advantages import explained_variance, on_policy_batch
 from purerl.pieces.gradient import gradient_step, keep_if_finite
 from purerl.pieces.losses import actor_critic_loss
@@ -290,49 +290,43 @@ class ACKTRConfig(Config):
     and a constant learning rate.
     """
 
-    learning_rate: Schedule = number(0.25, "(0, inf)", "eta_max.", schedule=True)
-    learning_rate_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
-    target_kl: Number | None = number(
+    learning_rate: Schedule = field(0.25, "eta_max.", "(0, inf)")
+    learning_rate_schedule: Shape = field("linear", "How it falls to 0 at the run's end.")
+    target_kl: Number | None = field(
         None,
-        "(0, inf)",
         "Wanted KL of a step, in nats: after more than twice this eta_max is divided by 1.5, after "
         "less than half of it multiplied, within [1e-8, 1].",
-        optional=True,
-    )
-    momentum: Number = number(0.9, "[0, 1)", "Weight of the past in the moving average of steps.")
-    kl_clip: Number = number(
-        0.001, "(0, inf)", "Twice the largest predicted KL of a step, in nats."
-    )
-    critic_kl_clip: Number | None = number(
-        0.01, "(0, inf)", "The same for a separate critic; None: no bound.", optional=True
-    )
-    critic_std: Number | None = number(
-        None,
         "(0, inf)",
+    )
+    momentum: Number = field(0.9, "Weight of the past in the moving average of steps.", "[0, 1)")
+    kl_clip: Number = field(0.001, "Twice the largest predicted KL of a step, in nats.", "(0, inf)")
+    critic_kl_clip: Number | None = field(
+        0.01, "The same for a separate critic; None: no bound.", "(0, inf)"
+    )
+    critic_std: Number | None = field(
+        None,
         "sigma of the critic's Gaussian, in units of return; None: the root of the rollout's mean "
         "squared error, or with a shared trunk 1, as in the paper.",
-        optional=True,
+        "(0, inf)",
     )
-    damping: Number = number(0.01, "(0, inf)", "epsilon, added to the Fisher matrix's diagonal.")
-    damping_kind: kfac.DampingKind = choice(
-        "factored",
-        kfac.DampingKind,
-        "To each factor, as in the paper, or exactly, which is slower.",
+    damping: Number = field(0.01, "epsilon, added to the Fisher matrix's diagonal.", "(0, inf)")
+    damping_kind: kfac.DampingKind = field(
+        "factored", "To each factor, as in the paper, or exactly, which is slower."
     )
-    decay: Number = number(0.99, "[0, 1)", "Decay of the factors' moving averages.")
-    stats_every: int = count(1, "Updates between two measurements of the factors.")
-    stats_stride: int = count(4, "Every so many-th step measures the factors, and the info's KL.")
-    inverse_every: int = count(10, "Updates between two inversions of the factors.")
-    cold_start: int = count(10, "First updates, which follow the plain gradient.", least=0)
-    cold_max_norm: Number = number(0.5, "(0, inf)", "Largest gradient norm of the cold start.")
-    fisher_actions: FisherActions = choice("taken", FisherActions, "By the rollout, or drawn anew.")
-    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
-    gae_lambda: Number = number(1.0, "[0, 1]", "GAE's lambda; 1, as in the paper: n-step returns.")
-    normalize_advantage: bool = switch(False, "Standardize the advantages of a rollout.")
-    value_coef: Number = number(0.5, "[0, inf)", "c1, weight of the value loss.")
-    entropy_coef: Schedule = number(0.0, "[0, inf)", "c2, weight of the entropy.", schedule=True)
-    entropy_coef_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
-    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
+    decay: Number = field(0.99, "Decay of the factors' moving averages.", "[0, 1)")
+    stats_every: int = field(1, "Updates between two measurements of the factors.")
+    stats_stride: int = field(4, "Every so many-th step measures the factors, and the info's KL.")
+    inverse_every: int = field(10, "Updates between two inversions of the factors.")
+    cold_start: int = field(10, "First updates, which follow the plain gradient.", "[0, inf)")
+    cold_max_norm: Number = field(0.5, "Largest gradient norm of the cold start.", "(0, inf)")
+    fisher_actions: FisherActions = field("taken", "By the rollout, or drawn anew.")
+    gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
+    gae_lambda: Number = field(1.0, "GAE's lambda; 1, as in the paper: n-step returns.", "[0, 1]")
+    normalize_advantage: bool = field(False, "Standardize the advantages of a rollout.")
+    value_coef: Number = field(0.5, "c1, weight of the value loss.", "[0, inf)")
+    entropy_coef: Schedule = field(0.0, "c2, weight of the entropy.", "[0, inf)")
+    entropy_coef_schedule: Shape = field("constant", "How it falls to 0 at the run's end.")
+    network: NetworkConfig = field(NetworkConfig(), "Shape of the default network.")
 
     def check(self) -> None:
         """A wanted KL needs a bound that admits it, and a learning rate that nothing anneals."""

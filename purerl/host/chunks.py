@@ -18,9 +18,9 @@ from purerl.host.programs import Driver, Report
 from purerl.host.report.log import Log, make_rows, named, train_return
 from purerl.host.report.progress import Progress
 from purerl.host.report.writers import make_writers
-from purerl.host.store.checkpoint import Snapshot, without_late_noise
+from purerl.host.store.checkpoint import Checkpoints, Snapshot
 from purerl.host.store.folder import RunFolder
-from purerl.host.store.retention import Retention
+from purerl.host.store.quiet import without_late_noise
 from purerl.training.evaluation import Evaluation
 from purerl.training.sizes import spread
 from purerl.training.state import TrainState
@@ -84,7 +84,7 @@ class Session:
         self.stopped: Stopped | None = None
         self.signals = pacing.Signals(options.checkpoint_seconds, self.driver.layout.mesh)
         self.trouble: dict[str, str] = {}  # what could not be written, by where
-        self.kept: Retention | None = None
+        self.kept: Checkpoints | None = None
 
     def run(self, begun: bool) -> dict[str, Any]:
         """Trains, and writes checkpoints and the log.
@@ -104,7 +104,7 @@ class Session:
             if self.kept is not None:
                 # Nothing is donated any more, so the state need not be a copy.
                 self._save(self.driver.done, self.driver.state, self.driver.totals)
-                self.kept.wait()
+                self._note("checkpoints", self.kept.wait())
                 self._note("log", self.log.flush())
             self.stopped = self.stopped or self.signals.late()
         trouble = "; ".join(self.trouble.values()) or None
@@ -144,7 +144,7 @@ class Session:
         stack.callback(self.progress.close)
         self.signals.saved_at = self.mark = time.perf_counter()
 
-    def _open(self, folder: RunFolder, stack: contextlib.ExitStack) -> Retention:
+    def _open(self, folder: RunFolder, stack: contextlib.ExitStack) -> Checkpoints:
         """Locks the folder, all hosts or none, and opens its checkpoints."""
         refused = None
         try:
@@ -154,7 +154,7 @@ class Session:
             refused = error
         if devices.any_host(refused is not None):
             raise refused or OSError(f"{folder.path} is in use by another process.")
-        self.kept = Retention(folder.path, self.description, self.options, self._note)
+        self.kept = Checkpoints(folder.path, self.description, self.options)
         stack.callback(self.kept.close)
         return self.kept
 
@@ -184,7 +184,7 @@ class Session:
             length = self.chunks.next(left)
             begun.append(self._begin_chunk(length, length == left, save))
             # A state that may be the best must be kept before the next chunk replaces it.
-            keeps_best = self.kept is not None and self.kept.keeps_best
+            keeps_best = self.kept is not None and self.options.keep_best
             ahead = self.chunks.length > 0 and not (begun[-1].is_row and keeps_best)
             while len(begun) > ahead:
                 seconds = self._read(begun.popleft())
@@ -221,8 +221,11 @@ class Session:
         self.progress.advance(steps, train_return(report), count if self.failed.any() else "")
         if chunk.is_row:
             self._row(chunk, report, step)
-        if chunk.copy is not None:
-            self._save(chunk.done, *chunk.copy)
+        copy = chunk.copy
+        if self.kept is not None and chunk.evaluation is not None and copy is None:
+            copy = driver.copy() if self.kept.is_best(self.returns[-1]) else None
+        if copy is not None:
+            self._save(chunk.done, *copy)
         return seconds
 
     def _row(self, chunk: _Chunk, report: Report, step: int) -> None:
@@ -233,9 +236,6 @@ class Session:
             self.steps.append(step)
             self.returns.append(evaluation.mean_return)
             self.progress.evaluated(self.steps, self.returns)
-            if self.kept is not None and self.kept.beats_best(evaluation.mean_return):
-                snapshot = Snapshot(*driver.copy(), self._record(chunk.done))
-                self.kept.save_best(chunk.done, snapshot)
         iterations, self.row_at = chunk.done - self.row_at, chunk.done
         rows = make_rows(step, driver.seconds["training"], evaluation, report, iterations)
         rows = self.names | rows
@@ -278,7 +278,8 @@ class Session:
 
     def _save(self, done: int, state: Any, totals: Any) -> None:
         assert self.kept is not None
-        self.kept.save(done, Snapshot(state, totals, self._record(done)))
+        snapshot = Snapshot(state, totals, self._record(done))
+        self._note("checkpoints", self.kept.save(done, snapshot))
 
     def _note(self, where: str, trouble: str | None) -> None:
         """Keeps what could not be written, until it could."""

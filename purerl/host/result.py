@@ -106,8 +106,7 @@ def load_run(path: str | pathlib.Path, **given: Any) -> RunResult:
     use_all_cores()
     folder = RunFolder(path)
     config = read_run(folder)
-    state, record = load_learned(folder, **given)
-    experiment = Experiment.from_json(config, **given)
+    experiment, state, record = load_learned(folder, **given)
     return from_record(record, state, experiment)._replace(config=config)
 
 

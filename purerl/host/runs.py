@@ -220,7 +220,7 @@ def _experiment(
         raise TypeError("run got an algorithm and no env: purerl.run('ppo_clip', 'CartPole-v1').")
     else:
         experiment, changes = make_experiment(experiment, env, **changes), {}
-    known = {*given, *NAMES}.union(*experiment.options().values())
+    known = {*given, *NAMES, *experiment.options()}
     for name in numbers:
         if name not in known:
             raise TypeError(f"run has no option {name!r}. {suggest(name, sorted(known))}")

@@ -20,11 +20,11 @@ from purerl.host.programs import Driver
 from purerl.host.report import frame
 from purerl.host.resources import fitting, memory_bytes, tree_bytes
 from purerl.host.runs import finish, open_folder, split
+from purerl.host.store.checkpoint import INEXACT, read_host
 from purerl.host.store.folder import RunFolder, check_same, read_sweep
 from purerl.host.store.provenance import circumstances
-from purerl.host.store.retention import INEXACT
 from purerl.host.sweep.points import Group, grid as combinations, make_groups
-from purerl.host.sweep.result import SweepResult, collect, read_host
+from purerl.host.sweep.result import SweepResult, collect
 from purerl.training.seeds import use_all_cores
 
 TABLE = "sweep.csv"

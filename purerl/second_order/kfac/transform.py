@@ -146,7 +146,8 @@ def scale_by_kfac(
     check_integer(where, "cold_start", cold_start, 0)
     check_range(where, "cold_max_norm", cold_max_norm, "(0, inf)")
     for bound in kl_clip.values() if isinstance(kl_clip, Mapping) else (kl_clip,):
-        check_range(where, "kl_clip", bound, "(0, inf)", optional=True)
+        if bound is not None:
+            check_range(where, "kl_clip", bound, "(0, inf)")
     invert = INVERT[damping_kind]
 
     def init(params: PyTree) -> KfacState:
