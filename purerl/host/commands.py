@@ -18,8 +18,8 @@ from purerl.host.brought import short_name
 from purerl.host.experiment import make_experiment
 from purerl.host.options import RunOptions, Terminated
 from purerl.host.report import aggregate, plotting
-from purerl.host.store.folder import RunFolder
-from purerl.host.store.policy import evaluate_run, read_run
+from purerl.host.store.folder import RunFolder, read_run
+from purerl.host.store.policy import evaluate_run
 from purerl.host.sweep import parts, points
 from purerl.host.sweep.result import load_sweep
 from purerl.training.seeds import use_all_cores

@@ -1,4 +1,4 @@
-"""What a run's host side depends on from outside: the length of chunks, signals, the clock."""
+"""The length of a run's chunks, and the signals that end it early."""
 
 import contextlib
 import os
@@ -8,6 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
+from purerl.host.devices import begin_from_devices, from_hosts
 from purerl.host.options import Stopped
 from purerl.host.programs import Driver
 
@@ -57,49 +61,86 @@ class ChunkLength:
             self._trial *= 2
 
 
-@contextlib.contextmanager
-def catch_signals(received: list[Stopped]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM are put into a list; a second Ctrl-C interrupts at once.
+class Signals:
+    """Whether to stop, and when to write a checkpoint; every host gets the same answers."""
 
-    An exception in the middle of a chunk would lose the state that was given to it. A signal that
-    is ignored (nohup) stays ignored.
+    def __init__(self, seconds: float, mesh: jax.sharding.Mesh):
+        """Starts the time to the first checkpoint.
 
-    Args:
-        received: Where to.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    before = {number: x for number, x in before.items() if x is not signal.SIG_IGN}
+        Args:
+            seconds: Wall time between two checkpoints.
+            mesh: Of all hosts' devices.
+        """
+        self.seconds, self.mesh = seconds, mesh
+        self.saved_at = time.perf_counter()
+        self._received: set[int] = set()
+        self._before: Any = np.zeros((1, 3), bool)  # wishes of all hosts, a chunk ago
 
-    def handle(number, frame):
-        received.append("SIGINT" if number == signal.SIGINT else "SIGTERM")
-        if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
-            os.write(2, AFTER_CTRL_C)
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """While it is entered, Ctrl-C and SIGTERM are noted; a second Ctrl-C interrupts at once.
 
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        An exception in the middle of a chunk would lose the state that was given to it. A signal
+        that is ignored (nohup) stays ignored.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number, frame):
+            self._received.add(number)
+            if number == signal.SIGINT:
+                signal.signal(number, signal.default_int_handler)
+                os.write(2, AFTER_CTRL_C)
+
+        before = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handle)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def decide(self, writes: bool) -> tuple[Stopped | None, bool]:
+        """Whether to stop, and whether to write a checkpoint.
+
+        Several hosts go by what they wished a chunk ago: the devices exchange the answers, and the
+        newest ones wait behind the chunk that is being computed.
+
+        Args:
+            writes: Whether this host writes checkpoints.
+        """
+        now = time.perf_counter()
+        due = writes and now - self.saved_at >= self.seconds
+        if due:
+            self.saved_at = now
+        wishes = self._wishes(due)
+        if jax.process_count() > 1:
+            before, self._before = self._before, begin_from_devices(wishes, self.mesh)
+            wishes = np.any(np.asarray(before), axis=0)  # not on the devices, which are busy
+        return _signal(wishes), bool(wishes[2])
+
+    def late(self) -> Stopped | None:
+        """A signal that came where no chunk is begun after it; waits for all hosts."""
+        return _signal(np.any(from_hosts(self._wishes(False)), axis=0))
+
+    def _wishes(self, due: bool) -> np.ndarray:
+        return np.array([signal.SIGINT in self._received, signal.SIGTERM in self._received, due])
+
+
+def _signal(wishes: np.ndarray) -> Stopped | None:
+    return "SIGTERM" if wishes[1] else "SIGINT" if wishes[0] else None
 
 
 class Surroundings(NamedTuple):
-    """What a run is driven with; tests give others.
+    """What tests drive a run with.
 
     Attributes:
         driver: Makes what holds the programs: :class:`Driver`.
         chunk: Iterations of a chunk; 0: measured.
-        clock: Wall time in seconds.
-        signals: Context manager that puts signals into a list.
     """
 
     driver: Callable[..., Driver] = Driver
     chunk: int = 0
-    clock: Callable[[], float] = time.perf_counter
-    signals: Callable[[list[Stopped]], Any] = catch_signals

@@ -1,18 +1,17 @@
 """The compiled programs of a run of many seeds, and their state, on the devices."""
 
 import concurrent.futures
-import contextlib
 import time
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.host.devices import Layout
+from purerl.host.devices import Layout, gathered
+from purerl.host.experiment import Experiment
 from purerl.host.store.checkpoint import Snapshot
-from purerl.records import Clock, PyTree
+from purerl.records import Clock
 from purerl.training.evaluation import Evaluation
 from purerl.training.state import Totals, Train, TrainState
 
@@ -46,7 +45,7 @@ class Programs(NamedTuple):
 
 
 class Driver:
-    """Holds a run's state and its compiled programs, and keeps the time of each.
+    """Holds a run's state and its compiled programs, and measures the time of each.
 
     One program trains any number of iterations, so a chunk can have any length; and since the sums
     for the log are a part of what it carries on, no number depends on where a run was cut.
@@ -54,30 +53,25 @@ class Driver:
 
     def __init__(
         self,
-        build: Callable[[dict[str, Any]], Train],
+        experiment: Experiment,
         values: dict[str, np.ndarray],
         keys: jax.Array,
         layout: Layout,
     ):
-        """Builds the run of the first seed's values; :meth:`compile` compiles.
+        """Builds the run; :meth:`compile` compiles its programs.
 
         Args:
-            build: A seed's run from its hyper-parameters, which may be tracers.
-            values: Hyper-parameters ``[S]`` that differ between seeds, by name.
+            experiment: What each seed trains, but for ``values``.
+            values: Swept numbers ``[S]`` that differ between seeds, by name.
             keys: Keys ``[S]``.
             layout: Where the seeds go.
         """
-        self.build, self.layout, self.seeds = build, layout, len(keys)
-        self.train = build({name: x[0].item() for name, x in values.items()})
+        self.experiment, self.layout, self.seeds = experiment, layout, len(keys)
+        self.train = experiment.build()
         self.use(values, keys)
         self._init = jax.jit(layout.vectorize(self._init_one))
         self._copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x))
         self.programs: Any = None  # Programs, once they are compiled
-
-    @property
-    def program(self) -> Any:
-        """The compiled program that trains; None before :meth:`compile`."""
-        return None if self.programs is None else self.programs.advance
 
     def use(self, values: dict[str, np.ndarray], keys: jax.Array) -> None:
         """Other seeds, as many, for the same programs; what was trained before is forgotten.
@@ -89,7 +83,6 @@ class Driver:
         self.rows = self.layout.put(({name: jnp.asarray(x) for name, x in values.items()}, keys))
         self.state: Any = None  # frees the memory of what was trained before
         self.totals: Any = None
-        self._zeros: Any = None
         self.done = 0  # iterations
         self.seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
 
@@ -100,23 +93,28 @@ class Driver:
         two cores. Hosts may wait for one another when they compile, so each of several has the
         same order.
         """
-        if self.program is not None:
+        if self.programs is not None:
             return
-        threads = 2 if jax.process_count() == 1 else 1
-        with self.timed("compiling"), concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        begin, threads = time.perf_counter(), 2 if jax.process_count() == 1 else 1
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             jobs = [pool.submit(self._init.lower(self.rows).compile)]
             template = self.template()
             count = jax.eval_shape(lambda: Clock(jnp.int32(0)))
-            arguments = self._placed((self.rows, template.state, template.totals, count))
+            given = self.rows, template.state, template.totals, count
+            arguments = jax.tree.map(
+                lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+                *(given, self.layout.shardings(given)),
+            )
             advance = jax.jit(self.layout.vectorize(self._advance_one), donate_argnums=1)
             jobs.append(pool.submit(advance.lower(*arguments).compile))
             evaluate = jax.jit(self.layout.vectorize(self._evaluate_one))
             jobs.append(pool.submit(evaluate.lower(arguments[0], _seen(arguments[1])).compile))
             self.programs = Programs(*(job.result() for job in jobs))
+        self.seconds["compiling"] += time.perf_counter() - begin
 
     def program_bytes(self) -> int:
         """Memory of one device that training takes, by the compiler's own analysis."""
-        sizes = self.program.memory_analysis()
+        sizes = self.programs.advance.memory_analysis()
         return (
             sizes.temp_size_in_bytes
             + sizes.argument_size_in_bytes
@@ -136,28 +134,27 @@ class Driver:
             learned: Learners and normalizers ``[S, ...]`` of another run to begin with, as
                 :meth:`template` has them.
         """
-        with self.timed("training"):  # an off-policy run acts before its first iteration
-            self.state, self.totals = jax.block_until_ready(self.programs.begin(self.rows))
-        self._zeros = self.totals
+        begin = time.perf_counter()
+        self.state, self.totals = jax.block_until_ready(self.programs.begin(self.rows))
+        # It is training: an off-policy run acts before its first iteration.
+        self.seconds["training"] += time.perf_counter() - begin
         if learned is not None:
             learner, normalizer = self.layout.put((learned.learner, learned.normalizer))
             self.state = self.state._replace(learner=learner, normalizer=normalizer)
 
-    def resume(self, snapshot: Snapshot, done: int) -> None:
+    def resume(self, snapshot: Snapshot) -> None:
         """Goes on from where a checkpoint was written.
 
         Args:
             snapshot: Of the run.
-            done: Iterations finished.
         """
-        self.state, self.totals, self.done = snapshot.state, snapshot.totals, done
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), snapshot.totals)
-        self._zeros = self.layout.put(zeros)
+        self.state, self.totals = snapshot.state, snapshot.totals
+        self.done = snapshot.host["iteration"]
         for what, seconds in snapshot.host["seconds"].items():
             self.seconds[what] += seconds
 
     def advance(self, iterations: int) -> Report:
-        """Begins to train so many iterations.
+        """Begins to train; the report is gathered from all hosts.
 
         Args:
             iterations: How many.
@@ -168,7 +165,7 @@ class Driver:
             self.rows, self.state, self.totals, count
         )
         self.done += iterations
-        return report
+        return gathered(report)  # now: later it would wait behind the next chunk
 
     def read(self, report: Report) -> Any:
         """Waits for a chunk's report.
@@ -180,61 +177,34 @@ class Driver:
 
     def begin_row(self) -> None:
         """Sums for the log begin at zero again."""
-        self.totals = self._zeros
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.totals)
+        self.totals = self.layout.put(zeros)
 
     def evaluate(self) -> Evaluation:
-        """Begins to evaluate all seeds."""
-        return self.programs.evaluate(self.rows, _seen(self.state))
+        """Begins to evaluate all seeds; the evaluation is gathered from all hosts."""
+        return gathered(self.programs.evaluate(self.rows, _seen(self.state)))
 
     def copy(self) -> tuple[TrainState, Totals]:
         """The state and totals as they are, in memory of their own, while training goes on."""
         return self._copy((self.state, self.totals))
 
-    @property
-    def step(self) -> int:
-        """Environment steps of each seed so far."""
-        return self.step_after(self.done)
-
-    def step_after(self, iterations: int) -> int:
-        """Environment steps of each seed after so many iterations.
-
-        Args:
-            iterations: Since the beginning.
-        """
-        return self.train.warmup_steps + iterations * self.train.steps_per_iteration
-
-    @contextlib.contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Context manager that adds its wall time to ``seconds[what]``.
-
-        Args:
-            what: ``compiling``, ``training`` or ``evaluating``.
-        """
-        begin = time.perf_counter()
-        yield
-        self.seconds[what] += time.perf_counter() - begin
+    def _build(self, values: dict[str, Any]) -> Train:
+        """One seed's run; its swept numbers are tracers."""
+        return self.experiment.replace(**values).build()
 
     def _init_one(self, row: tuple[dict[str, Any], jax.Array]) -> tuple[TrainState, Totals]:
         values, key = row
-        train = self.build(values)
+        train = self._build(values)
         state = train.init(key)
         return state, train.totals(state)
 
     def _advance_one(self, row, state: TrainState, totals: Totals, count: Clock):
-        train = self.build(row[0])
+        train = self._build(row[0])
         state, totals = train.accumulate(state, totals, count)
         return state, totals, Report(totals, state.refused, train.failed(_seen(state)))
 
     def _evaluate_one(self, row, state: TrainState) -> Evaluation:
-        return self.build(row[0]).evaluate(state)
-
-    def _placed(self, tree: PyTree) -> PyTree:
-        """Shapes and dtypes, with the places of the arrays."""
-
-        def placed(x, sharding):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-        return jax.tree.map(placed, tree, self.layout.shardings(tree))
+        return self._build(row[0]).evaluate(state)
 
 
 def _seen(state: TrainState) -> TrainState:

@@ -1,5 +1,6 @@
-"""Memory that arrays take, and that the devices have."""
+"""Memory: what arrays take, what there is, and what fits."""
 
+import math
 import os
 import pathlib
 import platform
@@ -70,6 +71,36 @@ def check_replay(train: Train, seeds: int, *, checkpoints: bool, replicas: int =
             "(replay_obs)."
         )
     return each
+
+
+def fitting(rows: int, all_rows: int, needed: float, there: float, devices: int) -> int:
+    """How many rows fit into memory side by side, in parts as equal as they can be.
+
+    Args:
+        rows: Of the program that was analysed.
+        all_rows: That are to be trained.
+        needed: Bytes that the program takes on each device.
+        there: Bytes that each device has.
+        devices: Among which rows are shared evenly.
+
+    Raises:
+        ValueError: If not even one row a device fits.
+
+    Example:
+        >>> fitting(10, 10, needed=1000, there=600, devices=2)
+        6
+    """
+    if needed <= there:
+        return rows
+    most = int(rows * there / needed) // devices * devices
+    if most < 1:
+        raise ValueError(
+            f"sweep: one seed a device needs about {needed * devices / rows:.3g} bytes, but a "
+            f"device has {there:.3g}; make num_envs, rollout_length, the network or the replay "
+            "buffer smaller."
+        )
+    even = math.ceil(all_rows / math.ceil(all_rows / most))
+    return min(most, math.ceil(even / devices) * devices)
 
 
 def format_bytes(count: int) -> str:

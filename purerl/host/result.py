@@ -1,4 +1,4 @@
-"""What a run came to, when it ends or read from its folder."""
+"""The result of a run, when it ends or read from its folder."""
 
 import pathlib
 from collections.abc import Callable
@@ -6,17 +6,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from purerl.host.experiment import Experiment
 from purerl.host.options import Stopped
 from purerl.host.report import frame
 from purerl.host.report.aggregate import iqm, iqm_interval
-from purerl.host.store.folder import RunFolder
-from purerl.host.store.policy import best_seed, load_learned, make_policy, read_run
+from purerl.host.store.folder import RunFolder, read_run
+from purerl.host.store.policy import best_seed, load_learned, make_policy
 from purerl.training.seeds import use_all_cores
 from purerl.training.state import TrainState
 
 
 class RunResult(NamedTuple):
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         state: Its last state, leaves ``[S, ...]``; after :func:`load_run` learner and normalizer.
@@ -92,7 +93,7 @@ class RunResult(NamedTuple):
 
 
 def load_run(path: str | pathlib.Path, **given: Any) -> RunResult:
-    """What the run in a folder came to by its newest checkpoint, without training.
+    """The result of the run in a folder by its newest checkpoint, without training.
 
     Args:
         path: The run's folder. The code that its import paths name is imported.
@@ -105,16 +106,21 @@ def load_run(path: str | pathlib.Path, **given: Any) -> RunResult:
     use_all_cores()
     folder = RunFolder(path)
     config = read_run(folder)
-    experiment, state, host = load_learned(folder, **given)
-    returns = np.array(host["returns"]).reshape(len(host["steps"]), -1).T
-    seconds, seeds = host["seconds"], len(host["failed"])
-    return RunResult(
-        state,
-        np.array(host["steps"], int),
-        returns if len(host["steps"]) else np.zeros((seeds, 0)),
-        np.array(host["failed"]),
-        seconds,
-        host["step"] * seeds / max(seconds["training"], 1e-9),
-        experiment=experiment,
-        config=config,
-    )
+    experiment, state, record = load_learned(folder, **given)
+    return from_record(record, state, experiment)._replace(config=config)
+
+
+def from_record(record: dict[str, Any], state: TrainState, experiment: Experiment) -> RunResult:
+    """A result out of what a checkpoint, or a session at its end, says of a run.
+
+    Args:
+        record: What it says.
+        state: The last state, or what of it is known.
+        experiment: What was trained.
+    """
+    steps, failed = np.array(record["steps"], int), np.array(record["failed"])
+    returns = np.array(record["returns"], float).reshape(len(steps), len(failed)).T
+    seconds = record["seconds"]
+    speed = record["step"] * len(failed) / max(seconds["training"], 1e-9)
+    ended = record.get("stopped"), record.get("trouble")
+    return RunResult(state, steps, returns, failed, seconds, speed, *ended, experiment)

@@ -4,7 +4,8 @@ import dataclasses
 import pathlib
 import sys
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,13 +19,13 @@ from purerl.host.options import RunOptions, Terminated
 from purerl.host.pacing import Surroundings
 from purerl.host.report.plotting import plot_curves, save_plot
 from purerl.host.resources import check_replay, format_bytes
-from purerl.host.result import RunResult
-from purerl.host.store.folder import PLOT, RunFolder, check_run, check_same
-from purerl.host.store.policy import read_run
+from purerl.host.result import RunResult, from_record
+from purerl.host.store.folder import PLOT, RunFolder, check_same, read_run
 from purerl.host.warm_start import learned_of
 from purerl.training.seeds import use_all_cores
+from purerl.training.state import Train
 
-OPTIONS = [field.name for field in dataclasses.fields(RunOptions)]
+NAMES = [field.name for field in dataclasses.fields(RunOptions)]
 
 
 def run(
@@ -43,7 +44,7 @@ def run(
     surroundings: Surroundings = Surroundings(),  # noqa: B008  (immutable)
     **options: Any,
 ) -> RunResult:
-    """Trains ``seeds`` seeds at once and writes what comes of it to a folder.
+    """Trains ``seeds`` seeds at once and writes the results to a folder.
 
     Ctrl-C ends the run after the chunk that was begun last, with a last checkpoint, and makes this
     function return what there is; a second Ctrl-C ends it at once. SIGTERM ends the process, after
@@ -66,11 +67,11 @@ def run(
         on_row: Called with the columns ``[S]`` of each row of the log, by name. It may return more
             columns, always the same ones, or ``purerl.STOP``, which ends the run with a checkpoint.
             What it raises ends the run too. Each of several hosts calls it with the same columns.
-        surroundings: Clock, signals and length of chunks; for tests.
+        surroundings: Programs and length of chunks; for tests.
         **options: Fields of :class:`purerl.RunOptions`, and numbers of the experiment.
 
     Returns:
-        What came of it. What could not be written because a disk was full is in ``trouble``, and a
+        The result. What could not be written because a disk was full is in ``trouble``, and a
         warning; the result itself is whole.
 
     Raises:
@@ -88,133 +89,17 @@ def run(
         ((2, 1), True)
     """
     use_all_cores()  # before anything computes: making the environment does
-    chosen = RunOptions(**{k: x for k, x in options.items() if k in OPTIONS})
-    changes = {k: x for k, x in options.items() if k not in OPTIONS}
-    if network is not None:
-        changes["network"] = network
-    if env_params is not None:
-        changes["env_params"] = env_params
+    drive, numbers = split(options)
+    chosen = RunOptions.of(drive)
     seeds, seed = check_integer("run", "seeds", seeds, 1), check_integer("run", "seed", seed, 0)
-    if resume and (out is None or overwrite):
-        raise ValueError("run: resume goes on with the run in out; give out, and no overwrite.")
-    if not isinstance(experiment, Experiment):
-        if env is None:
-            brought.algorithm_entry(experiment)  # if it is none, that is what is wrong
-            raise TypeError(
-                "run got an algorithm and no env: purerl.run('ppo_clip', 'CartPole-v1')."
-            )
-        given = {k: changes.pop(k) for k in ("network", "env_params") if k in changes}
-        experiment = make_experiment(experiment, env, **given)
-    elif env is not None:
-        raise TypeError("run got an Experiment and env; give experiment.replace(...) alone.")
-    known = {"network", "env_params", *OPTIONS, *experiment.options()}
-    for name in changes:
-        if name not in known:
-            raise TypeError(f"run has no option {name!r}. {suggest(name, sorted(known))}")
-    experiment = experiment.replace(**changes)
-    folder = None if out is None else RunFolder(out)
-    begun = agreed(resume and folder is not None and folder.begun())
-    return _Run(experiment, seeds, seed, folder, chosen, on_row, surroundings).train(
-        begun, overwrite, start_from
+    experiment = _experiment(experiment, env, network, env_params, numbers)
+    folder, config = open_folder("run", out, resume, overwrite)
+    if config is not None:
+        check_format(config)
+    result = _train(
+        experiment, seeds, seed, folder, config, chosen, start_from, on_row, surroundings
     )
-
-
-class _Run(NamedTuple):
-    """A run that was checked, and what drives it."""
-
-    experiment: Experiment
-    seeds: int
-    seed: int
-    folder: RunFolder | None
-    options: RunOptions
-    on_row: OnRow | None
-    surroundings: Surroundings
-
-    def train(
-        self, begun: bool, overwrite: bool, start_from: Any, extended: bool = False
-    ) -> RunResult:
-        """Everything.
-
-        Args:
-            begun: Whether the folder holds this run.
-            overwrite: Whether it may hold another, to be deleted.
-            start_from: What the run begins with.
-            extended: Whether it may have more steps than before.
-        """
-        experiment, seeds, folder, options = self.experiment, self.seeds, self.folder, self.options
-        train = experiment.build()
-        replicas = jax.device_count() if options.shard == "environments" else 1
-        needed = check_replay(train, seeds, checkpoints=folder is not None, replicas=replicas)
-        layout = make_layout(options.shard, seeds, experiment.loop.num_envs)
-        learned, recorded = None, None
-        if start_from is not None:
-            learned, recorded = learned_of(start_from, experiment, seeds)
-        description = {
-            **experiment.to_json(),
-            "seeds": seeds,
-            "seed": self.seed,
-            "start_from": recorded,
-        }
-        if folder is not None and begun:
-            there = folder.read_config()
-            check_format(there)
-            if start_from is None and folder.iterations():  # what it began with is behind it
-                description["start_from"] = there["start_from"]
-            (check_run if extended else check_same)(description, there, str(folder.path))
-        elif folder is not None:
-            folder.check(overwrite)
-        if options.progress and jax.process_index() == 0:
-            if needed:
-                print(f"replay buffers: {format_bytes(needed)} for {seeds} seeds")
-            if layout.mesh.size < min(seeds, jax.device_count()):
-                used = f"{layout.mesh.size} of {jax.device_count()} devices"
-                print(f"{seeds} seeds use {used}; a multiple of {jax.device_count()} uses all")
-            if experiment.loop.evaluations:
-                share = f"at most {train.evaluation_share:.2g} times the steps of training"
-                each = f"{train.evaluation_episodes} episodes"
-                print(f"{len(train.evaluate_at)} evaluations of {each} a seed: {share}")
-        from_hosts(np.zeros(()))  # all hosts have looked at the folder before one writes to it
-        keys = jax.random.split(jax.random.key(self.seed), seeds)
-        driver = self.surroundings.driver(lambda values: train, {}, keys, layout)
-        evaluated = experiment.loop.evaluations > 0
-        outcome = Session(
-            driver,
-            experiment.label,
-            evaluated,
-            folder,
-            description,
-            options,
-            on_row=self.on_row,
-            learned=learned,
-            surroundings=self.surroundings,
-        ).run(begun)
-        result = RunResult(
-            driver.state,
-            *outcome[:3],
-            driver.seconds,
-            driver.step * seeds / max(driver.seconds["training"], 1e-9),
-            outcome.stopped,
-            outcome.trouble or self._plot(outcome.steps, outcome.returns),
-            experiment,
-        )
-        if result.trouble:
-            what = f"not everything could be written: {result.trouble}"
-            warnings.warn(what, RuntimeWarning, stacklevel=3)
-        if outcome.stopped == "SIGTERM":
-            raise Terminated(result)
-        return result
-
-    def _plot(self, steps: np.ndarray, returns: np.ndarray) -> str | None:
-        """Draws the learning curve; why it could not be written."""
-        if self.folder is None or not len(steps) or jax.process_index() != 0:
-            return None
-        names = (brought.short_name(x) for x in (self.experiment.algorithm, self.experiment.env))
-        label, title = names
-        try:
-            save_plot(plot_curves({label: (steps, returns)}, title), self.folder.path / PLOT)
-        except OSError as error:
-            return str(error)
-        return None
+    return finish(result, folder, _plot)
 
 
 def resume(
@@ -247,31 +132,157 @@ def resume(
     use_all_cores()  # before anything computes: making the environment does
     folder = RunFolder(path)
     config = read_run(folder)
-    given = {k: x for k, x in options.items() if k not in OPTIONS}
-    drive = {k: x for k, x in options.items() if k in OPTIONS}
+    drive, given = split(options)
     experiment = Experiment.from_json(config, **given)
     chosen = RunOptions.of(config.get("options", {}) | drive)
     if steps is not None:
         experiment = _extended(experiment, steps, chosen.progress)
-    recorded = config["start_from"]
-    if recorded and start_from is None and not folder.iterations():
-        if recorded["path"] is None:
-            raise ValueError(
-                f"{folder.path} has no checkpoint yet and was begun with a result in memory; give "
-                "it again (start_from=...)."
-            )
-        start_from = recorded["path"]
-    job = _Run(experiment, config["seeds"], config["seed"], folder, chosen, on_row, surroundings)
-    return job.train(True, False, start_from, extended=True)
+        config["loop"]["steps"] = experiment.loop.steps
+    seeds, seed = config["seeds"], config["seed"]
+    result = _train(
+        experiment, seeds, seed, folder, config, chosen, start_from, on_row, surroundings
+    )
+    return finish(result, folder, _plot)
+
+
+def split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields of RunOptions, and the others.
+
+    Args:
+        options: Keyword arguments of a function.
+    """
+    drive = {name: x for name, x in options.items() if name in NAMES}
+    return drive, {name: x for name, x in options.items() if name not in NAMES}
+
+
+def open_folder(
+    what: str, out: str | pathlib.Path | None, resume: bool, overwrite: bool
+) -> tuple[RunFolder | None, dict[str, Any] | None]:
+    """The folder of a run or sweep; and what its ``config.json`` holds, if that is gone on with.
+
+    All hosts call it. See :func:`run` for what it raises.
+
+    Args:
+        what: ``run`` or ``sweep``.
+        out: The folder; None: nothing is written.
+        resume: Go on with what is in it.
+        overwrite: Whether what is in it may be deleted.
+    """
+    if resume and (out is None or overwrite):
+        wanted = "give out, and no overwrite"
+        raise ValueError(f"{what}: resume goes on with the {what} in out; {wanted}.")
+    if out is None:
+        return None, None
+    folder = RunFolder(out)
+    if agreed(resume and folder.begun()):
+        return folder, folder.read_config()
+    folder.check(overwrite)
+    return folder, None
+
+
+def finish(
+    result: Any, folder: RunFolder | None, write: Callable[[Any, pathlib.Path], None]
+) -> Any:
+    """The result of a run or sweep, after its plot or table is written.
+
+    Args:
+        result: Of the run or sweep.
+        folder: Its folder.
+        write: Of the result and the folder's path.
+
+    Raises:
+        Terminated: After SIGTERM.
+    """
+    if folder is not None and jax.process_index() == 0:
+        try:
+            write(result, folder.path)
+        except OSError as error:
+            result = result._replace(trouble=result.trouble or str(error))
+    if result.trouble:
+        what = f"not everything could be written: {result.trouble}"
+        warnings.warn(what, RuntimeWarning, stacklevel=3)
+    if result.stopped == "SIGTERM":
+        raise Terminated(result)
+    return result
+
+
+def _experiment(
+    experiment: Any, env: Any, network: Any, env_params: Any, numbers: dict[str, Any]
+) -> Experiment:
+    """What :func:`run` is to train."""
+    given = {"network": network, "env_params": env_params}
+    changes = {name: x for name, x in given.items() if x is not None}
+    if isinstance(experiment, Experiment):
+        if env is not None:
+            raise TypeError("run got an Experiment and env; give experiment.replace(...) alone.")
+    elif env is None:
+        brought.algorithm_entry(experiment)  # if it is none, that is what is wrong
+        raise TypeError("run got an algorithm and no env: purerl.run('ppo_clip', 'CartPole-v1').")
+    else:
+        experiment, changes = make_experiment(experiment, env, **changes), {}
+    known = {*given, *NAMES, *experiment.options()}
+    for name in numbers:
+        if name not in known:
+            raise TypeError(f"run has no option {name!r}. {suggest(name, sorted(known))}")
+    return experiment.replace(**changes, **numbers)
+
+
+def _train(
+    experiment: Experiment,
+    seeds: int,
+    seed: int,
+    folder: RunFolder | None,
+    config: dict[str, Any] | None,
+    options: RunOptions,
+    start_from: Any,
+    on_row: OnRow | None,
+    surroundings: Surroundings,
+) -> RunResult:
+    """Trains a run; ``config`` is that of the folder, if it holds this run already."""
+    train = experiment.build()
+    replicas = jax.device_count() if options.shard == "environments" else 1
+    needed = check_replay(train, seeds, checkpoints=folder is not None, replicas=replicas)
+    layout = make_layout(options.shard, seeds, experiment.loop.num_envs)
+    learned, recorded = learned_of(start_from, experiment, seeds, folder, config)
+    description = experiment.to_json() | {"seeds": seeds, "seed": seed, "start_from": recorded}
+    if folder and config:
+        check_same(description, config, str(folder.path))
+    if options.progress and jax.process_index() == 0:
+        _tell(train, seeds, layout.mesh.size, needed)
+    from_hosts(np.zeros(()))  # all hosts have looked at the folder before one writes to it
+    keys = jax.random.split(jax.random.key(seed), seeds)
+    driver = surroundings.driver(experiment, {}, keys, layout)
+    session = Session(
+        driver, folder, description, options, on_row, learned, chunk=surroundings.chunk
+    )
+    return from_record(session.run(config is not None), driver.state, experiment)
+
+
+def _tell(train: Train, seeds: int, used: int, replay_bytes: int) -> None:
+    """Prints what a run will take."""
+    if replay_bytes:
+        print(f"replay buffers: {format_bytes(replay_bytes)} for {seeds} seeds")
+    if used < min(seeds, devices := jax.device_count()):
+        print(f"{seeds} seeds use {used} of {devices} devices; a multiple of {devices} uses all")
+    if train.evaluate_at:
+        share = f"at most {train.evaluation_share:.2g} times the steps of training"
+        each = f"{train.evaluation_episodes} episodes"
+        print(f"{len(train.evaluate_at)} evaluations of {each} a seed: {share}")
+
+
+def _plot(result: RunResult, path: pathlib.Path) -> None:
+    """Draws the learning curve."""
+    if len(result.steps):
+        label, title = map(brought.short_name, (result.experiment.algorithm, result.experiment.env))
+        curves = {label: (result.steps, result.returns)}
+        save_plot(plot_curves(curves, title), path / PLOT)
 
 
 def _extended(experiment: Experiment, steps: int, tell: bool) -> Experiment:
     before, longer = experiment.loop.steps, experiment.replace(steps=steps)
     if longer.loop.steps < before:
-        raise ValueError(
-            f"resume: steps={steps} is less than the run's {before}; a run can be extended, not "
-            "shortened."
-        )
+        what = f"steps={steps} is less than the run's {before}"
+        raise ValueError(f"resume: {what}; a run can be extended, not shortened.")
     if tell and longer.loop.steps > before and jax.process_index() == 0:
         config = plain(experiment.config)
         names = [k for k, x in config.items() if x in ("linear", "cosine") or isinstance(x, dict)]

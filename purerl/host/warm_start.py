@@ -16,24 +16,40 @@ from purerl.training.state import TrainState
 
 
 def learned_of(
-    start_from: Any, experiment: Experiment, seeds: int
-) -> tuple[TrainState, dict[str, Any]]:
+    start_from: Any,
+    experiment: Experiment,
+    seeds: int,
+    folder: RunFolder | None,
+    config: dict[str, Any] | None,
+) -> tuple[TrainState | None, dict[str, Any] | None]:
     """Learners and normalizers of another run, one for each seed, and what is recorded of them.
 
     Args:
         start_from: The folder of a run, or its result; of as many seeds, or of one for all.
         experiment: What is to be trained; its learner must have the same structure.
         seeds: S.
+        folder: Of the run that begins with them.
+        config: What is in that folder, if the run is resumed; without a checkpoint it begins with
+            the same again.
 
     Raises:
         ValueError: If the numbers of seeds or the structures do not fit.
         TypeError: If ``start_from`` is neither.
     """
+    recorded = config["start_from"] if config else None
+    if start_from is None and recorded and folder and not folder.iterations():
+        start_from = recorded["path"]
+        if start_from is None:
+            raise ValueError(
+                f"{folder.path} has no checkpoint yet and was begun with a result in memory; give "
+                "it again (start_from=...)."
+            )
+    if start_from is None:
+        return None, recorded
     path = None
     if isinstance(start_from, str | pathlib.Path):
-        folder = RunFolder(start_from)
-        path = str(folder.path.resolve())
-        _, state, _ = load_learned(folder)
+        path = str(RunFolder(start_from).path.resolve())
+        _, state, _ = load_learned(RunFolder(start_from))
     elif isinstance(getattr(start_from, "state", None), TrainState):
         state = jax.device_get(gathered(learned_part(start_from.state)))
     else:

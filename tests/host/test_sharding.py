@@ -36,7 +36,7 @@ experiment = purerl.make_experiment(
 def trained(devices, seeds):
     layout = Layout(jax.sharding.Mesh(jax.devices()[:devices], (shard,)), shard)
     keys = jax.random.split(jax.random.key(0), 16)[:seeds]
-    driver = Driver(lambda _: experiment.build(), {}, keys, layout)
+    driver = Driver(experiment, {}, keys, layout)
     if shard == "seeds":  # as where there are no other devices
         devices_of = jax.devices
         jax.devices = lambda *a: devices_of(*a)[:devices]
@@ -45,7 +45,7 @@ def trained(devices, seeds):
     driver.advance(3)
     if shard == "seeds":
         jax.devices = devices_of
-    text = driver.program.as_text()
+    text = driver.programs.advance.as_text()
     opcodes = collections.Counter(re.findall(r" ([a-z-]+)\\(", text))
     shapes = re.findall(r"= \\w+\\[([\\d,]+)\\]\\S* copy\\(", text)
     copies = sum(math.prod(map(int, shape.split(","))) for shape in shapes)
@@ -167,7 +167,7 @@ compile_programs = Driver.compile
 def compile_and_tell(self):
     compile_programs(self)
     with open(text, "w") as file:
-        file.write(self.program.as_text())
+        file.write(self.programs.advance.as_text())
 Driver.compile = compile_and_tell
 from purerl.cli import main
 sys.exit(main(arguments))

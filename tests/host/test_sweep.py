@@ -16,7 +16,8 @@ from run_folders import read_rows
 import purerl
 from purerl.cli import main
 from purerl.host.report import frame
-from purerl.host.sweep.parts import fitting, largest
+from purerl.host.resources import fitting
+from purerl.host.sweep.parts import largest
 from purerl.host.sweep.points import grid, make_groups
 
 # All sweeps that are trained here have four rows of this size, so that they share one program.

@@ -171,6 +171,41 @@ class RunFolder:
         return np.array([*whole], int), np.array([*whole.values()]).T
 
 
+def read_run(folder: RunFolder) -> dict[str, Any]:
+    """Reads the ``config.json`` of a run.
+
+    Args:
+        folder: The run's.
+
+    Raises:
+        FileNotFoundError: If it holds no run.
+        ValueError: If it is a sweep's.
+    """
+    config = folder.read_config()
+    if "points" in config:
+        raise ValueError(
+            f"{folder.path} is a sweep, or a part of one, wanted a run; go on with a sweep by "
+            "purerl sweep --resume SWEEP, or purerl.resume_sweep; "
+            "purerl.load_policy(SWEEP, point=...) gives its policies."
+        )
+    return config
+
+
+def read_sweep(folder: RunFolder) -> dict[str, Any]:
+    """Reads the ``config.json`` of a sweep.
+
+    Args:
+        folder: The sweep's.
+
+    Raises:
+        FileNotFoundError: If it holds no sweep.
+    """
+    config = folder.read_config()
+    if "experiments" not in config:
+        raise FileNotFoundError(f"{folder.path} is no sweep, wanted the folder of one.")
+    return config
+
+
 def check_same(
     mine: dict[str, Any],
     other: dict[str, Any],

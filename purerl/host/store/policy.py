@@ -13,7 +13,7 @@ import numpy as np
 from purerl.config import check_choice
 from purerl.host.experiment import Experiment
 from purerl.host.store.checkpoint import Checkpoints
-from purerl.host.store.folder import RunFolder, check_run
+from purerl.host.store.folder import RunFolder, check_run, read_run
 from purerl.host.sweep.result import load_sweep, sweep_parts
 from purerl.records import Clock
 from purerl.training.evaluation import Evaluation
@@ -136,26 +136,6 @@ def evaluate_run(
     keys = jax.random.split(jax.random.key(seed), seeds)
     state = state._replace(clock=Clock(jnp.int32(0)), key=keys)
     return jax.device_get(jax.jit(vectorize(train.evaluate))(state))
-
-
-def read_run(folder: RunFolder) -> dict[str, Any]:
-    """Reads the ``config.json`` of a run.
-
-    Args:
-        folder: The run's.
-
-    Raises:
-        FileNotFoundError: If it holds no run.
-        ValueError: If it is a sweep's.
-    """
-    config = folder.read_config()
-    if "points" in config:
-        raise ValueError(
-            f"{folder.path} is a sweep, or a part of one, wanted a run; go on with a sweep by "
-            "purerl sweep --resume SWEEP, or purerl.resume_sweep; "
-            "purerl.load_policy(SWEEP, point=...) gives its policies."
-        )
-    return config
 
 
 def best_seed(where: str, seed: int | str, seeds: int, returns: Mapping[int, float]) -> int:

@@ -1,7 +1,6 @@
-"""What a sweep came to: its points ranked, and read again from its folder."""
+"""The result of a sweep: its points ranked, and read again from its folder."""
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,11 +9,11 @@ from purerl.host.options import Stopped
 from purerl.host.report import frame
 from purerl.host.report.aggregate import iqm, iqm_interval
 from purerl.host.store.checkpoint import read_host
-from purerl.host.store.folder import RunFolder
+from purerl.host.store.folder import RunFolder, read_sweep
 
 
 class SweepResult(NamedTuple):
-    """What a sweep came to; P points, S seeds, E evaluations of the point that has most.
+    """The result of a sweep; P points, S seeds, E evaluations of the point that has most.
 
     Attributes:
         points: What was varied, P times values by name.
@@ -124,93 +123,39 @@ class SweepResult(NamedTuple):
         )
 
 
-class Collected:
-    """What is known of each point, as the parts of a sweep are finished."""
+def collect(
+    points: list[dict[str, Any]], seeds: int, records: list[dict[str, Any]], compilations: int
+) -> SweepResult:
+    """The result of a sweep out of those of its parts.
 
-    def __init__(self, points: list[dict[str, Any]], seeds: int):
-        """Stores the shape of the sweep.
-
-        Args:
-            points: What was varied, P of them.
-            seeds: S of each.
-        """
-        self.points, self.seeds = points, seeds
-        self.curves: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
-        self.failed = np.zeros((len(points), seeds), bool)
-        self.finished = np.zeros((len(points), seeds), bool)
-        self.seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
-
-    def names(self, group: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Point and seed of each row of a group: point after point, their seeds in each.
-
-        Args:
-            group: Its points.
-        """
-        return np.repeat(np.array(group), self.seeds), np.tile(np.arange(self.seeds), len(group))
-
-    def add_host(self, host: dict[str, Any]) -> None:
-        """What the checkpoint of a part says.
-
-        Args:
-            host: What it says.
-        """
-        run, failed = host["run"], np.array(host["failed"])
-        returns = np.array(host["returns"]).reshape(len(host["steps"]), len(failed)).T
-        steps = np.array(host["steps"], int)
-        about = steps, returns, failed, host["finished"], host["seconds"]
-        self.add(run["points"], run["rows"][0], *about)
-
-    def add(
-        self,
-        group: Sequence[int],
-        first: int,
-        steps: np.ndarray,
-        returns: np.ndarray,
-        failed: np.ndarray,
-        finished: bool,
-        seconds: dict[str, float],
-    ) -> None:
-        """What one part came to, or has come to until it was stopped.
-
-        Args:
-            group: Points whose seeds are the rows of its group, point after point.
-            first: Its first row in them.
-            steps: ``[E]``, of the evaluations.
-            returns: ``[R, E]`` of its rows.
-            failed: ``[R]`` bool.
-            finished: Whether they were trained to the last iteration.
-            seconds: Wall time by what it was spent on.
-        """
-        for what in self.seconds:
-            self.seconds[what] += seconds[what]
-        points, seeds = (x[first : first + len(failed)] for x in self.names(group))
-        self.failed[points, seeds] = failed
-        self.finished[points, seeds] = finished
-        for point, seed, row in zip(points, seeds, returns, strict=True):
-            self.curves[point, seed] = steps, row
-
-    def result(
-        self, compilations: int, stopped: Stopped | None = None, trouble: str | None = None
-    ) -> SweepResult:
-        """All of it.
-
-        Args:
-            compilations: See :class:`SweepResult`, as for the others.
-            stopped: What ended the sweep early.
-            trouble: What could not be written.
-        """
-        most = max((len(steps) for steps, _ in self.curves.values()), default=0)
-        all_steps = np.full((len(self.points), most), -1)
-        all_returns = np.full((*self.failed.shape, most), np.nan)
-        for (point, seed), (steps, returns) in self.curves.items():
-            all_steps[point, : len(steps)] = steps
-            all_returns[point, seed, : len(steps)] = returns
-        about = all_steps, all_returns, self.failed, np.all(self.finished, axis=1)
-        return SweepResult(self.points, *about, self.seconds, compilations, stopped, trouble)
+    Args:
+        points: What was varied, P of them.
+        seeds: S of each.
+        records: What the checkpoint of each part, or its session, says; ``run`` names the points of
+            its group and its rows in the group: point after point, their seeds in each.
+        compilations: How many programs were compiled.
+    """
+    most = max((len(record["steps"]) for record in records), default=0)
+    steps, returns = np.full((len(points), most), -1), np.full((len(points), seeds, most), np.nan)
+    failed, finished = np.zeros((2, len(points), seeds), bool)
+    seconds = {"compiling": 0.0, "training": 0.0, "evaluating": 0.0}
+    for record in records:
+        reached = len(record["steps"])
+        rows = np.arange(*record["run"]["rows"])
+        point, seed = np.array(record["run"]["points"])[rows // seeds], rows % seeds
+        steps[point, :reached] = record["steps"]
+        returns[point, seed, :reached] = np.reshape(record["returns"], (reached, len(rows))).T
+        failed[point, seed], finished[point, seed] = record["failed"], record["finished"]
+        for what in seconds:
+            seconds[what] += record["seconds"][what]
+    stopped = next((x for record in records if (x := record.get("stopped"))), None)
+    trouble = next((x for record in records if (x := record.get("trouble"))), None)
+    arrays = steps, returns, failed, np.all(finished, axis=1)
+    return SweepResult(points, *arrays, seconds, compilations, stopped, trouble)
 
 
 def load_sweep(path: str | pathlib.Path) -> SweepResult:
-    """What the sweep in a folder has come to, as far as its checkpoints tell.
+    """The result of the sweep in a folder, as far as its checkpoints tell.
 
     Args:
         path: The sweep's folder.
@@ -221,27 +166,9 @@ def load_sweep(path: str | pathlib.Path) -> SweepResult:
     """
     folder = RunFolder(path)
     config = read_sweep(folder)
-    known = Collected(config["points"], config["seeds"])
     parts = sweep_parts(folder)
-    for part in parts:
-        if (host := read_host(part)) is not None:
-            known.add_host(host)
-    return known.result(len(parts))
-
-
-def read_sweep(folder: RunFolder) -> dict[str, Any]:
-    """What the ``config.json`` of a sweep holds.
-
-    Args:
-        folder: The sweep's.
-
-    Raises:
-        FileNotFoundError: If it holds no sweep.
-    """
-    config = folder.read_config()
-    if "experiments" not in config:
-        raise FileNotFoundError(f"{folder.path} is no sweep, wanted the folder of one.")
-    return config
+    records = [record for part in parts if (record := read_host(part)) is not None]
+    return collect(config["points"], config["seeds"], records, len(parts))
 
 
 def sweep_parts(folder: RunFolder) -> list[RunFolder]:
