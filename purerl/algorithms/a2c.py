@@ -24,7 +24,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, check_kind, choice, count, number, part, switch
@@ -60,7 +59,6 @@ def make_batch(network: Any, config: A2CConfig, params: PyTree, rollout: Rollout
     Returns:
         Samples ``[T * N]``.
     """
-    rollout = jax.tree.map(jnp.asarray, rollout)
     batch = advantages.on_policy_batch(network, params, rollout, config.gamma, config.gae_lambda)
     if config.n_step is not None:
         flags = rollout.terminated, rollout.truncated

@@ -26,8 +26,10 @@ Differs from:
     a random sign, instead of normal: the Fisher matrix is the same, its estimate has less noise.
 """
 
+from __future__ import annotations
+
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -36,9 +38,7 @@ import optax
 
 from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, choice, count, number, part, switch
-from purerl.pieces.advantages import explained_variance, on_policy_batch
-from purerl.pieces.gradient import gradient_step, keep_if_finite
-from purerl.pieces.losses import actor_critic_loss
+from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting
 from purerl.policies.networks import NetworkConfig
@@ -64,7 +64,7 @@ class ACKTRState(NamedTuple):
 
 
 def make_loss(
-    network: Any, config: "ACKTRConfig", *, progress: float | jax.Array = 0.0
+    network: Any, config: ACKTRConfig, *, progress: Number = 0.0
 ) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
     r"""``loss(params, batch) -> (scalar, info)``.
 
@@ -79,25 +79,20 @@ def make_loss(
     """
 
     def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        shared = _trust_regions(network, params, batch.obs) is None
-        of_output = _make_output_loss(config, shared, progress)
-        return of_output(network.apply(params, batch.obs), batch)
+        shared = trust_regions(network, params, batch.obs) == kfac.ALL
+        return _loss(config, network.apply(params, batch.obs), batch, shared, progress)
 
     return loss
 
 
-def _make_output_loss(
-    config: "ACKTRConfig", shared: bool, progress: float | jax.Array
-) -> Callable[[Any, OnPolicyBatch], tuple[jax.Array, Info]]:
-    """``loss((distribution, value), batch)``: the same of the network's outputs."""
+def _loss(
+    config: ACKTRConfig, output: Any, batch: OnPolicyBatch, shared: bool, progress: Number
+) -> tuple[jax.Array, Info]:
+    """The same as a function of the network's output ``(distribution, value)``."""
     entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
-
-    def loss(output: Any, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        distribution, value = output
-        value_coef = config.value_coef / _joint_variance(config, shared)
-        return actor_critic_loss(distribution, value, batch, value_coef, entropy_coef)
-
-    return loss
+    value_coef = config.value_coef / _joint_variance(config, shared)
+    distribution, value = output
+    return losses.actor_critic_loss(distribution, value, batch, value_coef, entropy_coef)
 
 
 def score(
@@ -124,7 +119,7 @@ def score(
     return of_policy, (sign / jnp.sqrt(variance)).astype(value.dtype)
 
 
-def _joint_variance(config: "ACKTRConfig", shared: bool) -> jax.Array:
+def _joint_variance(config: ACKTRConfig, shared: bool) -> jax.Array:
     """Of the critic's Gaussian, in Fisher matrix and loss; where nothing is shared it cancels out.
     Constant, since a batch of a much smaller variance would stay long in the factors' averages.
     """
@@ -132,7 +127,7 @@ def _joint_variance(config: "ACKTRConfig", shared: bool) -> jax.Array:
     return jnp.square(jnp.asarray(std, jnp.result_type(float)))
 
 
-def _critic_bound(config: "ACKTRConfig", batch: OnPolicyBatch) -> Number | None:
+def _critic_bound(config: ACKTRConfig, batch: OnPolicyBatch) -> Number | None:
     """On a separate critic's step, for the Fisher matrix of N(V, 1): sigma^2 times that of
     N(V, sigma^2), and so is the bound.
     """
@@ -144,16 +139,45 @@ def _critic_bound(config: "ACKTRConfig", batch: OnPolicyBatch) -> Number | None:
     return config.critic_kl_clip * jnp.maximum(error, 1e-8)
 
 
-def _trust_regions(network: Any, params: PyTree, obs: jax.Array) -> PyTree | None:
-    """Labels shaped like the parameters; None if there is one that both outputs depend on."""
+def trust_regions(network: Any, params: PyTree, obs: jax.Array) -> PyTree:
+    """``actor`` or ``critic`` for each parameter; ``all`` if both outputs depend on one of them.
+
+    Args:
+        network: ``obs [B, *O] -> (distribution, value [B])``.
+        params: Its parameters.
+        obs: ``[B, *O]``.
+    """
     of_actor = kfac.reaching(lambda p: network.apply(p, obs)[0], params)
     of_critic = kfac.reaching(lambda p: network.apply(p, obs)[1], params)
     if any(jax.tree.leaves(jax.tree.map(lambda a, c: a and c, of_actor, of_critic))):
-        return None
+        return kfac.ALL
     return jax.tree.map(lambda a: "actor" if a else "critic", of_actor)
 
 
-def _adapt(config: "ACKTRConfig", learning_rate: jax.Array, kl: jax.Array) -> jax.Array:
+def _optimizer(
+    config: ACKTRConfig,
+    layers: Sequence[kfac.Layer],
+    regions: PyTree,
+    critic_bound: Number | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """K-FAC within its trust regions, and then momentum."""
+    kl_clip = {kfac.ALL: config.kl_clip, "actor": config.kl_clip, "critic": critic_bound}
+    natural = kfac.scale_by_kfac(
+        layers,
+        damping=config.damping,
+        damping_kind=config.damping_kind,
+        decay=config.decay,
+        stats_every=config.stats_every,
+        inverse_every=config.inverse_every,
+        cold_start=config.cold_start,
+        cold_max_norm=config.cold_max_norm,
+        kl_clip=kl_clip,
+        regions=regions,
+    )
+    return optax.chain(natural, optax.ema(config.momentum, debias=False))
+
+
+def _adapt(config: ACKTRConfig, learning_rate: jax.Array, kl: jax.Array) -> jax.Array:
     """The next eta_max, after a step of this KL divergence; OpenAI baselines, ``acktr_cont``."""
     if config.target_kl is None:
         return learning_rate
@@ -162,9 +186,7 @@ def _adapt(config: "ACKTRConfig", learning_rate: jax.Array, kl: jax.Array) -> ja
     return jnp.clip(learning_rate * factor, 1e-8, 1.0).astype(learning_rate.dtype)
 
 
-def acktr(
-    config: "ACKTRConfig", action_space: ActionSpace, network: Any = None
-) -> OnPolicyAlgorithm:
+def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
     """ACKTR.
 
     Args:
@@ -193,46 +215,30 @@ def acktr(
     """
     network = acting.default_network(action_space, config.network, network)
 
-    def parts(params: PyTree, obs: jax.Array) -> tuple[Any, Any, Any]:
-        """Layers, trust regions, and K-FAC within them followed by momentum."""
-        layers = kfac.find_layers(network, params, obs)
-        regions = _trust_regions(network, params, obs)
-        natural = kfac.scale_by_kfac(
-            layers,
-            damping=config.damping,
-            damping_kind=config.damping_kind,
-            decay=config.decay,
-            stats_every=config.stats_every,
-            inverse_every=config.inverse_every,
-            cold_start=config.cold_start,
-            cold_max_norm=config.cold_max_norm,
-            regions=regions,
-        )
-        return layers, regions, optax.chain(natural, optax.ema(config.momentum, debias=False))
-
     def init(obs: jax.Array, key: jax.Array) -> ACKTRState:
         params = acting.init_params(network, action_space, obs, key)
-        *_, optimizer = parts(params, obs)
+        layers = kfac.find_layers(network, params, obs)
+        optimizer = _optimizer(config, layers, trust_regions(network, params, obs))
         rate = scheduled(config.learning_rate, "constant", 0.0)
-        opt_state = optimizer.init(params)
-        return ACKTRState(params, opt_state, jnp.asarray(rate, jnp.result_type(float)))
+        return ACKTRState(params, optimizer.init(params), jnp.asarray(rate, jnp.result_type(float)))
 
     def update(
-        state: ACKTRState, rollout: Rollout, key: jax.Array, *, progress: float | jax.Array = 0.0
+        state: ACKTRState, rollout: Rollout, key: jax.Array, *, progress: Number = 0.0
     ) -> tuple[ACKTRState, Info]:
         check_rollout(rollout, action_space)
-        normalize = config.normalize_advantage
-        batch = on_policy_batch(
-            network, state.params, rollout, config.gamma, config.gae_lambda, normalize=normalize
+        discounts, normalize = (config.gamma, config.gae_lambda), config.normalize_advantage
+        batch = advantages.on_policy_batch(
+            network, state.params, rollout, *discounts, normalize=normalize
         )
-        layers, regions, optimizer = parts(state.params, batch.obs)
-        shared = regions is None
+        layers = kfac.find_layers(network, state.params, batch.obs)
+        regions = trust_regions(network, state.params, batch.obs)
+        shared = regions == kfac.ALL
 
         # 1. The gradient.
         tapped = kfac.tap(network, layers, state.params, batch.obs)
-        loss = _make_output_loss(config, shared, progress)
-        slope, info = jax.grad(loss, has_aux=True)(tapped.output, batch)
-        gradient, _ = tapped.pullback(slope)
+        loss = lambda output: _loss(config, output, batch, shared, progress)  # noqa: E731
+        slope, info = jax.grad(loss, has_aux=True)(tapped.output)
+        grads, _ = tapped.pullback(slope)
 
         # 2. The factors, where they are due.
         def some_steps(x: jax.Array) -> jax.Array:
@@ -253,25 +259,22 @@ def acktr(
         rate: Number = state.learning_rate
         if config.target_kl is None:
             rate = scheduled(config.learning_rate, config.learning_rate_schedule, progress)
-        bounds: Any = config.kl_clip
-        if not shared:
-            bounds = {"actor": config.kl_clip, "critic": _critic_bound(config, batch)}
-        extra = {"statistics": statistics, "kl_clip": bounds}
-        params, (natural, momentum) = gradient_step(
-            optimizer, gradient, state.opt_state, state.params, rate, **extra
+        optimizer = _optimizer(config, layers, regions, _critic_bound(config, batch))
+        params, (natural, momentum) = gradient.gradient_step(
+            optimizer, grads, state.opt_state, state.params, rate, statistics=statistics
         )
-
         old = jax.tree.map(some_steps, tapped.output[0])
         kl = jnp.mean(old.kl(network.apply(params, some_obs)[0]))
         warm = natural.clock.iteration > config.cold_start
         eta = jnp.where(warm, _adapt(config, state.learning_rate, kl), state.learning_rate)
+
         # K-FAC's own state is large, and takes nothing in that is not finite.
         before = state.params, state.opt_state[1], state.learning_rate
-        (params, momentum, eta), finite = keep_if_finite((params, momentum, eta), before)
+        (params, momentum, eta), finite = gradient.keep_if_finite((params, momentum, eta), before)
         return ACKTRState(params, (natural, momentum), eta), {
             **info,
             **{TRUST[region]: x for region, x in natural.trust.items()},
-            "explained_variance": explained_variance(batch.value, batch.target),
+            "explained_variance": advantages.explained_variance(batch.value, batch.target),
             "kl": kl,
             "learning_rate": jnp.asarray(rate, eta.dtype),
             "damping": jnp.asarray(config.damping, eta.dtype),

@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from purerl import records
 from purerl.checks import check_action_space, check_batch
@@ -78,7 +79,7 @@ def make_loss(
             y = losses.double_q_target(batch.reward, batch.discount, next_q, selector)
         else:
             y = losses.q_target(batch.reward, batch.discount, next_q)
-        error_loss = losses.huber_loss if config.loss == "huber" else losses.value_loss
+        error_loss = optax.losses.huber_loss if config.loss == "huber" else losses.value_loss
         total = jnp.mean(batch.weight * error_loss(q, y))
         return total, {"loss": total, "q": jnp.mean(q), "td_error": q - y}
 

@@ -43,14 +43,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purerl.checks import check_action_space, check_rollout
+from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, check_kind, choice, count, number, part, switch
 from purerl.pieces import advantages, gradient, losses, returns
 from purerl.pieces.advantages import flatten_time
 from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting
 from purerl.policies.networks import ActorQCritic, NetworkConfig
-from purerl.records import ActionSpace, Discrete, Info, OnPolicyAlgorithm, PyTree, Rollout
+from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, PyTree, Rollout
 
 Estimator = Literal["total_return", "return_to_go", "baseline", "q_critic", "advantage", "td_error"]
 Advantage = Literal["gae", "q_minus_v"]
@@ -87,12 +87,7 @@ class PolicyGradientBatch(NamedTuple):
 
 
 def estimate(
-    network: Any,
-    config: PolicyGradientConfig,
-    params: PyTree,
-    rollout: Rollout,
-    key: jax.Array,
-    action_space: ActionSpace,
+    network: Any, config: PolicyGradientConfig, params: PyTree, rollout: Rollout, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Psi and the critic's target, as the module's table has them.
 
@@ -102,7 +97,6 @@ def estimate(
         params: The parameters that collected the rollout.
         rollout: ``[T, N]``.
         key: PRNG key, for the expectation of Q over a Gaussian policy.
-        action_space: Of the environment.
 
     Returns:
         ``(weight [T, N], target [T, N])``.
@@ -120,8 +114,7 @@ def estimate(
     if config.critic == "q":
 
         def expected(obs: PyTree, key: jax.Array) -> jax.Array:
-            options = key, action_space, config.q_samples
-            q = expected_q(network, params, flatten_time(obs), *options)
+            q = expected_q(network, params, flatten_time(obs), key, config.q_samples)
             return q.reshape(reward.shape)
 
         now, then = jax.random.split(key)
@@ -140,12 +133,7 @@ def estimate(
 
 
 def expected_q(
-    network: Any,
-    params: PyTree,
-    obs: PyTree,
-    key: jax.Array,
-    action_space: ActionSpace,
-    samples: int,
+    network: Any, params: PyTree, obs: PyTree, key: jax.Array, samples: int
 ) -> jax.Array:
     r""":math:`E_{a \sim \pi(\cdot|s)} Q(s, a)`: a sum over discrete actions, else a sample mean.
 
@@ -154,14 +142,13 @@ def expected_q(
         params: Its parameters.
         obs: ``[B, *O]``.
         key: PRNG key.
-        action_space: Of the environment.
         samples: How many actions a sample mean takes.
 
     Returns:
         ``[B]``.
     """
     distribution, q = acting.apply_network(network, params, obs)
-    if isinstance(action_space, Discrete):
+    if q.ndim == 2:  # of every discrete action
         actions = jnp.broadcast_to(jnp.arange(q.shape[-1])[:, None], q.shape[::-1])
         log_probs = jax.vmap(distribution.log_prob)(actions)  # [K, B]
         return jnp.sum(jnp.exp(log_probs).T * q, axis=-1)
@@ -173,12 +160,7 @@ def expected_q(
 
 
 def make_batch(
-    network: Any,
-    config: PolicyGradientConfig,
-    params: PyTree,
-    rollout: Rollout,
-    key: jax.Array,
-    action_space: ActionSpace,
+    network: Any, config: PolicyGradientConfig, params: PyTree, rollout: Rollout, key: jax.Array
 ) -> PolicyGradientBatch:
     """A rollout as samples for the loss.
 
@@ -188,13 +170,12 @@ def make_batch(
         params: The parameters that collected the rollout.
         rollout: ``[T, N]``.
         key: PRNG key.
-        action_space: Of the environment.
 
     Returns:
         Samples ``[T * N]``.
     """
     rollout = jax.tree.map(jnp.asarray, rollout)
-    weight, target = estimate(network, config, params, rollout, key, action_space)
+    weight, target = estimate(network, config, params, rollout, key)
     share = jnp.ones_like(weight)
     if config.critic == "none":
         first = first_episode(rollout.terminated | rollout.truncated)
@@ -226,7 +207,7 @@ def make_loss(
 ) -> Callable[[PyTree, PolicyGradientBatch], tuple[jax.Array, Info]]:
     r"""``loss(params, batch) -> (scalar, info)``, whose gradient is the negative policy gradient.
 
-    The mean, each sample counting its share, of
+    Without a critic a sum over each episode's steps, a mean over episodes; else a mean over steps:
 
     .. math::
         -\Psi \log \pi_\theta(a|s) + c_1 \tfrac12 (V(s) - \hat G)^2
@@ -247,7 +228,7 @@ def make_loss(
         distribution, value = network.apply(params, batch.obs, *action)
         log_prob, entropy = distribution.log_prob(batch.action), distribution.entropy()
         policy = mean(losses.policy_gradient_loss(log_prob, batch.weight))
-        total = policy + entropy_coef * losses.entropy_loss(mean(entropy))
+        total = policy - entropy_coef * mean(entropy)
         info = {"policy_loss": policy, "entropy": jnp.average(entropy, weights=batch.share)}
         if config.critic != "none":
             info["value_loss"] = mean(losses.value_loss(value, batch.target))
@@ -286,7 +267,6 @@ def policy_gradient(
     """
     check_kind("policy_gradient", config, PolicyGradientConfig)
     if config.critic == "q" and network is None:
-        check_action_space(action_space)
         network = ActorQCritic(action_space, config.network)
     network = acting.default_network(action_space, config.network, network)
     optimizer = gradient.make_optimizer(
@@ -302,7 +282,7 @@ def policy_gradient(
     ) -> tuple[PolicyGradientState, Info]:
         check_rollout(rollout, action_space)
         # 1. Psi and the critic's target.
-        batch = make_batch(network, config, state.params, rollout, key, action_space)
+        batch = make_batch(network, config, state.params, rollout, key)
         # 2. One gradient step.
         loss = make_loss(network, config, progress=progress)
         grads, info = jax.grad(loss, has_aux=True)(state.params, batch)
@@ -326,11 +306,7 @@ class PolicyGradientConfig(Config):
     optimizer: gradient.OptimizerName = choice("adam", gradient.OptimizerName, "The optimizer.")
     optimizer_eps: Number = number(1e-5, "(0, inf)", "Added to the root of the squared gradient.")
     max_grad_norm: Number | None = number(
-        None,
-        "(0, inf)",
-        "Bound on the gradient's global norm; None: no bound. Without a critic the loss is a sum "
-        "over each episode's steps, with one a mean over steps.",
-        optional=True,
+        None, "(0, inf)", "Bound on the gradient's global norm; None: no bound.", optional=True
     )
     gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
     gae_lambda: Number = number(0.95, "[0, 1]", "GAE's lambda, for estimator 'advantage'.")

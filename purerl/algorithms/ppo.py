@@ -79,7 +79,7 @@ def make_loss(
             loss = losses.clipped_surrogate_loss(log_prob, batch.log_prob, advantage, clip)
             return jnp.mean(loss), {"clip_fraction": jnp.mean(outside, dtype=log_prob.dtype)}
         kl = batch.distribution.kl(distribution)
-        loss = losses.kl_penalized_surrogate_loss(log_prob, batch.log_prob, advantage, kl, beta)
+        loss = losses.surrogate_loss(log_prob, batch.log_prob, advantage) + beta * kl
         return jnp.mean(loss), {}
 
     def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
@@ -90,36 +90,15 @@ def make_loss(
             advantage = advantages.standardize(advantage)
         policy, info = surrogate(distribution, log_prob, batch, advantage)
         entropy = jnp.mean(distribution.entropy())
-        total = policy + entropy_coef * losses.entropy_loss(entropy)
+        total = policy - entropy_coef * entropy
         info |= {"policy_loss": policy, "entropy": entropy}
         info["kl"] = jnp.mean(losses.approximate_kl(log_prob, batch.log_prob))
         if not config.value_epochs:
-            info["value_loss"] = _value_loss(config, value, batch)
+            info["value_loss"] = losses.critic_loss(value, batch, config.clip_value)
             total += config.value_coef * info["value_loss"]
         return total, info | {"loss": total}
 
     return loss
-
-
-def make_value_loss(network: Any, config: PPOConfig) -> Loss:
-    """``loss(params, batch) -> (scalar, info)``: the value loss alone, for separate value epochs.
-
-    Args:
-        network: ``obs [B, *O] -> (distribution, value [B])``.
-        config: Hyper-parameters.
-    """
-
-    def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        value = _value_loss(config, network.apply(params, batch.obs)[1], batch)
-        return value, {"value_loss": value}
-
-    return loss
-
-
-def _value_loss(config: PPOConfig, value: jax.Array, batch: OnPolicyBatch) -> jax.Array:
-    if config.clip_value is None:
-        return jnp.mean(losses.value_loss(value, batch.target))
-    return jnp.mean(losses.clipped_value_loss(value, batch.value, batch.target, config.clip_value))
 
 
 def adapt_beta(beta: Number, kl: Number, target: Number) -> jax.Array:
@@ -164,9 +143,9 @@ def _make_algorithm(
         _check(config, rollout, action_space)
         # 1. Advantages and targets, under the old parameters.
         discounts = config.gamma, config.gae_lambda
-        whole = config.normalize_advantage == "batch"
+        normalize = config.normalize_advantage == "batch"
         batch = advantages.on_policy_batch(
-            network, state.params, rollout, *discounts, normalize=whole
+            network, state.params, rollout, *discounts, normalize=normalize
         )
         if isinstance(config, PPOPenaltyConfig):
             batch = batch._replace(distribution=network.apply(state.params, batch.obs)[0])
@@ -186,9 +165,9 @@ def _make_algorithm(
         )
         value_opt_state, beta = state.value_opt_state, state.beta
         if config.value_epochs:
-            loss, epochs = make_value_loss(network, config), config.value_epochs
+            loss = losses.make_critic_loss(network, config.clip_value)
             params, value_opt_state, value_info = fit(
-                loss, params, value_opt_state, batch, value_key, num_epochs=epochs
+                loss, params, value_opt_state, batch, value_key, num_epochs=config.value_epochs
             )
             info |= value_info
         # 3. The penalty coefficient follows the KL divergence of the whole update.

@@ -32,6 +32,8 @@ Differs from:
     baselines accepts a KL of up to 1.5 times the bound.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -42,9 +44,7 @@ import optax
 
 from purerl.checks import check_on_policy_batch, check_rollout
 from purerl.config import Config, Number, Schedule, choice, count, number, part, switch
-from purerl.pieces import gradient as steps
-from purerl.pieces.advantages import explained_variance, on_policy_batch
-from purerl.pieces.losses import surrogate_loss, value_loss
+from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting
 from purerl.policies.networks import NetworkConfig
@@ -82,27 +82,13 @@ def make_surrogate(network: Any) -> Callable[[PyTree, OnPolicyBatch], jax.Array]
     def surrogate(params: PyTree, batch: OnPolicyBatch) -> jax.Array:
         distribution, _ = acting.apply_network(network, params, batch.obs)
         log_prob = distribution.log_prob(batch.action)
-        return -jnp.mean(surrogate_loss(log_prob, batch.log_prob, batch.advantage))
+        return -jnp.mean(losses.surrogate_loss(log_prob, batch.log_prob, batch.advantage))
 
     return surrogate
 
 
-def make_critic_loss(network: Any) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
-    r"""``loss(params, batch) -> (scalar, info)``: :math:`\tfrac1{2B} \sum_b (V(s_b) - \hat G_b)^2`.
-
-    Args:
-        network: ``obs [B, *O] -> (distribution, value [B])``.
-    """
-
-    def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        mean = jnp.mean(value_loss(network.apply(params, batch.obs)[1], batch.target))
-        return mean, {"value_loss": mean}
-
-    return loss
-
-
 def make_policy_step(
-    network: Any, config: "NPGConfig"
+    network: Any, config: NPGConfig
 ) -> Callable[[PyTree, OnPolicyBatch], tuple[PyTree, Info]]:
     r"""``policy_step(params, batch) -> (params, info)``: the module's steps 1 to 4.
 
@@ -138,12 +124,11 @@ def make_policy_step(
         (True, True)
     """
     surrogate = make_surrogate(network)
+    search: dict[str, Any] = dict(bound=jnp.inf, least_improvement=-jnp.inf, max_tries=1)
     if isinstance(config, TRPOConfig):
-        search: dict[str, Any] = dict(
+        search = dict(
             bound=config.max_kl, factor=config.backtrack_factor, max_tries=config.backtrack_steps
         )
-    else:
-        search = dict(bound=jnp.inf, least_improvement=-jnp.inf, max_tries=1)
 
     def policy(params: PyTree, obs: jax.Array) -> Any:
         return acting.apply_network(network, params, obs)[0]
@@ -153,23 +138,21 @@ def make_policy_step(
         batch = jax.tree.map(jnp.asarray, batch)
 
         # 1. The gradient and the Fisher matrix.
-        objective, gradient = jax.value_and_grad(surrogate)(params, batch)
-        gradient = jax.tree.map(
-            lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), gradient
-        )
+        objective, g = jax.value_and_grad(surrogate)(params, batch)
+        g = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), g)
         fisher = fisher_vector_product(policy, params, batch.obs, fraction=config.fisher_fraction)
 
         # 2. The direction.
         solution = conjugate_gradient(
             fisher,
-            gradient,
+            g,
             tolerance=config.cg_tolerance,
             max_iterations=config.cg_iterations,
             damping=config.damping,
         )
 
         # 3. The full step. (F + c I) x = g - residual: its length needs no further product.
-        product = optax.tree.sub(gradient, solution.residual)
+        product = optax.tree.sub(g, solution.residual)
         step, multiplier = trust_region_step(solution.x, product, config.max_kl)
 
         # 4. The line search.
@@ -181,9 +164,9 @@ def make_policy_step(
         objective = jnp.where(multiplier > 0, objective, jnp.inf)  # a step of zero is refused
         found = backtracking_line_search(evaluate, params, step, objective=objective, **search)
 
-        norm = optax.tree.norm(gradient)
-        expected = found.fraction * optax.tree.vdot(gradient, step)
-        info = {
+        norm = optax.tree.norm(g)
+        expected = found.fraction * optax.tree.vdot(g, step)
+        return found.params, {
             "kl": found.constraint,
             "expected_improvement": jnp.where(found.accepted, expected, 0.0),
             "improvement": found.improvement,
@@ -191,16 +174,13 @@ def make_policy_step(
             "cg_iterations": solution.iterations,
             "step_fraction": found.fraction,
             "accepted": found.accepted,
-            "finite": steps.all_finite(gradient) & (solution.reason != CGStop.NON_FINITE),
+            "finite": gradient.all_finite(g) & (solution.reason != CGStop.NON_FINITE),
         }
-        return found.params, info
 
     return policy_step
 
 
-def trust_region_step(
-    x: PyTree, product: PyTree, max_kl: float | jax.Array
-) -> tuple[PyTree, jax.Array]:
+def trust_region_step(x: PyTree, product: PyTree, max_kl: Number) -> tuple[PyTree, jax.Array]:
     r"""The :math:`\Delta` that maximizes :math:`g^\top \Delta` within
     :math:`\tfrac12 \Delta^\top A \Delta \le \delta`.
 
@@ -233,29 +213,29 @@ def trust_region_step(
     return optax.tree.scale(scale, x), multiplier
 
 
-def _build(config: "NPGConfig", action_space: ActionSpace, network: Any) -> OnPolicyAlgorithm:
+def _build(config: NPGConfig, action_space: ActionSpace, network: Any) -> OnPolicyAlgorithm:
     network = acting.default_network(action_space, config.network, network)
     policy_step = make_policy_step(network, config)
-    critic_loss = make_critic_loss(network)
-    optimizer = steps.make_optimizer("adam", eps=config.adam_eps)
+    critic_loss = losses.make_critic_loss(network)
+    optimizer = gradient.make_optimizer("adam", eps=config.adam_eps)
 
     def init(obs: jax.Array, key: jax.Array) -> TRPOState:
         params = acting.init_params(network, action_space, obs, key)
         return TRPOState(params, optimizer.init(params))
 
     def update(
-        state: TRPOState, rollout: Rollout, key: jax.Array, *, progress: float | jax.Array = 0.0
+        state: TRPOState, rollout: Rollout, key: jax.Array, *, progress: Number = 0.0
     ) -> tuple[TRPOState, Info]:
         check_rollout(rollout, action_space)
-        normalize = config.normalize_advantage
-        batch = on_policy_batch(
-            network, state.params, rollout, config.gamma, config.gae_lambda, normalize=normalize
+        discounts, normalize = (config.gamma, config.gae_lambda), config.normalize_advantage
+        batch = advantages.on_policy_batch(
+            network, state.params, rollout, *discounts, normalize=normalize
         )
         # Steps 1 to 4.
         params, info = policy_step(state.params, batch)
         # Step 5.
         shape = config.critic_learning_rate_schedule
-        *learned, of_critic = steps.fit(
+        *learned, of_critic = gradient.fit(
             critic_loss,
             params,
             state.critic_opt_state,
@@ -266,21 +246,16 @@ def _build(config: "NPGConfig", action_space: ActionSpace, network: Any) -> OnPo
             num_epochs=config.critic_epochs,
             num_minibatches=config.critic_minibatches,
         )
-        new, finite = steps.keep_if_finite(TRPOState(*learned), state, also=info["finite"])
-        old, _ = network.apply(state.params, batch.obs)
-        return new, {
-            **info,
-            **of_critic,
-            "entropy": jnp.mean(old.entropy()),
-            "explained_variance": explained_variance(batch.value, batch.target),
-            "accepted": info["accepted"] & finite,
-            "finite": finite,
-        }
+        new, finite = gradient.keep_if_finite(TRPOState(*learned), state, also=info["finite"])
+        info |= of_critic
+        info["entropy"] = jnp.mean(network.apply(state.params, batch.obs)[0].entropy())
+        info["explained_variance"] = advantages.explained_variance(batch.value, batch.target)
+        return new, info | {"accepted": info["accepted"] & finite, "finite": finite}
 
     return OnPolicyAlgorithm(init, acting.make_act(network), update, gamma=config.gamma)
 
 
-def trpo(config: "TRPOConfig", action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
+def trpo(config: TRPOConfig, action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
     """Trust region policy optimization (the module's steps 1 to 5).
 
     With separate networks the constraint covers all that happens to the policy. With a shared
@@ -308,7 +283,7 @@ def trpo(config: "TRPOConfig", action_space: ActionSpace, network: Any = None) -
     return _build(config, action_space, network)
 
 
-def npg(config: "NPGConfig", action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
+def npg(config: NPGConfig, action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
     """Natural policy gradient: TRPO's full step, always taken.
 
     The step length is that of a quadratic model of the KL, so ``max_kl`` is met about, not kept.

@@ -33,17 +33,9 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
             "make_train: normalize_reward needs the algorithm's discount factor, and its gamma is "
             "None; set the field: OnPolicyAlgorithm(init, act, update, gamma=0.99)."
         )
-    real = jnp.result_type(float)
-
-    def act_with(state: TrainState, progress: float | jax.Array):
-        def act(obs, key):
-            obs = state.normalizer.observe(obs)
-            acted = algorithm.act(state.learner, obs, key, progress=progress)
-            return states.checked_act(acted, num_envs, env, "log_prob")
-
-        return act
 
     def init(key: jax.Array) -> TrainState:
+        real = jnp.result_type(float)
         normalizer = Normalizer(
             normalize.init_moments(env.obs_shape, real) if sizes.normalize_obs else None,
             normalize.init_reward_scaler(num_envs, real) if sizes.normalize_reward else None,
@@ -53,7 +45,7 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
             return state
         # Moments for the first rollout are those of another one, as long, which is forgotten.
         key = jax.random.fold_in(state.key, _MOMENTS)
-        act = act_with(state, 0.0)
+        act = states.make_act(algorithm, env, state, 0.0, "log_prob")
         _, rollout, _ = rollouts.unroll(act, env, state.actors, key, rollout_length)
         moments = normalize.merge_moments(normalizer.obs, rollout.obs)
         return state._replace(normalizer=normalizer._replace(obs=moments))
@@ -69,8 +61,9 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
             if normalizer.reward is not None:  # its running return was of the abandoned episodes
                 nothing = jnp.zeros_like(normalizer.reward.running)
                 normalizer = normalizer._replace(reward=normalizer.reward._replace(running=nothing))
+        act = states.make_act(algorithm, env, state, progress, "log_prob")
         actors, rollout, statistics = rollouts.unroll(
-            act_with(state, progress), env, actors, unroll_key, rollout_length, first_only=whole
+            act, env, actors, unroll_key, rollout_length, first_only=whole
         )
         rollout, normalizer = _normalize_rollout(rollout, normalizer, algorithm.gamma)
         updated = algorithm.update(state.learner, rollout, update_key, progress=progress)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from purerl.config import Number
 from purerl.pieces import rollout as rollouts
 from purerl.pieces.normalize import Moments, RewardScaler, normalize
 from purerl.records import Clock, Info, PyTree
@@ -179,23 +180,37 @@ _OWED = {
 }
 
 
-def checked_act(acted: Any, num_envs: int, env: Any, *owed: str) -> Any:
-    """What ``act`` returned; raises TypeError or ValueError unless it is what a loop needs.
+def make_act(
+    algorithm: Any, env: Any, state: TrainState, progress: Number, *owed: str
+) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, Info]]:
+    """How a run's algorithm acts within a rollout, as :func:`purerl.unroll` takes it.
 
     Args:
-        acted: What the algorithm's ``act`` returned.
-        num_envs: N.
+        algorithm: On-policy or off-policy.
         env: Environment.
-        *owed: Entries of the extras, of shape ``[N]``.
+        state: With the learner, and the moments that observations are normalized with.
+        progress: Finished fraction of the run.
+        *owed: What the rollout needs of the extras, each ``[N]``.
+
+    Returns:
+        The function. It raises TypeError or ValueError unless the algorithm's ``act`` returns what
+        a loop needs.
     """
-    _check_returned("act", "(action, extras)", acted, dict.fromkeys(owed, (num_envs,)))
-    wanted = (num_envs, *getattr(env.action_space, "shape", ()))
-    if jnp.shape(acted[0]) != wanted:
-        raise ValueError(
-            f"the algorithm's act returned actions of shape {jnp.shape(acted[0])}, wanted {wanted}:"
-            f" one of {env.action_space} for each of {num_envs} environments."
-        )
-    return acted
+
+    def act(obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Info]:
+        num_envs = len(obs)
+        acted = algorithm.act(state.learner, state.normalizer.observe(obs), key, progress=progress)
+        _check_returned("act", "(action, extras)", acted, dict.fromkeys(owed, (num_envs,)))
+        action, extras = acted
+        wanted = (num_envs, *getattr(env.action_space, "shape", ()))
+        if jnp.shape(action) != wanted:
+            raise ValueError(
+                f"the algorithm's act returned actions of shape {jnp.shape(action)}, wanted "
+                f"{wanted}: one of {env.action_space} for each of {num_envs} environments."
+            )
+        return action, {name: extras[name] for name in owed}
+
+    return act
 
 
 def checked_update(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> Any:
@@ -207,11 +222,12 @@ def checked_update(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> Any
         **owed: Shapes of entries of its info, besides ``finite``.
     """
     _check_returned("update", "(state, info)", updated, {"finite": ()} | owed)
-    kinds = []
-    for state in (before, updated[0]):
-        leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda state=state: state))
-        kinds.append({jax.tree_util.keystr(k): f"{x.dtype}{list(x.shape)}" for k, x in leaves})
-    old, new = kinds
+
+    def kinds(state):
+        leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda: state))
+        return {jax.tree_util.keystr(k): f"{x.dtype}{list(x.shape)}" for k, x in leaves}
+
+    old, new = kinds(before), kinds(updated[0])
     changed = [
         f"{name} from {old.get(name, 'nothing')} to {new.get(name, 'nothing')}"
         for name in old | new

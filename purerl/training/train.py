@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl.checks import check_key, check_like
+from purerl.checks import check_key
 from purerl.config import suggest
 from purerl.envs.make import Env, make_env
 from purerl.pieces import rollout as rollouts
@@ -19,7 +19,6 @@ from purerl.training.state import (
     LearningCurve,
     Loop,
     Metrics,
-    Normalizer,
     Totals,
     Train,
     TrainResult,
@@ -83,31 +82,6 @@ def make_train(
     if own and not isinstance(jnp.zeros(()), jax.core.Tracer):  # else it is traced anyway
         jax.eval_shape(lambda: loop.iterate(loop.init(jax.random.key(0))))
     return _assemble(algorithm, env, config, loop)
-
-
-def warm_start(state: TrainState, learner: Any, normalizer: Normalizer | None = None) -> TrainState:
-    """A run that begins with what another one has learned.
-
-    Args:
-        state: What ``init`` returned.
-        learner: ``state.learner`` of the other run: parameters, optimizer, counters.
-        normalizer: ``state.normalizer`` of the other run; by default the run's own.
-
-    Raises:
-        ValueError: If the shapes are not those of this run.
-
-    Example:
-        >>> import jax, purerl
-        >>> env = purerl.make_env("CartPole-v1")
-        >>> algorithm = purerl.a2c(purerl.A2CConfig(), env.action_space)
-        >>> train = make_train(algorithm, env, 2048)
-        >>> first, second = train.init(jax.random.key(0)), train.init(jax.random.key(1))
-        >>> warm = warm_start(second, first.learner)
-    """
-    normalizer = state.normalizer if normalizer is None else normalizer
-    check_like("learner", learner, state.learner, "this run's")
-    check_like("normalizer", normalizer, state.normalizer, "this run's")
-    return state._replace(learner=learner, normalizer=normalizer)
 
 
 def _sizes(algorithm: Any, sizes: dict[str, Any]) -> Any:

@@ -87,7 +87,7 @@ def same_batch(module, config):
     params, rollout = Mdp().params(False), random_rollout()
     if module is policy_gradient:
         key = jax.random.key(0)
-        return params, module.make_batch(Table(), config, params, rollout, key, SPACE)
+        return params, module.make_batch(Table(), config, params, rollout, key)
     batch = a2c.make_batch(Table(), a2c.A2CConfig(), params, rollout)
     return params, batch._replace(distribution=Table().apply(params, batch.obs)[0])
 

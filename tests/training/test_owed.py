@@ -166,15 +166,3 @@ def test_sampled_evaluations_act_as_at_the_end_of_the_run():
     train = make_train(learner, env, 1000, greedy_evaluation=False, **OFF)
     state = jax.jit(train.init)(jax.random.key(0))
     assert jax.jit(train.evaluate)(state).mean_return == 2
-
-
-def test_a_warm_start_has_the_others_learner_and_its_own_everything_else():
-    train = make_train(algorithm(), NOISY, 1000, normalize_obs=True, **SIZES)
-    first, second = (jax.jit(train.init)(jax.random.key(i)) for i in (0, 1))
-    learned = first._replace(learner=first.learner + 1)
-    warm = purerl.training.train.warm_start(second, learned.learner)
-    assert warm == second._replace(learner=learned.learner)
-    both = purerl.training.train.warm_start(second, learned.learner, first.normalizer)
-    assert both.normalizer is first.normalizer
-    with pytest.raises(ValueError, match="learner has shapes"):
-        purerl.training.train.warm_start(second, jnp.zeros(4))
