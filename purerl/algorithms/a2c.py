@@ -149,24 +149,18 @@ class A2CConfig(Config):
 
     learning_rate: Schedule = number(7e-4, "(0, inf)", "Step size.", schedule=True)
     learning_rate_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
-    optimizer: gradient.OptimizerName = choice(
-        "rmsprop", gradient.OptimizerName, "The optimizer; the paper's is rmsprop."
-    )
+    optimizer: gradient.OptimizerName = choice("rmsprop", gradient.OptimizerName, "The optimizer.")
     optimizer_eps: Number = number(1e-5, "(0, inf)", "Added to the root of the squared gradient.")
     rmsprop_decay: Number = number(0.99, "[0, 1)", "RMSProp's decay.")
     max_grad_norm: Number | None = number(
         0.5, "(0, inf)", "Bound on the gradient's global norm; None: no bound.", optional=True
     )
     gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
-    gae_lambda: Number = number(
-        1.0, "[0, 1]", "GAE's lambda; 1: n-step returns to the rollout's end, as in the paper."
-    )
+    gae_lambda: Number = number(1.0, "[0, 1]", "GAE's lambda; 1, as in the paper: n-step returns.")
     n_step: int | None = count(
         None, "Instead of GAE: returns of so many rewards; 1: one-step actor-critic.", optional=True
     )
-    normalize_advantage: bool = switch(
-        False, "Bring a rollout's advantages to mean 0 and standard deviation 1."
-    )
+    normalize_advantage: bool = switch(False, "Standardize the advantages of a rollout.")
     value_coef: Number = number(0.5, "[0, inf)", "c1.")
     entropy_coef: Schedule = number(0.0, "[0, inf)", "c2.", schedule=True)
     entropy_coef_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
@@ -177,6 +171,5 @@ class A2CConfig(Config):
         given = isinstance(self.gae_lambda, jax.core.Tracer) or self.gae_lambda != 1
         if self.n_step is not None and given:
             raise ValueError(
-                f"A2CConfig: n_step={self.n_step} replaces GAE, so gae_lambda={self.gae_lambda} "
-                "would do nothing; leave out n_step, or set gae_lambda=1.0."
+                f"A2CConfig: n_step={self.n_step} replaces GAE: leave it out or set gae_lambda=1.0."
             )

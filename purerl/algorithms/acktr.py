@@ -289,38 +289,28 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
 class ACKTRConfig(Config):
     """Configuration of :func:`acktr`.
 
-    A ``target_kl`` needs a ``kl_clip`` of more than four times it, which would otherwise decide,
-    and a constant learning rate.
+    After a step of more than twice ``target_kl`` eta_max is divided by 1.5, after less than half of
+    it multiplied, within [1e-8, 1]; this needs a ``kl_clip`` of more than four times it, which
+    would otherwise decide, and a constant learning rate. Without a ``critic_std`` sigma is the root
+    of the rollout's mean squared error, or with a shared trunk 1, as in the paper.
     """
 
     learning_rate: Schedule = number(0.25, "(0, inf)", "eta_max.", schedule=True)
     learning_rate_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
     target_kl: Number | None = number(
-        None,
-        "(0, inf)",
-        "Wanted KL of a step, in nats: after more than twice this eta_max is divided by 1.5, after "
-        "less than half of it multiplied, within [1e-8, 1].",
-        optional=True,
+        None, "(0, inf)", "Wanted KL of a step in nats, to which eta_max adapts.", optional=True
     )
     momentum: Number = number(0.9, "[0, 1)", "Weight of the past in the moving average of steps.")
-    kl_clip: Number = number(
-        0.001, "(0, inf)", "Twice the largest predicted KL of a step, in nats."
-    )
+    kl_clip: Number = number(0.001, "(0, inf)", "Twice the largest predicted KL of a step, nats.")
     critic_kl_clip: Number | None = number(
         0.01, "(0, inf)", "The same for a separate critic; None: no bound.", optional=True
     )
     critic_std: Number | None = number(
-        None,
-        "(0, inf)",
-        "sigma of the critic's Gaussian, in units of return; None: the root of the rollout's mean "
-        "squared error, or with a shared trunk 1, as in the paper.",
-        optional=True,
+        None, "(0, inf)", "sigma of the critic's Gaussian, in units of return.", optional=True
     )
     damping: Number = number(0.01, "(0, inf)", "epsilon, added to the Fisher matrix's diagonal.")
     damping_kind: kfac.DampingKind = choice(
-        "factored",
-        kfac.DampingKind,
-        "To each factor, as in the paper, or exactly, which is slower.",
+        "factored", kfac.DampingKind, "To each factor, as in the paper; or exactly, but slower."
     )
     decay: Number = number(0.99, "[0, 1)", "Decay of the factors' moving averages.")
     stats_every: int = count(1, "Updates between two measurements of the factors.")
@@ -343,8 +333,8 @@ class ACKTRConfig(Config):
             return
         if self.learning_rate_schedule != "constant" or callable(self.learning_rate):
             raise ValueError(
-                "ACKTRConfig: target_kl adapts the learning rate, which must not be annealed "
-                'besides; set learning_rate_schedule="constant" and a number for learning_rate.'
+                "ACKTRConfig: target_kl adapts the learning rate; set "
+                'learning_rate_schedule="constant" and a number for learning_rate.'
             )
         least = 4 * self.target_kl
         if not isinstance(self.kl_clip + least, jax.core.Tracer) and self.kl_clip <= least:

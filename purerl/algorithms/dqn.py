@@ -262,10 +262,7 @@ class DQNConfig(Config):
         1.0, "(0, 1]", "How far the target network then goes towards the online one; 1: a copy."
     )
     epsilon_start: Schedule = number(
-        1.0,
-        "[0, 1]",
-        "Probability of a random action at the run's start; a function decides it alone.",
-        schedule=True,
+        1.0, "[0, 1]", "Probability of a random action at the run's start.", schedule=True
     )
     epsilon_end: Number = number(0.05, "[0, 1]", "The same at the end of the exploration.")
     epsilon_schedule: Shape = choice("linear", Shape, "Its way from start to end.")
@@ -280,9 +277,7 @@ class DQNConfig(Config):
     def check(self) -> None:
         """The buffer must hold a batch, and more steps than a return has rewards."""
         for name in ("batch_size", "n_step"):
-            least = getattr(self, name)
-            if self.capacity < least:
+            if self.capacity < (least := getattr(self, name)):
                 raise ValueError(
-                    f"DQNConfig: capacity={self.capacity} is less than {name}={least}; the buffer "
-                    "must hold at least one batch, and the steps of one return."
+                    f"DQNConfig: capacity={self.capacity} is less than {name}={least}; enlarge it."
                 )

@@ -310,12 +310,8 @@ class PolicyGradientConfig(Config):
     )
     gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
     gae_lambda: Number = number(0.95, "[0, 1]", "GAE's lambda, for estimator 'advantage'.")
-    discount_states: bool = switch(
-        False, "Weigh step t of an episode by gamma^t, as the discounted objective has it."
-    )
-    normalize_weight: bool = switch(
-        True, "Bring Psi to mean 0 and standard deviation 1 over the rollout's samples."
-    )
+    discount_states: bool = switch(False, "Weigh step t of an episode by gamma^t.")
+    normalize_weight: bool = switch(True, "Standardize Psi over the rollout's samples.")
     value_coef: Number = number(0.5, "[0, inf)", "Weight of the critic's loss.")
     entropy_coef: Schedule = number(0.0, "[0, inf)", "Weight of the entropy bonus.", schedule=True)
     entropy_coef_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")

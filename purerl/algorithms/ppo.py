@@ -278,10 +278,7 @@ class PPOConfig(Config):
     entropy_coef: Schedule = number(0.0, "[0, inf)", "c2 of eq. 9.", schedule=True)
     entropy_coef_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
     max_kl: Number | None = number(
-        None,
-        "(0, inf)",
-        "After an epoch of more approximate KL (nats) no further epoch is made; None: never.",
-        optional=True,
+        None, "(0, inf)", "Approximate KL (nats) of an epoch that is the last one.", optional=True
     )
     network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
 

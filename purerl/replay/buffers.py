@@ -191,14 +191,14 @@ def _add(state: ReplayState, items: PyTree, capacity: int) -> tuple[ReplayState,
     counts = {jnp.shape(x)[:1] for x in jax.tree.leaves(items)}
     if len(counts) != 1 or () in counts:
         raise ValueError(
-            f"add got leading axes {sorted(counts)}, wanted [N, ...] with the same N on every "
-            "leaf; give a single item an axis: x[None]."
+            f"add got leading axes {sorted(counts)}, wanted [N, ...] on every leaf; give a single "
+            "item an axis: x[None]."
         )
     ((count,),) = counts
     if count > capacity:
         raise ValueError(
-            f"add got {count} items at once, wanted at most the capacity, {capacity}; make the "
-            "capacity larger, or num_envs * rollout_length smaller."
+            f"add got {count} items at once, wanted at most the capacity, {capacity}; enlarge it, "
+            "or make num_envs * rollout_length smaller."
         )
 
     def write(old: jax.Array, new: jax.Array) -> jax.Array:

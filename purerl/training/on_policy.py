@@ -30,8 +30,8 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
         _check_whole_episodes(env, rollout_length)
     if sizes.normalize_reward and algorithm.gamma is None:
         raise ValueError(
-            "make_train: normalize_reward needs the algorithm's discount factor, and its gamma is "
-            "None; set the field: OnPolicyAlgorithm(init, act, update, gamma=0.99)."
+            "make_train: normalize_reward needs the algorithm's gamma, which is None: "
+            "OnPolicyAlgorithm(init, act, update, gamma=0.99)."
         )
 
     def init(key: jax.Array) -> TrainState:
@@ -95,8 +95,7 @@ def _check_whole_episodes(env: Env, rollout_length: int) -> None:
     limit = env.max_episode_steps
     if limit is None or rollout_length < limit:
         raise ValueError(
-            f"make_train: this estimator has no critic to continue an unfinished episode with, so "
-            f"rollout_length={rollout_length} must be at least the time limit of {env.name} "
-            f"({limit} steps); set rollout_length, make_env(..., max_steps_in_episode=...), or an "
-            "estimator with a critic."
+            f"make_train: without a critic rollout_length={rollout_length} must be at least the "
+            f"time limit of {env.name} ({limit} steps); set it, make_env(..., "
+            "max_steps_in_episode=...), or an estimator with a critic."
         )

@@ -42,11 +42,11 @@ def use_all_cores() -> int:
     except RuntimeError:  # JAX has been used
         devices = jax.device_count()
         if jax.default_backend() == "cpu" and devices < (cores or 1):
-            message = (
+            warnings.warn(
                 f"use_all_cores: JAX was used before, with {devices} CPU devices for {cores} "
-                f"cores: many seeds take up to {cores}/{devices} times as long. Call it first."
+                f"cores: many seeds take up to {cores}/{devices} times as long. Call it first.",
+                stacklevel=2,
             )
-            warnings.warn(message, stacklevel=2)
     return jax.device_count()
 
 
@@ -95,8 +95,8 @@ def vectorize(
         size = _leading_axis(batched)
         if any(jnp.ndim(x) for x in jax.tree.leaves(clocks)):
             raise ValueError(
-                "vectorize got a Clock or Cursor with an axis of seeds; it is the same for all and "
-                "must not be batched: use jax.jit(purerl.vectorize(train.init)), not jax.vmap."
+                "vectorize got a Clock or Cursor with an axis of seeds; it must not be batched: "
+                "use jax.jit(purerl.vectorize(train.init)), not jax.vmap."
             )
         of_clocks = [is_clock(x) for x in leaves]
         out_structure: list[Any] = []
@@ -110,8 +110,7 @@ def vectorize(
         buffers = any(isinstance(clock, Cursor) for clock in clocks)  # never copied
         mesh = None
         if shard and _AXIS not in jax.sharding.get_abstract_mesh().axis_names:
-            padded = pad and not buffers and jax.process_count() == 1
-            mesh = seed_mesh(size, pad=padded)
+            mesh = seed_mesh(size, pad=pad and not buffers and jax.process_count() == 1)
         devices = mesh.size if mesh else 1
         each = -(-size // devices)
         extra = each * devices - size
@@ -122,8 +121,7 @@ def vectorize(
         if size == 1:  # a batch of one is slower than none, and compiles for longer
             of_many = _alone(of_one)
         elif mesh and mesh.size > 1:
-            seeds, everyone = PartitionSpec(_AXIS), PartitionSpec()
-            specs = (seeds, everyone)
+            specs = PartitionSpec(_AXIS), PartitionSpec()
             of_many = jax.shard_map(
                 of_many, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=False
             )

@@ -105,9 +105,8 @@ def find_layers(
     jax.eval_shape(forward, params, obs, *args)
     if not found:
         raise ValueError(
-            f"the network {type(network).__name__} has no nn.Dense or nn.Conv layer of flax.linen, "
-            "which are all that K-FAC can factor; build it of these, or choose an algorithm that "
-            "takes any network, such as trpo or ppo_clip."
+            f"the network {type(network).__name__} has no nn.Dense or nn.Conv layer of flax.linen "
+            "for K-FAC to factor; build it of these, or choose an algorithm such as trpo."
         )
     _check_the_rest(params, found)
     return tuple(found.values())
@@ -214,14 +213,13 @@ def _check(module: Any, x: jax.Array, batch: int, lifted: bool) -> None:
         raise ValueError(
             f"{where}: it is within nn.scan, nn.vmap, nn.remat or nn.jit; call it outside of them."
         )
-    if isinstance(module, nn.Conv):
-        if module.feature_group_count != 1 or module.mask is not None:
-            raise ValueError(f"{where}: it has groups or a mask; use neither.")
-        if x.ndim != len(_kernel_size(module)) + 2:
-            raise ValueError(f"{where}: its input has shape {x.shape}, wanted one batch axis.")
-    if x.ndim < 2 or x.shape[0] != batch:
+    conv = isinstance(module, nn.Conv)
+    if conv and (module.feature_group_count != 1 or module.mask is not None):
+        raise ValueError(f"{where}: it has groups or a mask; use neither.")
+    axes = len(_kernel_size(module)) + 2 if conv else max(x.ndim, 2)
+    if x.ndim != axes or x.shape[0] != batch:
         raise ValueError(
-            f"{where}: its input has shape {x.shape}, wanted [{batch}, ...], one row a sample."
+            f"{where}: its input has shape {x.shape}, wanted one batch axis [{batch}, ...]."
         )
 
 
@@ -232,7 +230,7 @@ def _check_the_rest(params: PyTree, found: Iterable[str]) -> None:
         if layer not in found and jnp.ndim(x) > 1:
             raise ValueError(
                 f"K-FAC cannot factor {name}, of shape {jnp.shape(x)}: {layer} is no nn.Dense or "
-                "nn.Conv layer; build the network of these, or choose a first-order algorithm."
+                "nn.Conv layer; build the network of these, or choose another algorithm."
             )
 
 
