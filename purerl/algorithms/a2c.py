@@ -28,7 +28,6 @@ import jax
 from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, check_kind, choice, count, number, part, switch
 from purerl.pieces import advantages, gradient, losses
-from purerl.pieces.returns import n_step_return
 from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting
 from purerl.policies.networks import NetworkConfig
@@ -45,30 +44,6 @@ class A2CState(NamedTuple):
 
     params: PyTree
     opt_state: Any
-
-
-def make_batch(network: Any, config: A2CConfig, params: PyTree, rollout: Rollout) -> OnPolicyBatch:
-    """A rollout as samples with advantages and targets, under the current parameters.
-
-    Args:
-        network: ``obs [B, *O] -> (distribution, value [B])``.
-        config: Hyper-parameters.
-        params: Parameters that collected the rollout.
-        rollout: ``[T, N]``.
-
-    Returns:
-        Samples ``[T * N]``.
-    """
-    batch = advantages.on_policy_batch(network, params, rollout, config.gamma, config.gae_lambda)
-    if config.n_step is not None:
-        flags = rollout.terminated, rollout.truncated
-        _, next_value = advantages.values(network, params, rollout)
-        target = n_step_return(rollout.reward, next_value, *flags, config.gamma, config.n_step)
-        target = target.reshape(-1)
-        batch = batch._replace(target=target, advantage=target - batch.value)
-    if config.normalize_advantage:
-        batch = batch._replace(advantage=advantages.standardize(batch.advantage))
-    return batch
 
 
 def make_loss(
@@ -130,7 +105,10 @@ def a2c(config: A2CConfig, action_space: ActionSpace, network: Any = None) -> On
     ) -> tuple[A2CState, Info]:
         check_rollout(rollout, action_space)
         # 1. Advantages and targets.
-        batch = make_batch(network, config, state.params, rollout)
+        discounts, normalize = (config.gamma, config.gae_lambda), config.normalize_advantage
+        batch = advantages.on_policy_batch(
+            network, state.params, rollout, *discounts, n_step=config.n_step, normalize=normalize
+        )
         # 2. One gradient step.
         loss = make_loss(network, config, progress=progress)
         grads, info = jax.grad(loss, has_aux=True)(state.params, batch)

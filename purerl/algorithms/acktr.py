@@ -15,11 +15,10 @@ Kronecker-factored approximation". The loss is A2C's; an update of a rollout is
 F is the Fisher matrix of the policy and of the critic, taken as a Gaussian around V(s), of actions
 and returns from the model: the rollout's actions are, returns are drawn here.
 
-Actor and critic with nothing in common have a trust region each. The Gaussian's standard deviation
-then cancels out of the critic's direction and only sets how far it may go: with the size of the
-rollout's errors for it, the critic's steps do not depend on the unit of the rewards. With a shared
-trunk the standard deviation (1, as in the paper) weighs the two against each other, and there is
-one joint Fisher matrix and one trust region.
+Actor and critic with nothing in common have a trust region each. The Gaussian's sigma then cancels
+out of the critic's direction and only sets how far it may go: the size of the rollout's errors, so
+that the critic's steps do not depend on the unit of the rewards. With a shared trunk sigma (1, as
+in the paper) weighs the two against each other, in one joint Fisher matrix and trust region.
 
 Differs from:
     The constants are those of OpenAI baselines. Drawn returns are one standard deviation off, with
@@ -66,7 +65,7 @@ class ACKTRState(NamedTuple):
 def make_loss(
     network: Any, config: ACKTRConfig, *, progress: Number = 0.0
 ) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
-    r"""``loss(params, batch) -> (scalar, info)``.
+    r"""``loss(params, batch) -> (scalar, info)``; :math:`\sigma` counts with a shared trunk only.
 
     .. math::
         \frac1B \sum_b \Big[-\log \pi(a_b|s_b) \hat A_b
@@ -79,7 +78,7 @@ def make_loss(
     """
 
     def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        shared = trust_regions(network, params, batch.obs) == kfac.ALL
+        shared = _trust_regions(network, params, batch.obs) == kfac.ALL
         return _loss(config, network.apply(params, batch.obs), batch, shared, progress)
 
     return loss
@@ -120,17 +119,14 @@ def score(
 
 
 def _joint_variance(config: ACKTRConfig, shared: bool) -> jax.Array:
-    """Of the critic's Gaussian, in Fisher matrix and loss; where nothing is shared it cancels out.
-    Constant, since a batch of a much smaller variance would stay long in the factors' averages.
-    """
+    """Of the critic's Gaussian, in Fisher matrix and loss; where nothing is shared it cancels out."""
+    # Constant: a batch of a much smaller variance would stay long in the factors' averages.
     std = config.critic_std if shared and config.critic_std is not None else 1.0
     return jnp.square(jnp.asarray(std, jnp.result_type(float)))
 
 
 def _critic_bound(config: ACKTRConfig, batch: OnPolicyBatch) -> Number | None:
-    """On a separate critic's step, for the Fisher matrix of N(V, 1): sigma^2 times that of
-    N(V, sigma^2), and so is the bound.
-    """
+    """On a separate critic's step, for the Fisher matrix of N(V, 1), sigma^2 times N(V, sigma^2)'s."""
     if config.critic_kl_clip is None:
         return None
     if config.critic_std is not None:
@@ -139,14 +135,8 @@ def _critic_bound(config: ACKTRConfig, batch: OnPolicyBatch) -> Number | None:
     return config.critic_kl_clip * jnp.maximum(error, 1e-8)
 
 
-def trust_regions(network: Any, params: PyTree, obs: jax.Array) -> PyTree:
-    """``actor`` or ``critic`` for each parameter; ``all`` if both outputs depend on one of them.
-
-    Args:
-        network: ``obs [B, *O] -> (distribution, value [B])``.
-        params: Its parameters.
-        obs: ``[B, *O]``.
-    """
+def _trust_regions(network: Any, params: PyTree, obs: jax.Array) -> PyTree:
+    """``actor`` or ``critic`` for each parameter; ``all`` if both outputs depend on one of them."""
     of_actor = kfac.reaching(lambda p: network.apply(p, obs)[0], params)
     of_critic = kfac.reaching(lambda p: network.apply(p, obs)[1], params)
     if any(jax.tree.leaves(jax.tree.map(lambda a, c: a and c, of_actor, of_critic))):
@@ -155,13 +145,10 @@ def trust_regions(network: Any, params: PyTree, obs: jax.Array) -> PyTree:
 
 
 def _optimizer(
-    config: ACKTRConfig,
-    layers: Sequence[kfac.Layer],
-    regions: PyTree,
-    critic_bound: Number | None = None,
+    config: ACKTRConfig, layers: Sequence[kfac.Layer], regions: PyTree, bound: Number | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """K-FAC within its trust regions, and then momentum."""
-    kl_clip = {kfac.ALL: config.kl_clip, "actor": config.kl_clip, "critic": critic_bound}
+    """K-FAC within its trust regions, a separate critic's of this bound, and then momentum."""
+    kl_clip = {kfac.ALL: config.kl_clip, "actor": config.kl_clip, "critic": bound}
     natural = kfac.scale_by_kfac(
         layers,
         damping=config.damping,
@@ -202,8 +189,7 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
         last step by), ``damping``, ``condition`` (of the worst damped block), ``finite``.
 
     Raises:
-        ValueError: By ``init``, if the network has no layer that K-FAC can factor, or a matrix that
-            belongs to no such layer.
+        ValueError: By ``init``, if the network has a matrix that K-FAC cannot factor.
 
     Example:
         >>> import jax, purerl
@@ -218,7 +204,7 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
     def init(obs: jax.Array, key: jax.Array) -> ACKTRState:
         params = acting.init_params(network, action_space, obs, key)
         layers = kfac.find_layers(network, params, obs)
-        optimizer = _optimizer(config, layers, trust_regions(network, params, obs))
+        optimizer = _optimizer(config, layers, _trust_regions(network, params, obs))
         rate = scheduled(config.learning_rate, "constant", 0.0)
         return ACKTRState(params, optimizer.init(params), jnp.asarray(rate, jnp.result_type(float)))
 
@@ -231,13 +217,13 @@ def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -
             network, state.params, rollout, *discounts, normalize=normalize
         )
         layers = kfac.find_layers(network, state.params, batch.obs)
-        regions = trust_regions(network, state.params, batch.obs)
+        regions = _trust_regions(network, state.params, batch.obs)
         shared = regions == kfac.ALL
 
         # 1. The gradient.
         tapped = kfac.tap(network, layers, state.params, batch.obs)
-        loss = lambda output: _loss(config, output, batch, shared, progress)  # noqa: E731
-        slope, info = jax.grad(loss, has_aux=True)(tapped.output)
+        slope_of = jax.grad(_loss, argnums=1, has_aux=True)
+        slope, info = slope_of(config, tapped.output, batch, shared, progress)
         grads, _ = tapped.pullback(slope)
 
         # 2. The factors, where they are due.
@@ -290,9 +276,9 @@ class ACKTRConfig(Config):
     """Configuration of :func:`acktr`.
 
     After a step of more than twice ``target_kl`` eta_max is divided by 1.5, after less than half of
-    it multiplied, within [1e-8, 1]; this needs a ``kl_clip`` of more than four times it, which
-    would otherwise decide, and a constant learning rate. Without a ``critic_std`` sigma is the root
-    of the rollout's mean squared error, or with a shared trunk 1, as in the paper.
+    it multiplied, within [1e-8, 1]; this needs a ``kl_clip`` of more than four times it and a
+    constant learning rate. Without a ``critic_std`` sigma is the root of the rollout's mean squared
+    error, or with a shared trunk 1.
     """
 
     learning_rate: Schedule = number(0.25, "(0, inf)", "eta_max.", schedule=True)

@@ -29,9 +29,8 @@ exact for discrete actions, over samples for Box actions (expected Sarsa; Sutton
 eq. 6.9).
 
 The gradient of the discounted objective has another factor :math:`\gamma^t` (Sutton and Barto,
-section 13.3; ``discount_states``). It is off by default: with it, late states hardly count, and in
-practice the factor is left out everywhere. total_return needs no such factor: its discount counts
-from the episode's start.
+section 13.3; ``discount_states``), off by default: with it late states hardly count. total_return
+needs no such factor: its discount counts from the episode's start.
 """
 
 from __future__ import annotations
@@ -190,13 +189,10 @@ def make_batch(
 
 
 def first_episode(done: jax.Array) -> jax.Array:
-    """Which steps belong to each environment's first episode.
+    """Which steps ``[T, N]`` belong to each environment's first episode.
 
     Args:
         done: Terminated or truncated, bool ``[T, N]``.
-
-    Returns:
-        bool ``[T, N]``.
     """
     ended_before = jnp.cumsum(done, axis=0) - done
     return ended_before == 0

@@ -17,8 +17,7 @@ an update solves "maximize L within :math:`\bar D \le \delta`" approximately (ap
    :math:`\bar D \le \delta`; none of them does: no step. Natural policy gradient: the full step.
 5. The critic is fitted to the rollout's lambda-returns, by minibatches of Adam.
 
-Steps 1 to 4 are :func:`make_policy_step`: pure functions ``(params, batch) -> (params, info)``
-without a memory.
+Steps 1 to 4 are :func:`make_policy_step`: a pure function ``(params, batch) -> (params, info)``.
 
 Differs from:
     The paper has no damping c, without which F is singular (the softmax does not see a constant
@@ -28,8 +27,8 @@ Differs from:
     sb3-contrib 2.9 constrains KL(new || old) in its line search, starts conjugate gradient from
     small random numbers and stops it at an absolute residual, divides advantages by the sample
     standard deviation, takes a Gaussian's KL as the mean over the action's dimensions, and has no
-    1/2 in the critic's loss; otherwise a whole update is the same (the tests compare them). OpenAI
-    baselines accepts a KL of up to 1.5 times the bound.
+    1/2 in the critic's loss; otherwise a whole update is the same (tests compare them). OpenAI
+    baselines accepts a KL of 1.5 times the bound.
 """
 
 from __future__ import annotations
@@ -92,10 +91,9 @@ def make_policy_step(
 ) -> Callable[[PyTree, OnPolicyBatch], tuple[PyTree, Info]]:
     r"""``policy_step(params, batch) -> (params, info)``: the module's steps 1 to 4.
 
-    A pure function without a memory. Of the batch it reads ``obs``, ``action``, ``log_prob`` and
-    ``advantage``; the old policy is that of ``params``. Parameters that the policy does not depend
-    on (a separate critic's) come back as they were, bit for bit; so do all, where the step is
-    refused.
+    A pure function. Of the batch it reads ``obs``, ``action``, ``log_prob`` and ``advantage``; the
+    old policy is that of ``params``. Parameters that the policy does not depend on (a separate
+    critic's) come back bit for bit; so do all, where the step is refused.
 
     Args:
         network: ``obs [B, *O] -> (distribution, value [B])``.
@@ -103,12 +101,9 @@ def make_policy_step(
 
     Returns:
         The step. Its info: ``kl`` (mean KL(old || new), nats), ``expected_improvement`` (of L, by
-        its gradient) and ``improvement`` (what came), ``cg_residual`` (relative),
-        ``cg_iterations``, ``step_fraction`` (:math:`\alpha^j`), ``accepted``, ``finite`` (gradient
-        and conjugate gradient). Of a refused step the first three and the fraction are 0.
-
-    Raises:
-        ValueError: If a field of the batch has another shape than one row a sample.
+        its gradient) and ``improvement``, ``cg_residual`` (relative), ``cg_iterations``,
+        ``step_fraction`` (:math:`\alpha^j`), ``accepted``, ``finite`` (gradient and conjugate
+        gradient). Of a refused step the first three and the fraction are 0.
 
     Example:
         >>> import jax, jax.numpy as jnp, purerl
@@ -194,8 +189,8 @@ def trust_region_step(x: PyTree, product: PyTree, max_kl: Number) -> tuple[PyTre
         max_kl: :math:`\delta`.
 
     Returns:
-        The step, and the constraint's Lagrange multiplier :math:`\lambda`, ``[]``. Where
-        :math:`x^\top A x` is not positive, a step of zero.
+        The step (zero where :math:`x^\top A x` is not positive), and the constraint's Lagrange
+        multiplier :math:`\lambda`, ``[]``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -204,8 +199,7 @@ def trust_region_step(x: PyTree, product: PyTree, max_kl: Number) -> tuple[PyTre
         ([1.0], 2.0)
 
     References:
-        Schulman et al. 2015, appendix C, by the Karush-Kuhn-Tucker conditions of the problem. The
-        multiplier is positive where g is not 0.
+        Schulman et al. 2015, appendix C, by the Karush-Kuhn-Tucker conditions of the problem.
     """
     curvature = optax.tree.vdot(x, product)
     multiplier = jnp.sqrt(jnp.maximum(curvature, 0) / (2 * max_kl))
@@ -259,8 +253,7 @@ def trpo(config: TRPOConfig, action_space: ActionSpace, network: Any = None) -> 
     """Trust region policy optimization (the module's steps 1 to 5).
 
     With separate networks the constraint covers all that happens to the policy. With a shared
-    trunk (``NetworkConfig(shared=True)``) it covers the policy's step, trunk included; the critic's
-    fit that follows moves the trunk, and the policy with it, without any bound.
+    trunk the critic's fit that follows moves the trunk, and the policy with it, without any bound.
 
     Args:
         config: Hyper-parameters.
@@ -298,12 +291,6 @@ def npg(config: NPGConfig, action_space: ActionSpace, network: Any = None) -> On
 
     Raises:
         TypeError: If ``config`` is a :class:`TRPOConfig`.
-
-    Example:
-        >>> import purerl
-        >>> algorithm = npg(NPGConfig(), purerl.Discrete(2))
-        >>> algorithm.whole_episodes
-        False
 
     References:
         Kakade 2001; Rajeswaran et al. 2017, "Towards Generalization and Simplicity in Continuous
