@@ -29,8 +29,7 @@ from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, check_kind, choice, count, number, part, switch
 from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies import acting
-from purerl.policies.networks import NetworkConfig
+from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 
 
@@ -142,7 +141,7 @@ class A2CConfig(Config):
     value_coef: Number = number(0.5, "[0, inf)", "c1.")
     entropy_coef: Schedule = number(0.0, "[0, inf)", "c2.", schedule=True)
     entropy_coef_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
-    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
+    network: networks.NetworkConfig = part(networks.NetworkConfig(), "The default network's shape.")
 
     def check(self) -> None:
         """Returns of ``n_step`` rewards have no lambda."""

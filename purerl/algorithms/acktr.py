@@ -39,8 +39,7 @@ from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, choice, count, number, part, switch
 from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies import acting
-from purerl.policies.networks import NetworkConfig
+from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 from purerl.second_order import kfac
 
@@ -119,14 +118,14 @@ def score(
 
 
 def _joint_variance(config: ACKTRConfig, shared: bool) -> jax.Array:
-    """Of the critic's Gaussian, in Fisher matrix and loss; where nothing is shared it cancels out."""
+    """Of the critic's Gaussian, in Fisher matrix and loss; cancels out where nothing is shared."""
     # Constant: a batch of a much smaller variance would stay long in the factors' averages.
     std = config.critic_std if shared and config.critic_std is not None else 1.0
     return jnp.square(jnp.asarray(std, jnp.result_type(float)))
 
 
 def _critic_bound(config: ACKTRConfig, batch: OnPolicyBatch) -> Number | None:
-    """On a separate critic's step, for the Fisher matrix of N(V, 1), sigma^2 times N(V, sigma^2)'s."""
+    """On a separate critic's step, as N(V, 1) has it: sigma^2 times that of N(V, sigma^2)."""
     if config.critic_kl_clip is None:
         return None
     if config.critic_std is not None:
@@ -311,7 +310,7 @@ class ACKTRConfig(Config):
     value_coef: Number = number(0.5, "[0, inf)", "c1, weight of the value loss.")
     entropy_coef: Schedule = number(0.0, "[0, inf)", "c2, weight of the entropy.", schedule=True)
     entropy_coef_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
-    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
+    network: networks.NetworkConfig = part(networks.NetworkConfig(), "The default network's shape.")
 
     def check(self) -> None:
         """A wanted KL needs a bound that admits it, and a learning rate that nothing anneals."""

@@ -36,8 +36,7 @@ from purerl.checks import check_action_space, check_batch
 from purerl.config import Config, Number, Schedule, check_kind, choice, count, number, part, switch
 from purerl.pieces import gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies.acting import apply_network, init_q_params
-from purerl.policies.networks import NetworkConfig, QNetwork
+from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Clock, Discrete, Info, OffPolicyAlgorithm, PyTree
 from purerl.replay import buffers
 
@@ -72,10 +71,10 @@ def make_loss(
     """
 
     def loss(params: PyTree, batch: records.OffPolicyBatch) -> tuple[jax.Array, Info]:
-        q = losses.taken(apply_network(network, params, batch.obs), batch.action)
-        next_q = apply_network(network, target_params, batch.next_obs)
+        q = losses.taken(acting.apply_network(network, params, batch.obs), batch.action)
+        next_q = acting.apply_network(network, target_params, batch.next_obs)
         if config.double:
-            selector = apply_network(network, params, batch.next_obs)
+            selector = acting.apply_network(network, params, batch.next_obs)
             y = losses.double_q_target(batch.reward, batch.discount, next_q, selector)
         else:
             y = losses.q_target(batch.reward, batch.discount, next_q)
@@ -200,18 +199,18 @@ def dqn(config: DQNConfig, action_space: ActionSpace, network: Any = None) -> Of
             "environment with Discrete actions, or a policy-gradient algorithm."
         )
     if network is None:
-        network = QNetwork(action_space, config.network, config.dueling)
+        network = networks.QNetwork(action_space, config.network, config.dueling)
     optimizer = gradient.make_optimizer(
         "adam", eps=config.adam_eps, max_grad_norm=config.max_grad_norm
     )
 
     def init(obs: jax.Array, key: jax.Array) -> DQNState:
-        params = init_q_params(network, action_space, obs, key)
+        params = acting.init_q_params(network, action_space, obs, key)
         copy = jax.tree.map(jnp.copy, params)  # of its own, so that both may be donated
         return DQNState(params, copy, optimizer.init(params), Clock(jnp.zeros((), jnp.int32)))
 
     def act(state, obs, key, *, greedy: bool = False, progress: Number = 1.0):
-        q = apply_network(network, state.params, obs)
+        q = acting.apply_network(network, state.params, obs)
         best = jnp.argmax(q, axis=-1).astype(jnp.int32)
         epsilon = 0.0 if greedy else epsilon_at(config, progress)
         return epsilon_greedy(best, epsilon, q.shape[-1], key)
@@ -272,7 +271,7 @@ class DQNConfig(Config):
         0.4, "[0, 1]", "Exponent of the importance weights at the start; rises linearly to 1."
     )
     priority_eps: Number = number(1e-6, "(0, inf)", "Added to a priority's absolute TD error.")
-    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
+    network: networks.NetworkConfig = part(networks.NetworkConfig(), "The default network's shape.")
 
     def check(self) -> None:
         """The buffer must hold a batch, and more steps than a return has rewards."""

@@ -47,8 +47,7 @@ from purerl.config import Config, Number, Schedule, check_kind, choice, count, n
 from purerl.pieces import advantages, gradient, losses, returns
 from purerl.pieces.advantages import flatten_time
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies import acting
-from purerl.policies.networks import ActorQCritic, NetworkConfig
+from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, PyTree, Rollout
 
 Estimator = Literal["total_return", "return_to_go", "baseline", "q_critic", "advantage", "td_error"]
@@ -263,7 +262,7 @@ def policy_gradient(
     """
     check_kind("policy_gradient", config, PolicyGradientConfig)
     if config.critic == "q" and network is None:
-        network = ActorQCritic(action_space, config.network)
+        network = networks.ActorQCritic(action_space, config.network)
     network = acting.default_network(action_space, config.network, network)
     optimizer = gradient.make_optimizer(
         config.optimizer, eps=config.optimizer_eps, max_grad_norm=config.max_grad_norm
@@ -312,7 +311,7 @@ class PolicyGradientConfig(Config):
     entropy_coef: Schedule = number(0.0, "[0, inf)", "Weight of the entropy bonus.", schedule=True)
     entropy_coef_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
     q_samples: int = count(8, "Actions that estimate an expectation of Q over a Gaussian policy.")
-    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
+    network: networks.NetworkConfig = part(networks.NetworkConfig(), "The default network's shape.")
 
     @property
     def critic(self) -> Literal["none", "v", "q"]:

@@ -24,8 +24,7 @@ from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, check_kind, choice, count, number, part, switch
 from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies import acting
-from purerl.policies.networks import NetworkConfig
+from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 
 Normalization = Literal["minibatch", "batch", "none"]
@@ -72,24 +71,21 @@ def make_loss(
     """
     entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
 
-    def surrogate(distribution, log_prob, batch, advantage) -> tuple[jax.Array, Info]:
-        if isinstance(config, PPOClipConfig):
-            clip = scheduled(config.clip, config.clip_schedule, progress)
-            outside = jnp.abs(jnp.exp(log_prob - batch.log_prob) - 1) > clip
-            loss = losses.clipped_surrogate_loss(log_prob, batch.log_prob, advantage, clip)
-            return jnp.mean(loss), {"clip_fraction": jnp.mean(outside, dtype=log_prob.dtype)}
-        kl = batch.distribution.kl(distribution)
-        loss = losses.surrogate_loss(log_prob, batch.log_prob, advantage) + beta * kl
-        return jnp.mean(loss), {}
-
     def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
         distribution, value = network.apply(params, batch.obs)
-        log_prob = distribution.log_prob(batch.action)
-        advantage = batch.advantage
+        log_prob, advantage = distribution.log_prob(batch.action), batch.advantage
         if config.normalize_advantage == "minibatch":
             advantage = advantages.standardize(advantage)
-        policy, info = surrogate(distribution, log_prob, batch, advantage)
-        entropy = jnp.mean(distribution.entropy())
+        info = {}
+        if isinstance(config, PPOClipConfig):
+            clip = scheduled(config.clip, config.clip_schedule, progress)
+            each = losses.clipped_surrogate_loss(log_prob, batch.log_prob, advantage, clip)
+            outside = jnp.abs(jnp.exp(log_prob - batch.log_prob) - 1) > clip
+            info["clip_fraction"] = jnp.mean(outside, dtype=log_prob.dtype)
+        else:
+            kl = batch.distribution.kl(distribution)
+            each = losses.surrogate_loss(log_prob, batch.log_prob, advantage) + beta * kl
+        policy, entropy = jnp.mean(each), jnp.mean(distribution.entropy())
         total = policy - entropy_coef * entropy
         info |= {"policy_loss": policy, "entropy": entropy}
         info["kl"] = jnp.mean(losses.approximate_kl(log_prob, batch.log_prob))
@@ -280,7 +276,7 @@ class PPOConfig(Config):
     max_kl: Number | None = number(
         None, "(0, inf)", "Approximate KL (nats) of an epoch that is the last one.", optional=True
     )
-    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
+    network: networks.NetworkConfig = part(networks.NetworkConfig(), "The default network's shape.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

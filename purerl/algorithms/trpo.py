@@ -45,8 +45,7 @@ from purerl.checks import check_on_policy_batch, check_rollout
 from purerl.config import Config, Number, Schedule, choice, count, number, part, switch
 from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies import acting
-from purerl.policies.networks import NetworkConfig
+from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 from purerl.second_order.conjugate_gradient import CGStop, conjugate_gradient
 from purerl.second_order.line_search import backtracking_line_search
@@ -282,15 +281,12 @@ def npg(config: NPGConfig, action_space: ActionSpace, network: Any = None) -> On
     The step length is that of a quadratic model of the KL, so ``max_kl`` is met about, not kept.
 
     Args:
-        config: Hyper-parameters.
+        config: Hyper-parameters; no :class:`TRPOConfig`.
         action_space: Of the environment.
         network: ``obs [B, *O] -> (distribution, value [B])``; None: :class:`purerl.ActorCritic`.
 
     Returns:
         The algorithm, with the info of :func:`trpo`.
-
-    Raises:
-        TypeError: If ``config`` is a :class:`TRPOConfig`.
 
     References:
         Kakade 2001; Rajeswaran et al. 2017, "Towards Generalization and Simplicity in Continuous
@@ -322,7 +318,7 @@ class NPGConfig(Config):
     critic_epochs: int = count(10, "Passes of the critic over a rollout's samples.")
     critic_minibatches: int = count(8, "Minibatches a pass; must divide the samples of a rollout.")
     adam_eps: Number = number(1e-5, "(0, inf)", "Adam's epsilon.")
-    network: NetworkConfig = part(NetworkConfig(), "Shape of the default network.")
+    network: networks.NetworkConfig = part(networks.NetworkConfig(), "The default network's shape.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -272,10 +272,11 @@ class QNetwork(nn.Module):
             return dense(count, 1.0, orthogonal, name="q_head")(
                 Torso(self.config, name="torso")(obs)
             )
-        *shared, last = self.config.hidden_sizes or (None,)
-        config = dataclasses.replace(self.config, hidden_sizes=tuple(shared))
+        sizes = self.config.hidden_sizes
+        config, streams = (
+            dataclasses.replace(self.config, hidden_sizes=part) for part in (sizes[:-1], sizes[-1:])
+        )
         features = Torso(config, name="torso")(obs)
-        streams = dataclasses.replace(self.config, hidden_sizes=() if last is None else (last,))
         value = dense(1, 1.0, orthogonal, name="value_head")(MLP(streams, name="value")(features))
         advantage = dense(count, 1.0, orthogonal, name="advantage_head")(
             MLP(streams, name="advantage")(features)
