@@ -8,12 +8,11 @@ import jax.numpy as jnp
 from purerl.config import Number
 from purerl.envs.make import Env
 from purerl.pieces import rollout as rollouts
-from purerl.pieces.normalize import init_moments, merge_moments
 from purerl.records import Box, Clock, OffPolicyAlgorithm, PyTree, Transition
 from purerl.replay.transitions import ReplayMemoryState, replay_memory
 from purerl.training import state as states
 from purerl.training.sizes import OffPolicyLoopConfig
-from purerl.training.state import Loop, Metrics, Normalizer, TrainState
+from purerl.training.state import Loop, Metrics, TrainState
 
 
 def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfig) -> Loop:
@@ -28,8 +27,7 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         ValueError: If the sizes do not fit the algorithm's batch or buffer.
     """
     _check(algorithm, env, sizes)
-    num_envs, real = sizes.num_envs, jnp.result_type(float)
-    memory = replay_memory(algorithm.replay, num_envs, env.truncation_interval)
+    memory = replay_memory(algorithm.replay, sizes.num_envs, env.truncation_interval)
 
     def play(state: TrainState, key: jax.Array, length: int, progress: Number):
         """Acts for so many steps, and remembers them."""
@@ -37,17 +35,14 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         actors, rollout, statistics = rollouts.unroll(act, env, state.actors, key, length)
         transitions = Transition(*(getattr(rollout, name) for name in Transition._fields))
         replay = memory.add(state.replay, transitions)
-        normalizer = state.normalizer
-        if normalizer.obs is not None:
-            normalizer = Normalizer(merge_moments(normalizer.obs, rollout.obs), None)
+        normalizer = state.normalizer.merge(rollout.obs)
         return state._replace(actors=actors, normalizer=normalizer, replay=replay), statistics
 
     def init(key: jax.Array) -> TrainState:
         key, play_key = jax.random.split(key)
-        moments = init_moments(env.obs_shape, real) if sizes.normalize_obs else None
-        state = states.start(algorithm, env, num_envs, Normalizer(moments, None), key)
+        state = states.start(algorithm, env, sizes, key)
         state = state._replace(replay=memory.init(_item(env, sizes.replay_obs)))
-        return play(state, play_key, sizes.warmup_steps // num_envs, 0.0)[0]
+        return play(state, play_key, sizes.warmup_steps // sizes.num_envs, 0.0)[0]
 
     def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
         progress = state.clock.iteration / sizes.iterations

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from purerl.envs.make import Env
-from purerl.pieces import normalize, rollout as rollouts
+from purerl.pieces import rollout as rollouts
+from purerl.pieces.normalize import scale_rewards
 from purerl.records import Clock, OnPolicyAlgorithm
 from purerl.training import state as states
 from purerl.training.sizes import OnPolicyLoopConfig
@@ -35,20 +36,14 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
         )
 
     def init(key: jax.Array) -> TrainState:
-        real = jnp.result_type(float)
-        normalizer = Normalizer(
-            normalize.init_moments(env.obs_shape, real) if sizes.normalize_obs else None,
-            normalize.init_reward_scaler(num_envs, real) if sizes.normalize_reward else None,
-        )
-        state = states.start(algorithm, env, num_envs, normalizer, key)
-        if normalizer.obs is None:
+        state = states.start(algorithm, env, sizes, key)
+        if not sizes.normalize_obs:
             return state
         # Moments for the first rollout are those of another one, as long, which is forgotten.
         key = jax.random.fold_in(state.key, _MOMENTS)
         act = states.make_act(algorithm, env, state, 0.0, "log_prob")
         _, rollout, _ = rollouts.unroll(act, env, state.actors, key, rollout_length)
-        moments = normalize.merge_moments(normalizer.obs, rollout.obs)
-        return state._replace(normalizer=normalizer._replace(obs=moments))
+        return state._replace(normalizer=state.normalizer.merge(rollout.obs))
 
     def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
         progress = state.clock.iteration / sizes.iterations
@@ -80,15 +75,13 @@ def _normalize_rollout(rollout, normalizer: Normalizer, gamma):
     """The rollout as the learner sees it, under the moments it was collected with; and the moments
     after it.
     """
-    (moments, scaler), raw, observe = normalizer, rollout, normalizer.observe
-    if moments is not None:
-        rollout = rollout._replace(obs=observe(raw.obs), next_obs=observe(raw.next_obs))
-        moments = normalize.merge_moments(moments, raw.obs)
+    observe, scaler = normalizer.observe, normalizer.reward
+    seen = rollout._replace(obs=observe(rollout.obs), next_obs=observe(rollout.next_obs))
     if scaler is not None:
-        done = raw.terminated | raw.truncated
-        reward, scaler = normalize.scale_rewards(scaler, raw.reward, done, gamma)
-        rollout = rollout._replace(reward=reward)
-    return rollout, Normalizer(moments, scaler)
+        done = rollout.terminated | rollout.truncated
+        reward, scaler = scale_rewards(scaler, rollout.reward, done, gamma)
+        seen, normalizer = seen._replace(reward=reward), normalizer._replace(reward=scaler)
+    return seen, normalizer.merge(rollout.obs)
 
 
 def _check_whole_episodes(env: Env, rollout_length: int) -> None:

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from purerl.config import Number
-from purerl.pieces import rollout as rollouts
-from purerl.pieces.normalize import Moments, RewardScaler, normalize
+from purerl.pieces import normalize as moments, rollout as rollouts
 from purerl.records import Clock, Info, PyTree
 from purerl.training.evaluation import Evaluation
+from purerl.training.sizes import LoopConfig
 
 
 class Normalizer(NamedTuple):
@@ -21,12 +21,18 @@ class Normalizer(NamedTuple):
         reward: The scale of rewards; None where they are not normalized.
     """
 
-    obs: Moments | None
-    reward: RewardScaler | None
+    obs: moments.Moments | None
+    reward: moments.RewardScaler | None
 
     def observe(self, obs: jax.Array) -> jax.Array:
         """Observations as the learner sees them."""
-        return obs if self.obs is None else normalize(obs, self.obs)
+        return obs if self.obs is None else moments.normalize(obs, self.obs)
+
+    def merge(self, obs: jax.Array) -> "Normalizer":
+        """With the moments of further observations ``[..., *O]``."""
+        if self.obs is None:
+            return self
+        return self._replace(obs=moments.merge_moments(self.obs, obs))
 
 
 class TrainState(NamedTuple):
@@ -154,21 +160,23 @@ class Loop(NamedTuple):
     iterate: Callable[[TrainState], tuple[TrainState, Metrics]]
 
 
-def start(
-    algorithm: Any, env: Any, num_envs: int, normalizer: Normalizer, key: jax.Array
-) -> TrainState:
+def start(algorithm: Any, env: Any, sizes: LoopConfig, key: jax.Array) -> TrainState:
     """A run before its first iteration.
 
     Args:
         algorithm: On-policy or off-policy.
         env: Environment.
-        num_envs: N.
-        normalizer: That has seen nothing.
+        sizes: Of the run.
         key: The run's key.
     """
     run_key, reset_key, learner_key = jax.random.split(key, 3)
-    actors = rollouts.reset(env, num_envs, reset_key)
+    actors = rollouts.reset(env, sizes.num_envs, reset_key)
     learner = algorithm.init(actors.obs, learner_key)
+    real, reward = jnp.result_type(float), getattr(sizes, "normalize_reward", False)
+    normalizer = Normalizer(
+        moments.init_moments(env.obs_shape, real) if sizes.normalize_obs else None,
+        moments.init_reward_scaler(sizes.num_envs, real) if reward else None,
+    )
     zero = jnp.zeros((), jnp.int32)
     return TrainState(Clock(zero), run_key, learner, actors, normalizer, zero)
 
