@@ -34,7 +34,7 @@ from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, 
 
 
 class A2CState(NamedTuple):
-    """What A2C learns.
+    """State of A2C.
 
     Attributes:
         params: The network's parameters.
@@ -144,7 +144,7 @@ class A2CConfig(Config):
     network: networks.NetworkConfig = part(networks.NetworkConfig(), "The default network's shape.")
 
     def check(self) -> None:
-        """Returns of ``n_step`` rewards have no lambda."""
+        """Refuses a ``gae_lambda`` beside ``n_step``."""
         given = isinstance(self.gae_lambda, jax.core.Tracer) or self.gae_lambda != 1
         if self.n_step is not None and given:
             raise ValueError(

@@ -48,7 +48,7 @@ TRUST = {kfac.ALL: "trust", "actor": "trust", "critic": "critic_trust"}  # in th
 
 
 class ACKTRState(NamedTuple):
-    """What ACKTR learns.
+    """State of ACKTR.
 
     Attributes:
         params: Of the network.
@@ -86,7 +86,7 @@ def make_loss(
 def _loss(
     config: ACKTRConfig, output: Any, batch: OnPolicyBatch, shared: bool, progress: Number
 ) -> tuple[jax.Array, Info]:
-    """The same as a function of the network's output ``(distribution, value)``."""
+    """The same loss as a function of the network's output ``(distribution, value)``."""
     entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
     value_coef = config.value_coef / _joint_variance(config, shared)
     distribution, value = output
@@ -118,14 +118,14 @@ def score(
 
 
 def _joint_variance(config: ACKTRConfig, shared: bool) -> jax.Array:
-    """Of the critic's Gaussian, in Fisher matrix and loss; cancels out where nothing is shared."""
+    """sigma^2 in Fisher matrix and loss; 1 without a shared trunk, where it cancels out."""
     # Constant: a batch of a much smaller variance would stay long in the factors' averages.
     std = config.critic_std if shared and config.critic_std is not None else 1.0
     return jnp.square(jnp.asarray(std, jnp.result_type(float)))
 
 
 def _critic_bound(config: ACKTRConfig, batch: OnPolicyBatch) -> Number | None:
-    """On a separate critic's step, as N(V, 1) has it: sigma^2 times that of N(V, sigma^2)."""
+    """KL clip of a separate critic, times sigma^2, since its Fisher matrix is that of N(V, 1)."""
     if config.critic_kl_clip is None:
         return None
     if config.critic_std is not None:
@@ -146,7 +146,7 @@ def _trust_regions(network: Any, params: PyTree, obs: jax.Array) -> PyTree:
 def _optimizer(
     config: ACKTRConfig, layers: Sequence[kfac.Layer], regions: PyTree, bound: Number | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """K-FAC within its trust regions, a separate critic's of this bound, and then momentum."""
+    """K-FAC, with ``bound`` as the KL clip of a separate critic, followed by momentum."""
     kl_clip = {kfac.ALL: config.kl_clip, "actor": config.kl_clip, "critic": bound}
     natural = kfac.scale_by_kfac(
         layers,
@@ -173,7 +173,7 @@ def _adapt(config: ACKTRConfig, learning_rate: jax.Array, kl: jax.Array) -> jax.
 
 
 def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
-    """ACKTR.
+    """Actor-critic with a Kronecker-factored trust region.
 
     Args:
         config: Hyper-parameters.
@@ -313,7 +313,7 @@ class ACKTRConfig(Config):
     network: networks.NetworkConfig = part(networks.NetworkConfig(), "The default network's shape.")
 
     def check(self) -> None:
-        """A wanted KL needs a bound that admits it, and a learning rate that nothing anneals."""
+        """Refuses a ``target_kl`` beyond ``kl_clip``, or with an annealed learning rate."""
         if self.target_kl is None:
             return
         if self.learning_rate_schedule != "constant" or callable(self.learning_rate):

@@ -44,7 +44,7 @@ LossName = Literal["huber", "squared"]
 
 
 class DQNState(NamedTuple):
-    """What DQN learns.
+    """State of DQN.
 
     Attributes:
         params: The online network's parameters.
@@ -153,7 +153,7 @@ def epsilon_greedy(
 
 
 def make_replay(config: DQNConfig) -> buffers.Replay:
-    """The buffer that a configuration asks for.
+    """The replay buffer of a configuration.
 
     Args:
         config: Hyper-parameters.
@@ -274,7 +274,7 @@ class DQNConfig(Config):
     network: networks.NetworkConfig = part(networks.NetworkConfig(), "The default network's shape.")
 
     def check(self) -> None:
-        """The buffer must hold a batch, and more steps than a return has rewards."""
+        """Refuses a buffer that holds less than a batch, or than the steps of a return."""
         for name in ("batch_size", "n_step"):
             if self.capacity < (least := getattr(self, name)):
                 raise ValueError(

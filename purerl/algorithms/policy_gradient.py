@@ -55,7 +55,7 @@ Advantage = Literal["gae", "q_minus_v"]
 
 
 class PolicyGradientState(NamedTuple):
-    """What the policy gradient learns.
+    """State of the policy gradient.
 
     Attributes:
         params: The network's parameters.
@@ -87,7 +87,7 @@ class PolicyGradientBatch(NamedTuple):
 def estimate(
     network: Any, config: PolicyGradientConfig, params: PyTree, rollout: Rollout, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Psi and the critic's target, as the module's table has them.
+    """Psi and the critic's target, by the table in the module's docstring.
 
     Args:
         network: See :func:`policy_gradient`.
@@ -321,7 +321,7 @@ class PolicyGradientConfig(Config):
         return "q" if self.estimator == "q_critic" or self.advantage == "q_minus_v" else "v"
 
     def check(self) -> None:
-        """Another estimator has no kind of advantage."""
+        """Refuses ``advantage='q_minus_v'`` with an estimator that does not use it."""
         if self.advantage == "q_minus_v" and self.estimator != "advantage":
             raise ValueError(
                 f"PolicyGradientConfig: advantage='q_minus_v' does nothing with "

@@ -32,7 +32,7 @@ Loss = Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]
 
 
 class PPOState(NamedTuple):
-    """What PPO learns.
+    """State of PPO.
 
     Attributes:
         params: The network's parameters.
@@ -248,7 +248,7 @@ def ppo_penalty(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PPOConfig(Config):
-    """What PPO-Clip and PPO-Penalty share."""
+    """Fields that PPO-Clip and PPO-Penalty share."""
 
     learning_rate: Schedule = number(3e-4, "(0, inf)", "Adam's step size.", schedule=True)
     learning_rate_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")

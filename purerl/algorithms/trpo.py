@@ -53,7 +53,7 @@ from purerl.second_order.products import fisher_vector_product
 
 
 class TRPOState(NamedTuple):
-    """What TRPO and the natural policy gradient learn.
+    """State of TRPO and of the natural policy gradient.
 
     Attributes:
         params: Of the network.
@@ -65,7 +65,7 @@ class TRPOState(NamedTuple):
 
 
 def make_surrogate(network: Any) -> Callable[[PyTree, OnPolicyBatch], jax.Array]:
-    r"""``L(params, batch)``, to be maximized.
+    r"""``surrogate(params, batch) -> L``, to be maximized.
 
     .. math::
         L(\theta) = \frac1B \sum_b \frac{\pi_\theta(a_b|s_b)}{\pi_{\theta_k}(a_b|s_b)} \hat A_b

@@ -35,7 +35,7 @@ def default_network(action_space: ActionSpace, config: NetworkConfig, network: A
 
 
 def check_network(network: Any) -> Any:
-    """The network, if it has the functions of one.
+    """Returns the network; raises TypeError unless it has ``init`` and ``apply``.
 
     Args:
         network: A :class:`purerl.Network`.
@@ -132,7 +132,7 @@ def init_q_params(network: Any, action_space: Discrete, obs: jax.Array, key: jax
 
 
 def _init(network: Any, obs: jax.Array, key: jax.Array, outputs: Any, space: ActionSpace) -> PyTree:
-    """Parameters, if the outputs have the shapes that they say; nothing but those is computed."""
+    """Initializes parameters, and checks the outputs' shapes by tracing."""
 
     def check(params: PyTree) -> None:
         for name, got, wanted in outputs(params, obs.shape[:1]):
@@ -155,7 +155,7 @@ def _init(network: Any, obs: jax.Array, key: jax.Array, outputs: Any, space: Act
 
 
 def _pair(output: Any, action_space: ActionSpace) -> Any:
-    """What a network returned, if it is a distribution for these actions and something else."""
+    """Returns a network's output; raises TypeError unless it is (distribution, value)."""
     wanted = "(distribution [B], value [B])"
     if type(output) not in (tuple, list) or len(output) != 2:
         raise TypeError(f"the network returns a {type(output).__name__}, wanted a pair {wanted}.")

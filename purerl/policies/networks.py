@@ -1,4 +1,4 @@
-"""What a network is, and the default ones, in flax.linen, built from ``nn.Dense`` alone.
+"""The protocol of networks, and the default ones: flax.linen modules of ``nn.Dense`` alone.
 
 What a caller does not use of a network's outputs is never computed: under ``jit`` the compiler
 drops it.
@@ -151,7 +151,7 @@ def convolved(config: NetworkConfig, x: jax.Array) -> jax.Array:
 
 
 class Torso(nn.Module):
-    """Everything before the heads: ``[B, *O] -> [B, hidden_sizes[-1]]``."""
+    """Trunk of a network: ``[B, *O] -> [B, hidden_sizes[-1]]``."""
 
     config: NetworkConfig = NetworkConfig()
 

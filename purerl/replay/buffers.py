@@ -34,7 +34,7 @@ from purerl.replay.tree import draw, empty_tree, set_leaves, stratified, take
 
 
 class ReplayState(NamedTuple):
-    """A buffer.
+    """State of a :class:`Replay` buffer.
 
     Attributes:
         items: Leaves ``[C, ...]``.
@@ -78,7 +78,7 @@ class Replay(NamedTuple):
 
 
 def uniform(capacity: int) -> Replay:
-    """Every item that is held is equally probable; drawn with replacement.
+    """Uniform replay: items are drawn with replacement and equal probability.
 
     Args:
         capacity: C, how many items are held; the oldest are overwritten.
@@ -118,7 +118,7 @@ def prioritized(
     beta: Number = 0.4,
     eps: Number = 1e-6,
 ) -> Replay:
-    """Items with a large TD error are drawn more often, and weighed less.
+    """Prioritized replay: items with a large TD error are drawn more often, and weighed less.
 
     A new item has the largest priority so far. An index that occurs several times in one update
     gets the largest of its new priorities. An item whose TD error is not finite gets the smallest

@@ -31,7 +31,7 @@ from purerl.replay.tree import put, take
 
 
 class ReplayMemoryState(NamedTuple):
-    """A replay memory.
+    """State of a :class:`ReplayMemory`.
 
     Attributes:
         replay: Of packed transitions without ``next_obs``, which

@@ -1,4 +1,4 @@
-"""The off-policy loop: act, remember, learn from what is remembered, again."""
+"""The off-policy loop: act, add to the replay memory, learn from batches of it."""
 
 import math
 
@@ -16,7 +16,7 @@ from purerl.training.state import Loop, Metrics, TrainState
 
 
 def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfig) -> Loop:
-    """The beginning of a run and one iteration of it.
+    """How a run starts, and one iteration.
 
     Args:
         algorithm: Off-policy.
@@ -30,7 +30,7 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
     memory = replay_memory(algorithm.replay, sizes.num_envs, env.truncation_interval)
 
     def play(state: TrainState, key: jax.Array, length: int, progress: Number):
-        """Acts for so many steps, and remembers them."""
+        """Acts for ``length`` steps, which go into the replay memory."""
         act = states.make_act(algorithm, env, state, progress)
         actors, rollout, statistics = rollouts.unroll(act, env, state.actors, key, length)
         transitions = Transition(*(getattr(rollout, name) for name in Transition._fields))
@@ -52,7 +52,7 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         observe = state.normalizer.observe
 
         def learn(carry: tuple[PyTree, ReplayMemoryState], key: jax.Array):
-            """One update, and the priorities after it."""
+            """One update of the learner, then of the priorities."""
             learner, replay = carry
             sample_key, update_key = jax.random.split(key)
             size = algorithm.batch_size

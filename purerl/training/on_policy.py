@@ -1,4 +1,4 @@
-"""The on-policy loop: unroll, update, again."""
+"""The on-policy loop: collect a rollout, update."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ _MOMENTS = 2**32 - 2  # folded into the run's key: no iteration has this number
 
 
 def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig) -> Loop:
-    """The beginning of a run and one iteration of it.
+    """How a run starts, and one iteration.
 
     Args:
         algorithm: On-policy.
@@ -72,9 +72,7 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
 
 
 def _normalize_rollout(rollout, normalizer: Normalizer, gamma):
-    """The rollout as the learner sees it, under the moments it was collected with; and the moments
-    after it.
-    """
+    """Normalizes a rollout by the moments it was collected with; also the moments after it."""
     observe, scaler = normalizer.observe, normalizer.reward
     seen = rollout._replace(obs=observe(rollout.obs), next_obs=observe(rollout.next_obs))
     if scaler is not None:

@@ -162,7 +162,7 @@ def take_seeds(tree: Any, seeds: Any) -> Any:
 
 
 def _in_groups(of_many: Callable[..., Any], groups: int) -> Callable[..., Any]:
-    """A CPU core trains its seeds eight at a time: more of them do not fit into its caches."""
+    """Maps groups of seeds one after another: more do not fit into a CPU core's caches."""
 
     def grouped(batched, clocks):
         apart = [x.reshape(groups, len(x) // groups, *x.shape[1:]) for x in batched]
@@ -174,7 +174,7 @@ def _in_groups(of_many: Callable[..., Any], groups: int) -> Callable[..., Any]:
 
 
 def _alone(of_one: Callable[..., Any]) -> Callable[..., Any]:
-    """What ``vmap`` over one element gives, without a batch axis inside."""
+    """``vmap`` over one element, without a batch axis inside."""
 
     def of_many(batched, clocks):
         out, out_clocks = of_one([x[0] for x in batched], clocks)

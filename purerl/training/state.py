@@ -1,4 +1,4 @@
-"""The records of a run: its state, and what comes of it."""
+"""State and results of a run; what its loops ask of an algorithm."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from purerl.training.sizes import LoopConfig
 
 
 class Normalizer(NamedTuple):
-    """Running moments.
+    """Running moments of observations and rewards.
 
     Attributes:
         obs: Of observations, ``[*O]``; None where they are not normalized.
@@ -36,7 +36,7 @@ class Normalizer(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that the rest of a run depends on; nothing in it depends on the run's length.
+    """State of a run; nothing in it depends on the run's length.
 
     Attributes:
         clock: Iterations finished; unbatched under :func:`purerl.vectorize`.
@@ -58,7 +58,7 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What happened in each of I iterations.
+    """Metrics of each of I iterations.
 
     Attributes:
         step: Environment steps finished, ``[I]``.
@@ -88,7 +88,7 @@ class LearningCurve(NamedTuple):
 
     Attributes:
         step: Environment steps before each evaluation, ``[E]`` int32.
-        evaluation: What came of it, ``[E]`` each.
+        evaluation: Their results, ``[E]`` each.
     """
 
     step: jax.Array
@@ -149,7 +149,7 @@ class Train(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """What a regime of data makes a run of.
+    """How a run starts, and one iteration of it.
 
     Attributes:
         init: ``(key) -> state``.
@@ -161,7 +161,7 @@ class Loop(NamedTuple):
 
 
 def start(algorithm: Any, env: Any, sizes: LoopConfig, key: jax.Array) -> TrainState:
-    """A run before its first iteration.
+    """State of a run before its first iteration.
 
     Args:
         algorithm: On-policy or off-policy.
@@ -222,7 +222,7 @@ def make_act(
 
 
 def checked_update(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> Any:
-    """What ``update`` returned; raises TypeError or ValueError unless it is what a loop needs.
+    """Returns ``updated``; raises TypeError or ValueError unless it is what a loop needs.
 
     Args:
         before: The algorithm's state that it was given.

@@ -1,4 +1,4 @@
-"""A whole run as pure functions of a key, out of an algorithm, an environment and sizes."""
+"""A whole run as pure functions of a key, from an algorithm, an environment and sizes."""
 
 import dataclasses
 from typing import Any
@@ -95,7 +95,7 @@ def _sizes(algorithm: Any, sizes: dict[str, Any]) -> Any:
 
 
 def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) -> Train:
-    """A run out of its beginning and one iteration."""
+    """The functions of a run, from its start and one iteration."""
     real = jnp.result_type(float)
     iterate, evaluate_at = loop.iterate, sizes.evaluate_at
     episodes, limit = sizes.episodes(env), sizes.max_episode_steps

@@ -1,4 +1,4 @@
-"""What K-FAC needs of a network's layers: their inputs, and the gradients of their outputs.
+"""Inputs of a network's layers, and gradients of their outputs, for K-FAC.
 
 No tracer and no graph matcher: ``flax.linen.intercept_methods`` sees every call of an ``nn.Dense``
 or ``nn.Conv``, records its input and adds a perturbation of zero to its output, whose gradient is
@@ -44,7 +44,7 @@ class Layer(NamedTuple):
 
 
 class Tapped(NamedTuple):
-    """A network's output, and what its layers saw.
+    """A network's output, and the inputs and output gradients of its layers.
 
     Attributes:
         output: Of the network.
@@ -195,7 +195,7 @@ def reaching(function: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
 
 @contextlib.contextmanager
 def _visiting(visit: Callable[[Any, jax.Array, jax.Array], jax.Array]):
-    """Within it, every Dense and Conv layer's output y is ``visit(layer, input, y)``."""
+    """Context in which each Dense or Conv layer returns ``visit(layer, input, output)``."""
 
     def interceptor(call, args, kwargs, context):
         y = call(*args, **kwargs)
@@ -235,7 +235,7 @@ def _check_the_rest(params: PyTree, found: Iterable[str]) -> None:
 
 
 def _locations(modules: list[Any], seen: list[jax.Array]) -> jax.Array:
-    """What one layer saw in all of its calls, ``[B, L, d + bias]``."""
+    """A layer's inputs in all of its calls, ``[B, L, d + bias]``."""
     rows = []
     for module, x in zip(modules, seen, strict=True):
         if isinstance(module, nn.Conv):
@@ -264,12 +264,12 @@ def _path(module: nn.Module) -> str:
 
 
 def _count(module: Any, y: jax.Array) -> int:
-    """Locations of one call."""
+    """Number of locations of one call."""
     return y.size // (len(y) * module.features)
 
 
 def _rows(module: Any, x: jax.Array) -> int:
-    """Of the layer's matrix, without the bias."""
+    """Number of rows of the layer's matrix, without the bias."""
     return x.shape[-1] * (math.prod(_kernel_size(module)) if isinstance(module, nn.Conv) else 1)
 
 
