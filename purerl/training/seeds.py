@@ -90,22 +90,19 @@ def vectorize(
     """
 
     def mapped(*args):
-        leaves, treedef = jax.tree.flatten(args, is_leaf=is_clock)
-        batched, clocks = _partition(leaves)
+        batched, clocks, join = _split(args)
         size = _leading_axis(batched)
         if any(jnp.ndim(x) for x in jax.tree.leaves(clocks)):
             raise ValueError(
                 "vectorize got a Clock or Cursor with an axis of seeds; it must not be batched: "
                 "use jax.jit(purerl.vectorize(train.init)), not jax.vmap."
             )
-        of_clocks = [is_clock(x) for x in leaves]
-        out_structure: list[Any] = []
+        join_out: Callable[..., Any] = join
 
         def of_one(batched, clocks):
-            out = function(*jax.tree.unflatten(treedef, _merge(of_clocks, batched, clocks)))
-            out_leaves, out_treedef = jax.tree.flatten(out, is_leaf=is_clock)
-            out_structure[:] = [is_clock(x) for x in out_leaves], out_treedef
-            return _partition(out_leaves)
+            nonlocal join_out
+            batched, clocks, join_out = _split(function(*join(batched, clocks)))
+            return batched, clocks
 
         buffers = any(isinstance(clock, Cursor) for clock in clocks)  # never copied
         mesh = None
@@ -130,8 +127,7 @@ def vectorize(
         out_batched, out_clocks = of_many(batched, clocks)
         if extra:
             out_batched = [x[:size] for x in out_batched]
-        out_of_clocks, out_treedef = out_structure
-        return jax.tree.unflatten(out_treedef, _merge(out_of_clocks, out_batched, out_clocks))
+        return join_out(out_batched, out_clocks)
 
     return mapped
 
@@ -156,8 +152,9 @@ def take_seeds(tree: Any, seeds: Any) -> Any:
         (1.0, 7)
     """
     if not isinstance(seeds, jax.core.Tracer):
-        batched = _partition(jax.tree.leaves(tree, is_leaf=is_clock))[0]
-        seeds = np.arange(_leading_axis(batched, "take_seeds"))[seeds]  # JAX clips what is beyond
+        seeds = np.arange(_leading_axis(_split(tree)[0], "take_seeds"))[
+            seeds
+        ]  # JAX clips what is beyond
     return jax.tree.map(lambda x: x if is_clock(x) else x[seeds], tree, is_leaf=is_clock)
 
 
@@ -192,13 +189,18 @@ def is_clock(x: Any) -> bool:
     return isinstance(x, Clock | Cursor)
 
 
-def _partition(leaves: list[Any]) -> tuple[list[Any], list[Clock | Cursor]]:
-    return [x for x in leaves if not is_clock(x)], [x for x in leaves if is_clock(x)]
+def _split(tree: Any) -> tuple[list[Any], list[Clock | Cursor], Callable[..., Any]]:
+    """The arrays of a tree, its Clocks and Cursors, and the function that joins such again."""
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_clock)
+    unbatched = [is_clock(x) for x in leaves]
 
+    def join(batched, clocks):
+        rest, times = iter(batched), iter(clocks)
+        parts = [next(times) if x else next(rest) for x in unbatched]
+        return jax.tree.unflatten(treedef, parts)
 
-def _merge(of_clocks: list[bool], batched: list[Any], clocks: list[Clock | Cursor]) -> list[Any]:
-    rest, times = iter(batched), iter(clocks)
-    return [next(times) if is_time else next(rest) for is_time in of_clocks]
+    clocks = [x for x in leaves if is_clock(x)]
+    return [x for x in leaves if not is_clock(x)], clocks, join
 
 
 def _leading_axis(leaves: list[Any], where: str = "vectorize") -> int:
