@@ -138,7 +138,8 @@ def scale_by_kfac(
     check_integer(where, "cold_start", cold_start, 0)
     check_range(where, "cold_max_norm", cold_max_norm, "(0, inf)")
     for bound in jax.tree.leaves(kl_clip):
-        check_range(where, "kl_clip", bound, "(0, inf)")
+        if not isinstance(bound, jax.Array):  # one of a batch's errors may be NaN: no step then
+            check_range(where, "kl_clip", bound, "(0, inf)")
     invert = blocks.INVERT[damping_kind]
 
     def init(params: PyTree) -> KfacState:
@@ -161,11 +162,10 @@ def scale_by_kfac(
         learning_rate: Number,
         **_: Any,
     ) -> tuple[PyTree, KfacState]:
-        now = state.clock.iteration
-        finite = all_finite(gradient)
+        now, finite = state.clock.iteration, all_finite(gradient)
         sums = state.factors, state.weight
 
-        # The factors are most of the state, so they are checked where they change and only then.
+        # 1. The moving averages; most of the state, so they are checked only where they change.
         def measured():
             new = statistics()
             # No entry of a second moment is larger than its largest diagonal entry.
@@ -175,6 +175,7 @@ def scale_by_kfac(
 
         factors, weight = _when(now % stats_every == 0, stats_every == 1, measured, sums)
 
+        # 2. Their damped inverse.
         def inverted():
             averages = jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1), factors)
             new = invert(averages, jnp.asarray(damping, weight.dtype))
@@ -184,6 +185,7 @@ def scale_by_kfac(
         due = (warm >= 0) & (warm % inverse_every == 0)
         inverse = _when(due, inverse_every == 1 and not cold_start, inverted, state.inverse)
 
+        # 3. and 4. The natural gradient, within the KL clip.
         natural = precondition(layers, inverse, gradient)
         natural, trust = clip_kl(gradient, natural, learning_rate, kl_clip, regions)
         if cold_start:
