@@ -66,14 +66,13 @@ def on_policy_batch(
     rollout = jax.tree.map(jnp.asarray, rollout)
     value, next_value = values(network, params, rollout)
     flags = rollout.terminated, rollout.truncated
-    if n_step is None:
-        advantage = returns.gae(rollout.reward, value, next_value, *flags, gamma, gae_lambda)
-        target = advantage + value
-    else:
-        target = returns.n_step_return(rollout.reward, next_value, *flags, gamma, n_step)
-        advantage = target - value
+    advantage = returns.gae(rollout.reward, value, next_value, *flags, gamma, gae_lambda)
     played = rollout.obs, rollout.action, rollout.log_prob
-    batch = OnPolicyBatch(*flatten_time((*played, value, advantage, target)))
+    batch = OnPolicyBatch(*flatten_time((*played, value, advantage, advantage + value)))
+    if n_step is not None:
+        target = returns.n_step_return(rollout.reward, next_value, *flags, gamma, n_step)
+        target = target.reshape(-1)
+        batch = batch._replace(target=target, advantage=target - batch.value)
     return batch._replace(advantage=standardize(batch.advantage)) if normalize else batch
 
 

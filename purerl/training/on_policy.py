@@ -31,8 +31,8 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
         _check_whole_episodes(env, rollout_length)
     if sizes.normalize_reward and algorithm.gamma is None:
         raise ValueError(
-            "make_train: normalize_reward needs a discount factor, and the algorithm's gamma is None; "
-            "set the field: OnPolicyAlgorithm(init, act, update, gamma=0.99)."
+            "make_train: normalize_reward needs a discount factor, and gamma is None; set the "
+            "field: OnPolicyAlgorithm(init, act, update, gamma=0.99)."
         )
 
     def init(key: jax.Array) -> TrainState:
