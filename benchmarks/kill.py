@@ -86,11 +86,11 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 def final_bytes(folder: Path) -> dict[str, Any]:
     """Everything that a run came to."""
-    from purerl.host.store.checkpoint import Checkpoints
+    from purerl.host.store.checkpoint import read_host
+    from purerl.host.store.folder import RunFolder
 
-    checkpoints = Checkpoints(folder / "checkpoints", keep=None)
-    host = checkpoints.read_host(checkpoints.iterations()[-1])
-    checkpoints.close()
+    host = read_host(RunFolder(folder))
+    assert host is not None
     with (folder / "evaluations.csv").open(newline="") as file:
         rows = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
     return {**{k: host[k] for k in ("iteration", "checksums", "steps", "returns")}, "rows": rows}

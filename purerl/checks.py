@@ -8,15 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl.records import (
-    ActionSpace,
-    Box,
-    Discrete,
-    OffPolicyBatch,
-    OnPolicyBatch,
-    PyTree,
-    Rollout,
-)
+from purerl.records import ActionSpace, Box, Discrete, PyTree, Rollout
 
 AXES = {"T": "time", "N": "environments", "B": "samples", "*O": "observation", "*A": "action"}
 KINDS = {"bool": jnp.bool_, "integer": jnp.integer, "floating": jnp.floating, "any": jnp.generic}
@@ -46,19 +38,19 @@ def check_fields(where: str, record: Any, layout: dict[str, str], **sizes: Any) 
     """
     for text, name in ((text, name) for text, names in layout.items() for name in names.split()):
         *axes, kind = text.split()
-        got, dtype = jnp.shape(getattr(record, name)), jnp.result_type(getattr(record, name))
-        head = len([axis for axis in axes if axis[0] != "*"])
-        parts = dict(zip(axes, (*got[:head], got[head:]), strict=False))
+        shape, dtype = jnp.shape(getattr(record, name)), jnp.result_type(getattr(record, name))
+        single = [axis for axis in axes if axis[0] != "*"]  # the last may stand for several
+        got = dict(zip(axes, (*shape[: len(single)], shape[len(single) :]), strict=False))
         wanted = {axis: sizes.get(axis, axis) for axis in axes}
-        fits = len(got) == head or (len(got) > head and head < len(axes))
-        if not fits or any(wanted[axis] not in (axis, parts[axis]) for axis in axes):
-            lengths = (str(length).strip("(,)") for length in wanted.values())
+        fits = len(shape) >= len(single) if len(single) < len(axes) else len(shape) == len(axes)
+        if not fits or any(x not in (axis, got[axis]) for axis, x in wanted.items()):
+            lengths = filter(None, (str(x).strip("(,)") for x in wanted.values()))
             raise ValueError(
-                f"{where}.{name} has shape {got}, wanted [{', '.join(filter(None, lengths))}], as "
+                f"{where}.{name} has shape {shape}, wanted [{', '.join(lengths)}], as "
                 f"[{', '.join(axes)}] ({', '.join(AXES[axis] for axis in axes)}); reshape it, or "
                 "add the axes that it lacks: x[:, None]."
             )
-        sizes |= parts
+        sizes |= got
         if not jnp.issubdtype(dtype, KINDS[kind]):
             raise ValueError(
                 f"{where}.{name} has dtype {dtype}, wanted {kind}; convert it with astype."
@@ -77,24 +69,6 @@ def check_rollout(rollout: Rollout, action_space: ActionSpace) -> None:
     else:
         layout = STEPS | {"T N *A floating": "action"}
         check_fields("rollout", rollout, layout, **{"*A": action_space.shape})
-
-
-def check_batch(batch: OffPolicyBatch) -> None:
-    """Raises ValueError, naming the field, unless shapes and dtypes are those of an OffPolicyBatch.
-
-    Args:
-        batch: As given to ``update``; with discrete actions.
-    """
-    check_fields("batch", batch, REPLAYED)
-
-
-def check_on_policy_batch(batch: OnPolicyBatch) -> None:
-    """Raises ValueError, naming the field, unless a policy loss can read the batch.
-
-    Args:
-        batch: With ``obs``, ``action``, ``log_prob`` and ``advantage``.
-    """
-    check_fields("batch", batch, SAMPLES)
 
 
 def check_like(name: str, tree: PyTree, like: PyTree, like_name: str) -> None:

@@ -1,4 +1,4 @@
-"""Configurations: a field is declared once, with its range, meaning, and whether it can be swept.
+"""Configurations: a field is declared once, with its type, range and meaning.
 
 .. code-block:: python
 
@@ -6,182 +6,167 @@
     class A2CConfig(Config):
         "Configuration of :func:`a2c`."
 
-        learning_rate: Schedule = number(7e-4, "(0, inf)", "Step size.", schedule=True)
-        num_epochs: int = count(4, "Passes over a rollout's samples.")
+        learning_rate: Schedule = field(7e-4, "Step size.", "(0, inf)")
+        n_step: int | None = field(None, "Rewards in a return.")
 
 From there ``help()`` and the command line have it, and so have the messages about what is out of
-range. Concrete numbers, NumPy's and JAX's too, are checked and stored as Python's; tracers pass
-unchecked, so that a sweep may put them in.
+range. Concrete numbers, NumPy's and JAX's too, are checked and stored as Python's. Where the
+annotation is :data:`Number` or :data:`Schedule`, tracers pass unchecked, so that a sweep may put
+them in; everything else is static.
 """
 
 import dataclasses
 import difflib
 import math
+import types
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 Number = float | jax.Array  # a tracer where it is swept
 Schedule = Number | Callable[[Number], Number]  # or a function of the run's progress in [0, 1]
+NOUNS = {float: "a number", int: "an integer", bool: "True or False", str: "a word"}
+INTERVALS = {float: "(-inf, inf)", int: "[1, inf)"}  # where none is given
 
 
 class Spec(NamedTuple):
-    """What is known of a field of a configuration, or of an option."""
+    """What a field of a configuration may be.
 
-    meaning: str
-    wanted: str  # "a number in (0, inf)"
-    check: Callable[[str, str, Any], Any]  # (where, name, value) -> the value to store
-    swept: bool = False  # whether it may be a tracer
-
-    def text(self) -> str:
-        """Meaning and range, for a help."""
-        return f"{self.meaning} ({self.wanted}{', swept' if self.swept else ''})"
-
-
-def number(
-    default: Any,
-    interval: str,
-    meaning: str,
-    *,
-    optional: bool = False,
-    swept: bool = True,
-    schedule: bool = False,
-) -> Any:
-    """A field for a real number.
-
-    Args:
-        default: Its default value.
-        interval: Where it must be: "(0, inf)", "[0, 1]"; a round bracket leaves the end out.
+    Attributes:
         meaning: What it is, with its unit, as a sentence.
+        kind: float, int, bool, str, a ``Literal``, or a class of configurations.
+        interval: Where a number must be: "(0, inf)", "[0, 1]".
+        several: Whether it is a tuple of these.
         optional: Whether it may be None.
         swept: Whether it may be a tracer.
-        schedule: Whether it may also be a function of the run's progress.
+        schedule: Whether it may be a function of the run's progress.
     """
 
-    def check(where: str, name: str, value: Any) -> Any:
-        if schedule and callable(value):
+    meaning: str
+    kind: Any
+    interval: str
+    several: bool
+    optional: bool
+    swept: bool
+    schedule: bool
+
+    @property
+    def wanted(self) -> str:
+        """Type and range in words: ``a number in (0, inf), or None``."""
+        if typing.get_origin(self.kind) is Literal:
+            words = "one of " + ", ".join(typing.get_args(self.kind))
+        else:
+            words = NOUNS.get(self.kind, f"a {self.kind.__name__}")
+            words += f" in {self.interval}" if self.kind in INTERVALS else ""
+        words = f"a tuple, each {words}" if self.several else words
+        words += ", or None" if self.optional else ""
+        return words + (", or a function of progress" if self.schedule else "")
+
+    def text(self) -> str:
+        """Meaning, type and range, for a help."""
+        return f"{self.meaning} ({self.wanted}{', swept' if self.swept else ''})"
+
+    def check(self, where: str, name: str, value: Any) -> Any:
+        """The value to store: numbers as Python's, several values as a tuple.
+
+        Args:
+            where: Whose field it is, for the message.
+            name: The field's name.
+            value: What was given.
+
+        Raises:
+            ValueError: If it is of another type, or out of range.
+        """
+        value = python_number(value)
+        traced = isinstance(value, jax.core.Tracer)
+        if (value is None and self.optional) or (traced and self.swept):
             return value
-        return check_range(where, name, value, interval, optional=optional, swept=swept)
-
-    wanted = f"a number in {interval}{', or None' if optional else ''}"
-    wanted += ", or a function of progress" if schedule else ""
-    return _field(default, Spec(meaning, wanted, check, swept))
-
-
-def count(default: Any, meaning: str, *, least: int = 1, optional: bool = False) -> Any:
-    """A field for a whole number, which is static.
-
-    Args:
-        default: Its default value.
-        meaning: What it is, as a sentence.
-        least: The smallest allowed value.
-        optional: Whether it may be None.
-    """
-
-    def check(where: str, name: str, value: Any) -> Any:
-        return check_integer(where, name, value, least, optional=optional)
-
-    wanted = f"an integer, at least {least}{', or None' if optional else ''}"
-    return _field(default, Spec(meaning, wanted, check))
+        if callable(value) and self.schedule:
+            return value
+        if self.several:
+            listed = isinstance(value, Iterable) and getattr(value, "ndim", 1) == 1
+            if listed and not isinstance(value, str):
+                one = self._replace(several=False)
+                numbers = self.kind in INTERVALS  # what else it holds is for others to check
+                return tuple(one.check(where, f"one of {name}", x) if numbers else x for x in value)
+        elif typing.get_origin(self.kind) is Literal:
+            check_choice(where, name, value, typing.get_args(self.kind))
+            return value
+        elif self.kind is int:
+            return check_range(where, name, _whole(where, name, value), self.interval)
+        elif self.kind is float and type(value) in (int, float):
+            return check_range(where, name, value, self.interval)
+        elif isinstance(value, self.kind):
+            return value
+        raise ValueError(f"{where}: {name}={value!r}, wanted {self.wanted}.")
 
 
-def switch(default: bool, meaning: str) -> Any:
-    """A field that is on or off.
+def field(default: Any, meaning: str, interval: str | None = None) -> Any:
+    """A field of a :class:`Config`; its annotation says the rest.
 
-    Args:
-        default: Its default value.
-        meaning: What it switches on, as a sentence.
-    """
-
-    def check(where: str, name: str, value: Any) -> bool:
-        if isinstance(value, np.bool_):
-            return bool(value)
-        if not isinstance(value, bool):
-            raise ValueError(f"{where}: {name}={value!r}, wanted True or False.")
-        return value
-
-    return _field(default, Spec(meaning, "True or False", check))
-
-
-def choice(default: Any, choices: Any, meaning: str) -> Any:
-    """A field for one of a few words.
+    It is ``float``, ``int``, ``bool``, ``str``, a ``Literal``, a configuration, or a tuple
+    ``tuple[X, ...]`` of these; :data:`Number`, which may be swept; or :data:`Schedule`, which may
+    also be a function of the run's progress. With ``| None`` it may be None.
 
     Args:
         default: Its default value.
-        choices: A ``Literal`` type, or the words.
-        meaning: What they choose, as a sentence.
+        meaning: What it is, with its unit, as a sentence.
+        interval: Where a number must be: "(0, inf)", "[0, 1]"; a round bracket leaves the end out.
+            By default a float is finite, and an integer at least 1.
     """
-    words = typing.get_args(choices) or tuple(choices)
-
-    def check(where: str, name: str, value: Any) -> str:
-        check_choice(where, name, value, words)
-        return value
-
-    return _field(default, Spec(meaning, "one of " + ", ".join(words), check))
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "interval": interval})
 
 
-def widths(default: tuple[int, ...], meaning: str) -> Any:
-    """A field for the widths of layers.
-
-    Args:
-        default: Their default.
-        meaning: What they are, as a sentence.
-    """
-
-    def check(where: str, name: str, value: Any) -> tuple[int, ...]:
-        none = isinstance(value, str) or not isinstance(value, Iterable)
-        if none or getattr(value, "ndim", 1) != 1:
-            raise ValueError(f"{where}: {name}={value!r}, wanted a tuple of integers: (64, 64).")
-        return tuple(check_integer(where, f"a width in {name}", x, 1) for x in value)
-
-    return _field(default, Spec(meaning, "a tuple of integers, each at least 1", check))
-
-
-def part(default: "Config", meaning: str) -> Any:
-    """A field for a configuration within this one.
-
-    Args:
-        default: Its default value.
-        meaning: What it is of, as a sentence.
-    """
-
-    def check(where: str, name: str, value: Any) -> Any:
-        if not isinstance(value, type(default)):
-            kind = type(default).__name__
-            raise ValueError(f"{where}: {name}={value!r}, wanted a {kind}: {name}={kind}(...).")
-        return value
-
-    return _field(default, Spec(meaning, f"a {type(default).__name__}", check))
+def _make_spec(where: str, hint: Any, meaning: str, interval: str | None) -> Spec:
+    members = _members(hint)
+    several = typing.get_origin(members[0]) is tuple
+    kind = _members(typing.get_args(members[0])[0])[0] if several else members[0]
+    swept = jax.Array in members
+    schedule = any(typing.get_origin(x) is Callable for x in members)
+    plain_type = isinstance(kind, type) and issubclass(kind, Config | float | int | str)
+    known = plain_type or typing.get_origin(kind) is Literal
+    if not known or len(members) > 1 + swept + schedule:
+        raise ValueError(
+            f"{where} is a {getattr(hint, '__name__', hint)}, wanted float, int, bool, str, "
+            "Literal or a tuple of these."
+        )
+    optional = types.NoneType in typing.get_args(hint)
+    interval = interval or INTERVALS.get(kind, "")
+    return Spec(meaning, kind, interval, several, optional, swept, schedule)
 
 
-def _field(default: Any, spec: Spec) -> Any:
-    return dataclasses.field(default=default, metadata={"spec": spec})
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, without None."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return (hint,)
+    return tuple(x for x in typing.get_args(hint) if x is not types.NoneType)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Base of all configurations: checks its fields, and puts them into its docstring."""
 
+    specs: ClassVar[dict[str, Spec]] = {}
+
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        inherited = {f.name: f for f in dataclasses.fields(cls)}  # of the bases
-        own = {k: f for k, f in vars(cls).items() if isinstance(f, dataclasses.Field)}
-        lines = [
-            f"    {name}: {f.metadata['spec'].text()}"
-            for name, f in (inherited | own).items()
-            if "spec" in f.metadata
-        ]
+        hints = typing.get_type_hints(cls)
+        own = {
+            name: _make_spec(f"{cls.__name__}.{name}", hints[name], **declared.metadata)
+            for name, declared in vars(cls).items()
+            if isinstance(declared, dataclasses.Field)
+        }
+        cls.specs = cls.specs | own
+        lines = [f"    {name}: {spec.text()}" for name, spec in cls.specs.items()]
         cls.__doc__ = "\n".join([cls.__doc__ or cls.__name__, "", "Attributes:", *lines])
 
     def __post_init__(self):
-        where = type(self).__name__
-        for field in dataclasses.fields(self):
-            if "spec" in field.metadata:
-                value = field.metadata["spec"].check(where, field.name, getattr(self, field.name))
-                object.__setattr__(self, field.name, value)
+        for name, spec in self.specs.items():
+            value = spec.check(type(self).__name__, name, getattr(self, name))
+            object.__setattr__(self, name, value)
         self.check()
 
     def check(self) -> None:
@@ -201,25 +186,15 @@ def check_kind(where: str, config: Any, kind: type) -> None:
         raise TypeError(f"{where}: config is {got}, wanted an object {kind.__name__}(...).")
 
 
-def swept_fields(config: Any) -> tuple[str, ...]:
-    """The fields of a configuration that may be tracers.
-
-    Args:
-        config: A configuration, or its class.
-    """
-    fields = dataclasses.fields(config)
-    return tuple(f.name for f in fields if "spec" in f.metadata and f.metadata["spec"].swept)
-
-
 def plain(value: Any) -> Any:
     """A value as JSON has it.
 
     Args:
-        value: A configuration or what its fields hold. A function becomes the path it can be
-            imported by, or, if it has none, the values of a schedule at five points of a run.
+        value: A configuration or what its fields hold. A function becomes the values of a schedule
+            at five points of a run.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return plain(vars(value))
     if isinstance(value, dict):
         return {name: plain(x) for name, x in value.items()}
     if isinstance(value, list | tuple):
@@ -242,15 +217,7 @@ def python_number(value: Any) -> Any:
     return value
 
 
-def check_range(
-    where: str,
-    name: str,
-    value: Any,
-    interval: str,
-    *,
-    optional: bool = False,
-    swept: bool = True,
-) -> Any:
+def check_range(where: str, name: str, value: Any, interval: str) -> Any:
     """Raises ValueError unless ``value`` is a finite number in an interval.
 
     Args:
@@ -258,18 +225,15 @@ def check_range(
         name: The field's name.
         value: A number, Python's, NumPy's or JAX's; a tracer passes unchecked.
         interval: "(0, inf)", "[0, 1]"; a round bracket leaves the end out.
-        optional: Whether None passes.
-        swept: Whether a tracer passes.
 
     Returns:
         The number, as Python's.
     """
     value = python_number(value)
-    if (value is None and optional) or (swept and isinstance(value, jax.core.Tracer)):
+    if isinstance(value, jax.core.Tracer):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        none = ", or None" if optional else ""
-        raise ValueError(f"{where}: {name}={value!r}, wanted a number in {interval}{none}.")
+        raise ValueError(f"{where}: {name}={value!r}, wanted a number in {interval}.")
     low, high = map(float, interval[1:-1].split(","))
     above = value > low if interval[0] == "(" else value >= low
     below = value < high if interval[-1] == ")" else value <= high
@@ -278,9 +242,7 @@ def check_range(
     return value
 
 
-def check_integer(
-    where: str, name: str, value: Any, least: int, *, optional: bool = False
-) -> int | Any:
+def check_integer(where: str, name: str, value: Any, least: int) -> int:
     """Raises ValueError unless ``value`` is an integer of at least ``least``.
 
     Args:
@@ -288,19 +250,20 @@ def check_integer(
         name: The field's name.
         value: Python's or NumPy's; sizes and counts are static, so tracers are refused.
         least: Smallest allowed value.
-        optional: Whether None passes.
 
     Returns:
         The number, as Python's.
     """
+    return check_range(where, name, _whole(where, name, value), f"[{least}, inf)")
+
+
+def _whole(where: str, name: str, value: Any) -> int:
     value = python_number(value)
-    if value is None and optional:
-        return value
     if isinstance(value, bool) or not isinstance(value, int):
         whole = isinstance(value, float) and value.is_integer()
         mend = f"write {int(value)}" if whole else "give a Python int"
         raise ValueError(f"{where}: {name}={value!r} is no integer; {mend}.")
-    return check_range(where, name, value, f"[{least}, inf)")
+    return value
 
 
 def check_choice(where: str, name: str, value: Any, choices: Iterable[str]) -> None:

@@ -75,17 +75,12 @@ class Box:
             object.__setattr__(self, name, self._bound(name, getattr(self, name)))
         traced = any(isinstance(x, jax.core.Tracer) for x in (self.low, self.high))
         if not traced and not np.all(self.low < self.high):  # written so that NaN fails
-            raise ValueError(
-                f"Box: low={self.low} is not below high={self.high} everywhere; exchange the two, "
-                "or leave out what cannot vary."
-            )
+            raise ValueError(f"Box: low={self.low} is not below high={self.high} everywhere.")
 
     def _bound(self, name: str, bound: Any) -> Any:
-        if np.shape(bound) not in ((), self.shape):
-            raise ValueError(
-                f"Box: {name} has shape {np.shape(bound)}, wanted a number or shape {self.shape}, "
-                "that of an action."
-            )
+        if (got := np.shape(bound)) not in ((), self.shape):
+            wanted = f"a number or shape {self.shape}, that of an action"
+            raise ValueError(f"Box: {name} has shape {got}, wanted {wanted}.")
         if isinstance(bound, jax.core.Tracer):
             return bound
         bound = np.array(bound, float)

@@ -10,7 +10,8 @@ import jax
 
 from purerl.host.pacing import Surroundings
 from purerl.host.programs import Driver
-from purerl.host.store.checkpoint import Checkpoints
+from purerl.host.store.checkpoint import read_host
+from purerl.host.store.folder import RunFolder
 
 
 def read_rows(folder: pathlib.Path) -> list[dict[str, str]]:
@@ -21,9 +22,8 @@ def read_rows(folder: pathlib.Path) -> list[dict[str, str]]:
 
 def final(folder: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Everything that a run came to: its last checkpoint, and its rows but for their wall time."""
-    checkpoints = Checkpoints(folder / "checkpoints", keep=None)
-    host = checkpoints.read_host(checkpoints.iterations()[-1])
-    checkpoints.close()
+    host = read_host(RunFolder(folder))
+    assert host is not None
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder)]
     return {
         k: host[k] for k in ("iteration", "checksums", "policy_checksums", "steps", "returns")
@@ -86,8 +86,8 @@ def child_environment(*folders: pathlib.Path) -> dict[str, str]:
     """
     tests = pathlib.Path(__file__).parent
     places = (tests.parent, tests, tests / "host", *folders)
-    environment = {k: x for k, x in os.environ.items() if k != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, places))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, places))}
     if (cache := jax.config.jax_compilation_cache_dir) is not None:  # "None" would be a folder
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return environment

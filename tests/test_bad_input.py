@@ -12,6 +12,7 @@ import pytest
 
 import purerl
 from purerl import NetworkConfig
+from purerl.config import Config, field
 from purerl.records import Box, Discrete, Rollout
 
 TINY = NetworkConfig(hidden_sizes=(4,))
@@ -24,7 +25,7 @@ BUILDERS = {name: getattr(purerl, name) for name in ON_POLICY}
 # Configurations: each field of each, by what it says it wants.
 
 FIELDS = [
-    (config, field.name, field.metadata["spec"], field.default)
+    (config, field.name, config.specs[field.name], field.default)
     for config in (*CONFIGS.values(), NetworkConfig)
     for field in dataclasses.fields(config)
 ]
@@ -35,7 +36,7 @@ EACH_FIELD = pytest.mark.parametrize(
 
 def interval(spec):
     """The ends of a number's interval, and whether each of them belongs to it."""
-    text = re.match(r"a number in (.[^\])]*.)", spec.wanted).group(1)
+    text = re.match(r"an? \w+ in (.[^\])]*.)", spec.wanted).group(1)
     low, high = (float(x) for x in text[1:-1].split(","))
     return low, high, text[0] == "[", text[-1] == "]"
 
@@ -68,7 +69,7 @@ def refused(spec, default):
     if wanted.startswith("a number"):
         return refused_numbers(spec)
     if wanted.startswith("an integer"):
-        least = int(re.search("at least (-?[0-9]+)", wanted).group(1))
+        least = int(interval(spec)[0])
         none = () if "None" in wanted else (None,)
         less = (x(least - 1) for x in (int, np.int64, np.int32, jnp.int32))
         return (*less, 2.5, 3.0, np.float32(3), NAN, np.float32("nan"), True, "3", (3,), {}, *none)
@@ -76,7 +77,7 @@ def refused(spec, default):
         return 1, 0, np.int64(1), 1.0, "yes", None, NAN, np.ones(2, bool)
     if wanted.startswith("one of"):
         return "", "no such word", default.upper() + "x", None, True, 1, NAN
-    if wanted.startswith("a tuple of integers"):
+    if wanted.startswith("a tuple, each an integer"):
         return 8, "8", None, (8, 0), (8, -1), (8.0,), (True,), (None,), np.array([0.5]), np.array(8)
     return {}, None, "network", {"hidden_sizes": (8,)}, 1, type(default)  # a part
 
@@ -108,7 +109,7 @@ def test_ranges(config, name, spec, default):
         if name in names.split():
             assert spec.wanted.startswith(f"a number in {wanted}")
     if spec.wanted.startswith("an integer"):
-        assert spec.wanted.startswith(f"an integer, at least {0 if name in LEAST_0 else 1}")
+        assert spec.wanted.startswith(f"an integer in [{0 if name in LEAST_0 else 1}, inf)")
 
 
 # What else has to be said where a field is given a number.
@@ -155,6 +156,13 @@ def test_only_what_is_swept_takes_a_tracer(config, name, spec, default):
 def test_help_says_what_a_field_is(config, name, spec, default):
     assert f"    {name}: {spec.meaning} ({spec.wanted}" in config.__doc__
     assert spec.swept == (", swept)" in spec.text())
+
+
+def test_a_field_is_of_a_type_that_can_be_checked():
+    with pytest.raises(ValueError, match=r"Odd.x is a dict, wanted float, int, bool, str"):
+
+        class Odd(Config):
+            x: dict = field({}, "Of no use.")
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_each_spelling_of_resume(seen, begun, command, spelling):
         assert path == begun
         assert (options["keep"], options["checkpoint_seconds"]) == (7, 9.0)
         assert tuple(options["writers"]) == ("jsonl",)
-        assert "steps" not in options
+        assert options.get("steps") is None
 
 
 def test_a_run_is_extended(seen, begun):
@@ -137,8 +137,7 @@ def test_help_shows_ranges_and_this_environments_defaults(capsys):
     with pytest.raises(SystemExit):
         main(["train", "dqn", "CartPole-v1", "--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    spec = purerl.DQNConfig.__dataclass_fields__["gamma"].metadata["spec"]
-    assert f"--gamma FLOAT {spec.text()}" in shown
+    assert f"--gamma FLOAT {purerl.DQNConfig.specs['gamma'].text()}" in shown
     for option in ("--resume", "--network", "--env-params", "--keep-best", "--hidden-sizes"):
         assert option in shown, option
     assert "function of progress" in shown
@@ -180,7 +179,9 @@ def test_parameters_of_the_environment_are_literals_words_or_tuples():
         "--help",
     ]
     params = {"a": 3, "b_c": 1.5, "d": "sand", "e": (1, 2), "f": True}
-    assert command_line.brought(words) == {"network": None, "env_params": params}
+    first = command_line.read_first(words)
+    assert first.env_params == params
+    assert (first.network, first.resume, first.help) == (None, None, True)
 
 
 def test_random_points_and_words_of_a_grid(seen):
@@ -209,6 +210,13 @@ def test_random_points_and_words_of_a_grid(seen):
         (["evaluate", "nowhere", "--point", "1"], "is no run"),
         (["sweep", "a2c"], "wanted an algorithm and an environment"),
         (["lst"], "Did you mean list"),
+        (["train", "a2cc", "CartPole-v1"], "purerl train: unknown algorithm 'a2cc'. Did you mean"),
+        (["train", "a2c", "CartPole-v1", "--gamma", "1.5"], "gamma=1.5 is out of range; set it"),
+        (["train", "a2c", "CartPole-v1", "--hidden-sizes", "0"], "hidden_sizes=0 is out of range"),
+        (["train", "a2c", "CartPole-v1", "--steps", "9"], "less than one iteration"),
+        (["train", "a2c", "CartPole-v1", "--seeds", "0"], "seeds=0 is out of range"),
+        (["train", "a2c", "CartPole-v1", "--keep", "0"], "keep=0 is out of range"),
+        (["train", "a2c", "CartPole-v1", "--writers", "csvs"], "Did you mean csv"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
 )
@@ -232,7 +240,7 @@ def test_errors_are_one_line(words, wanted, capsys, tmp_path, monkeypatch):
         ("failure", False, None, 1),
     ],
 )
-def test_exit_status_and_how_to_go_on(stopped, failed, trouble, status, monkeypatch, capsys):
+def test_exit_status_and_how_to_go_on(stopped, failed, trouble, status, begun, monkeypatch, capsys):
     result = purerl.SweepResult(
         *([{}], *[np.zeros((1, 0)), np.zeros((1, 1, 0)), np.zeros((1, 1)) + failed]),
         *(np.zeros(1), {}, 0, stopped, trouble),
@@ -244,10 +252,9 @@ def test_exit_status_and_how_to_go_on(stopped, failed, trouble, status, monkeypa
         return result
 
     monkeypatch.setattr("purerl.host.sweep.parts.resume_sweep", resumed)
-    monkeypatch.setattr(command_line, "begun_with", lambda folder, kind: kind())
-    assert main(["sweep", "--resume", "x"]) == status
+    assert main(["sweep", "--resume", str(begun)]) == status
     shown = capsys.readouterr().out
-    assert ("purerl sweep --resume x" in shown) == bool(stopped)
+    assert (f"purerl sweep --resume {begun}" in shown) == bool(stopped)
     assert ("disk full" in shown) == bool(trouble)
 
 

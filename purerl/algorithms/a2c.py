@@ -17,8 +17,6 @@ synchronous form. One update:
    semi-gradient, not the gradient of the squared TD error.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 
 from purerl.checks import check_rollout
-from purerl.config import Config, Number, Schedule, check_kind, choice, count, number, part, switch
+from purerl.config import Config, Number, Schedule, check_kind, field
 from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting, networks
@@ -46,7 +44,7 @@ class A2CState(NamedTuple):
 
 
 def make_loss(
-    network: Any, config: A2CConfig, *, progress: Number = 0.0
+    network: Any, config: "A2CConfig", *, progress: Number = 0.0
 ) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
     """``loss(params, batch) -> (scalar, info)``: the mean of step 2's equation.
 
@@ -64,7 +62,7 @@ def make_loss(
     return loss
 
 
-def a2c(config: A2CConfig, action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
+def a2c(config: "A2CConfig", action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
     """Advantage actor-critic.
 
     Args:
@@ -124,24 +122,24 @@ def a2c(config: A2CConfig, action_space: ActionSpace, network: Any = None) -> On
 class A2CConfig(Config):
     """Configuration of :func:`a2c`."""
 
-    learning_rate: Schedule = number(7e-4, "(0, inf)", "Step size.", schedule=True)
-    learning_rate_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
-    optimizer: gradient.OptimizerName = choice("rmsprop", gradient.OptimizerName, "The optimizer.")
-    optimizer_eps: Number = number(1e-5, "(0, inf)", "Added to the root of the squared gradient.")
-    rmsprop_decay: Number = number(0.99, "[0, 1)", "RMSProp's decay.")
-    max_grad_norm: Number | None = number(
-        0.5, "(0, inf)", "Bound on the gradient's global norm; None: no bound.", optional=True
+    learning_rate: Schedule = field(7e-4, "Step size.", "(0, inf)")
+    learning_rate_schedule: Shape = field("linear", "How it falls to 0 at the run's end.")
+    optimizer: gradient.OptimizerName = field("rmsprop", "The optimizer; the paper's is rmsprop.")
+    optimizer_eps: Number = field(1e-5, "Added to the root of the squared gradient.", "(0, inf)")
+    rmsprop_decay: Number = field(0.99, "RMSProp's decay.", "[0, 1)")
+    max_grad_norm: Number | None = field(
+        0.5, "Bound on the gradient's global norm; None: no bound.", "(0, inf)"
     )
-    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
-    gae_lambda: Number = number(1.0, "[0, 1]", "GAE's lambda; 1, as in the paper: n-step returns.")
-    n_step: int | None = count(
-        None, "Instead of GAE: returns of so many rewards; 1: one-step actor-critic.", optional=True
+    gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
+    gae_lambda: Number = field(1.0, "GAE's lambda; 1, as in the paper: n-step returns.", "[0, 1]")
+    n_step: int | None = field(
+        None, "Instead of GAE: returns of so many rewards; 1: one-step actor-critic."
     )
-    normalize_advantage: bool = switch(False, "Standardize the advantages of a rollout.")
-    value_coef: Number = number(0.5, "[0, inf)", "c1.")
-    entropy_coef: Schedule = number(0.0, "[0, inf)", "c2.", schedule=True)
-    entropy_coef_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
-    network: networks.NetworkConfig = part(networks.NetworkConfig(), "The default network's shape.")
+    normalize_advantage: bool = field(False, "Standardize the advantages of a rollout.")
+    value_coef: Number = field(0.5, "c1.", "[0, inf)")
+    entropy_coef: Schedule = field(0.0, "c2.", "[0, inf)")
+    entropy_coef_schedule: Shape = field("constant", "How it falls to 0 at the run's end.")
+    network: networks.NetworkConfig = field(networks.NetworkConfig(), "Of the default network.")
 
     def check(self) -> None:
         """Refuses a ``gae_lambda`` beside ``n_step``."""

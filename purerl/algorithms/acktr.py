@@ -25,8 +25,6 @@ Differs from:
     a random sign, instead of normal: the Fisher matrix is the same, its estimate has less noise.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -36,7 +34,7 @@ import jax.numpy as jnp
 import optax
 
 from purerl.checks import check_rollout
-from purerl.config import Config, Number, Schedule, choice, count, number, part, switch
+from purerl.config import Config, Number, Schedule, field
 from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting, networks
@@ -62,7 +60,7 @@ class ACKTRState(NamedTuple):
 
 
 def make_loss(
-    network: Any, config: ACKTRConfig, *, progress: Number = 0.0
+    network: Any, config: "ACKTRConfig", *, progress: Number = 0.0
 ) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
     r"""``loss(params, batch) -> (scalar, info)``; :math:`\sigma` counts with a shared trunk only.
 
@@ -84,7 +82,7 @@ def make_loss(
 
 
 def _loss(
-    config: ACKTRConfig, output: Any, batch: OnPolicyBatch, shared: bool, progress: Number
+    config: "ACKTRConfig", output: Any, batch: OnPolicyBatch, shared: bool, progress: Number
 ) -> tuple[jax.Array, Info]:
     """The same loss as a function of the network's output ``(distribution, value)``."""
     entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
@@ -117,14 +115,14 @@ def score(
     return of_policy, (sign / jnp.sqrt(variance)).astype(value.dtype)
 
 
-def _joint_variance(config: ACKTRConfig, shared: bool) -> jax.Array:
+def _joint_variance(config: "ACKTRConfig", shared: bool) -> jax.Array:
     """sigma^2 in Fisher matrix and loss; 1 without a shared trunk, where it cancels out."""
     # Constant: a batch of a much smaller variance would stay long in the factors' averages.
     std = config.critic_std if shared and config.critic_std is not None else 1.0
     return jnp.square(jnp.asarray(std, jnp.result_type(float)))
 
 
-def _critic_bound(config: ACKTRConfig, batch: OnPolicyBatch) -> Number | None:
+def _critic_bound(config: "ACKTRConfig", batch: OnPolicyBatch) -> Number | None:
     """KL clip of a separate critic, times sigma^2, since its Fisher matrix is that of N(V, 1)."""
     if config.critic_kl_clip is None:
         return None
@@ -144,7 +142,10 @@ def _trust_regions(network: Any, params: PyTree, obs: jax.Array) -> PyTree:
 
 
 def _optimizer(
-    config: ACKTRConfig, layers: Sequence[kfac.Layer], regions: PyTree, bound: Number | None = None
+    config: "ACKTRConfig",
+    layers: Sequence[kfac.Layer],
+    regions: PyTree,
+    bound: Number | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """K-FAC, with ``bound`` as the KL clip of a separate critic, followed by momentum."""
     kl_clip = {kfac.ALL: config.kl_clip, "actor": config.kl_clip, "critic": bound}
@@ -163,7 +164,7 @@ def _optimizer(
     return optax.chain(natural, optax.ema(config.momentum, debias=False))
 
 
-def _adapt(config: ACKTRConfig, learning_rate: jax.Array, kl: jax.Array) -> jax.Array:
+def _adapt(config: "ACKTRConfig", learning_rate: jax.Array, kl: jax.Array) -> jax.Array:
     """The next eta_max, after a step of this KL divergence; OpenAI baselines, ``acktr_cont``."""
     if config.target_kl is None:
         return learning_rate
@@ -172,7 +173,9 @@ def _adapt(config: ACKTRConfig, learning_rate: jax.Array, kl: jax.Array) -> jax.
     return jnp.clip(learning_rate * factor, 1e-8, 1.0).astype(learning_rate.dtype)
 
 
-def acktr(config: ACKTRConfig, action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
+def acktr(
+    config: "ACKTRConfig", action_space: ActionSpace, network: Any = None
+) -> OnPolicyAlgorithm:
     """Actor-critic with a Kronecker-factored trust region.
 
     Args:
@@ -280,37 +283,37 @@ class ACKTRConfig(Config):
     error, or with a shared trunk 1.
     """
 
-    learning_rate: Schedule = number(0.25, "(0, inf)", "eta_max.", schedule=True)
-    learning_rate_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
-    target_kl: Number | None = number(
-        None, "(0, inf)", "Wanted KL of a step in nats, to which eta_max adapts.", optional=True
+    learning_rate: Schedule = field(0.25, "eta_max.", "(0, inf)")
+    learning_rate_schedule: Shape = field("linear", "How it falls to 0 at the run's end.")
+    target_kl: Number | None = field(
+        None, "Wanted KL of a step in nats, to which eta_max adapts.", "(0, inf)"
     )
-    momentum: Number = number(0.9, "[0, 1)", "Weight of the past in the moving average of steps.")
-    kl_clip: Number = number(0.001, "(0, inf)", "Twice the largest predicted KL of a step, nats.")
-    critic_kl_clip: Number | None = number(
-        0.01, "(0, inf)", "The same for a separate critic; None: no bound.", optional=True
+    momentum: Number = field(0.9, "Weight of the past in the moving average of steps.", "[0, 1)")
+    kl_clip: Number = field(0.001, "Twice the largest predicted KL of a step, in nats.", "(0, inf)")
+    critic_kl_clip: Number | None = field(
+        0.01, "The same for a separate critic; None: no bound.", "(0, inf)"
     )
-    critic_std: Number | None = number(
-        None, "(0, inf)", "sigma of the critic's Gaussian, in units of return.", optional=True
+    critic_std: Number | None = field(
+        None, "sigma of the critic's Gaussian, in units of return.", "(0, inf)"
     )
-    damping: Number = number(0.01, "(0, inf)", "epsilon, added to the Fisher matrix's diagonal.")
-    damping_kind: kfac.DampingKind = choice(
-        "factored", kfac.DampingKind, "To each factor, as in the paper; or exactly, but slower."
+    damping: Number = field(0.01, "epsilon, added to the Fisher matrix's diagonal.", "(0, inf)")
+    damping_kind: kfac.DampingKind = field(
+        "factored", "To each factor, as in the paper; or exactly, but slower."
     )
-    decay: Number = number(0.99, "[0, 1)", "Decay of the factors' moving averages.")
-    stats_every: int = count(1, "Updates between two measurements of the factors.")
-    stats_stride: int = count(4, "Every so many-th step measures the factors, and the info's KL.")
-    inverse_every: int = count(10, "Updates between two inversions of the factors.")
-    cold_start: int = count(10, "First updates, which follow the plain gradient.", least=0)
-    cold_max_norm: Number = number(0.5, "(0, inf)", "Largest gradient norm of the cold start.")
-    fisher_actions: FisherActions = choice("taken", FisherActions, "By the rollout, or drawn anew.")
-    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
-    gae_lambda: Number = number(1.0, "[0, 1]", "GAE's lambda; 1, as in the paper: n-step returns.")
-    normalize_advantage: bool = switch(False, "Standardize the advantages of a rollout.")
-    value_coef: Number = number(0.5, "[0, inf)", "c1, weight of the value loss.")
-    entropy_coef: Schedule = number(0.0, "[0, inf)", "c2, weight of the entropy.", schedule=True)
-    entropy_coef_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
-    network: networks.NetworkConfig = part(networks.NetworkConfig(), "The default network's shape.")
+    decay: Number = field(0.99, "Decay of the factors' moving averages.", "[0, 1)")
+    stats_every: int = field(1, "Updates between two measurements of the factors.")
+    stats_stride: int = field(4, "Every so many-th step measures the factors, and the info's KL.")
+    inverse_every: int = field(10, "Updates between two inversions of the factors.")
+    cold_start: int = field(10, "First updates, which follow the plain gradient.", "[0, inf)")
+    cold_max_norm: Number = field(0.5, "Largest gradient norm of the cold start.", "(0, inf)")
+    fisher_actions: FisherActions = field("taken", "By the rollout, or drawn anew.")
+    gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
+    gae_lambda: Number = field(1.0, "GAE's lambda; 1, as in the paper: n-step returns.", "[0, 1]")
+    normalize_advantage: bool = field(False, "Standardize the advantages of a rollout.")
+    value_coef: Number = field(0.5, "c1, weight of the value loss.", "[0, inf)")
+    entropy_coef: Schedule = field(0.0, "c2, weight of the entropy.", "[0, inf)")
+    entropy_coef_schedule: Shape = field("constant", "How it falls to 0 at the run's end.")
+    network: networks.NetworkConfig = field(networks.NetworkConfig(), "Of the default network.")
 
     def check(self) -> None:
         """Refuses a ``target_kl`` beyond ``kl_clip``, or with an annealed learning rate."""

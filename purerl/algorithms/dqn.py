@@ -21,8 +21,6 @@ The discount d is zero after termination only; after truncation s' is the observ
 reset.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -32,8 +30,8 @@ import jax.numpy as jnp
 import optax
 
 from purerl import records
-from purerl.checks import check_action_space, check_batch
-from purerl.config import Config, Number, Schedule, check_kind, choice, count, number, part, switch
+from purerl.checks import REPLAYED, check_action_space, check_fields
+from purerl.config import Config, Number, Schedule, check_kind, field
 from purerl.pieces import gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting, networks
@@ -60,7 +58,7 @@ class DQNState(NamedTuple):
 
 
 def make_loss(
-    network: Any, config: DQNConfig, target_params: PyTree
+    network: Any, config: "DQNConfig", target_params: PyTree
 ) -> Callable[[PyTree, records.OffPolicyBatch], tuple[jax.Array, Info]]:
     """``loss(params, batch) -> (scalar, info)``: the equation in the module's docstring.
 
@@ -85,7 +83,7 @@ def make_loss(
     return loss
 
 
-def follow(config: DQNConfig, target: PyTree, params: PyTree, clock: Clock) -> PyTree:
+def follow(config: "DQNConfig", target: PyTree, params: PyTree, clock: Clock) -> PyTree:
     r""":math:`\theta^- \leftarrow \theta^- + \tau (\theta - \theta^-)`, every so many updates.
 
     Args:
@@ -110,7 +108,7 @@ def follow(config: DQNConfig, target: PyTree, params: PyTree, clock: Clock) -> P
     return jax.lax.cond(due, move, lambda target: target, target)
 
 
-def epsilon_at(config: DQNConfig, progress: Number) -> Number:
+def epsilon_at(config: "DQNConfig", progress: Number) -> Number:
     """The probability of a random action.
 
     Args:
@@ -152,7 +150,7 @@ def epsilon_greedy(
     return action, {"log_prob": jnp.log(probability)}
 
 
-def make_replay(config: DQNConfig) -> buffers.Replay:
+def make_replay(config: "DQNConfig") -> buffers.Replay:
     """The replay buffer of a configuration.
 
     Args:
@@ -165,7 +163,7 @@ def make_replay(config: DQNConfig) -> buffers.Replay:
     )
 
 
-def dqn(config: DQNConfig, action_space: ActionSpace, network: Any = None) -> OffPolicyAlgorithm:
+def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> OffPolicyAlgorithm:
     """Deep Q-learning, with the switches of its configuration.
 
     Args:
@@ -218,7 +216,7 @@ def dqn(config: DQNConfig, action_space: ActionSpace, network: Any = None) -> Of
     def update(
         state: DQNState, batch: records.OffPolicyBatch, key: jax.Array, *, progress: Number = 0.0
     ) -> tuple[DQNState, Info]:
-        check_batch(batch)
+        check_fields("batch", batch, REPLAYED)
         # 1. One gradient step on the batch's loss; what is not finite is refused.
         old = state.params, state.opt_state
         loss = make_loss(network, config, state.target_params)
@@ -240,38 +238,38 @@ def dqn(config: DQNConfig, action_space: ActionSpace, network: Any = None) -> Of
 class DQNConfig(Config):
     """Configuration of :func:`dqn`."""
 
-    double: bool = switch(False, "Online network selects, target network evaluates the action.")
-    dueling: bool = switch(False, "Separate streams for the state's value and for advantages.")
-    prioritized: bool = switch(False, "Replay in proportion to a power of the TD error.")
-    n_step: int = count(1, "Rewards in a return.")
-    learning_rate: Schedule = number(1e-3, "(0, inf)", "Adam's step size.", schedule=True)
-    learning_rate_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
-    adam_eps: Number = number(1e-5, "(0, inf)", "Adam's epsilon.")
-    max_grad_norm: Number | None = number(
-        10.0, "(0, inf)", "Bound on the gradient's global norm; None: no bound.", optional=True
+    double: bool = field(False, "Online network selects, target network evaluates the action.")
+    dueling: bool = field(False, "Separate streams for the state's value and for advantages.")
+    prioritized: bool = field(False, "Replay in proportion to a power of the TD error.")
+    n_step: int = field(1, "Rewards in a return.")
+    learning_rate: Schedule = field(1e-3, "Adam's step size.", "(0, inf)")
+    learning_rate_schedule: Shape = field("constant", "How it falls to 0 at the run's end.")
+    adam_eps: Number = field(1e-5, "Adam's epsilon.", "(0, inf)")
+    max_grad_norm: Number | None = field(
+        10.0, "Bound on the gradient's global norm; None: no bound.", "(0, inf)"
     )
-    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
-    loss: LossName = choice(
-        "huber", LossName, "Of the TD error: Huber's, linear beyond 1, or half the square."
+    gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
+    loss: LossName = field(
+        "huber", "Of the TD error: Huber's, linear beyond 1, or half the square."
     )
-    batch_size: int = count(128, "Transitions in one update.")
-    capacity: int = count(50_000, "Transitions that the replay buffer holds.")
-    target_every: int = count(500, "Updates between two changes of the target network.")
-    target_tau: Number = number(
-        1.0, "(0, 1]", "How far the target network then goes towards the online one; 1: a copy."
+    batch_size: int = field(128, "Transitions in one update.")
+    capacity: int = field(50_000, "Transitions that the replay buffer holds.")
+    target_every: int = field(500, "Updates between two changes of the target network.")
+    target_tau: Number = field(
+        1.0, "How far the target network then goes towards the online one; 1: a copy.", "(0, 1]"
     )
-    epsilon_start: Schedule = number(
-        1.0, "[0, 1]", "Probability of a random action at the run's start.", schedule=True
+    epsilon_start: Schedule = field(
+        1.0, "Probability of a random action at the run's start.", "[0, 1]"
     )
-    epsilon_end: Number = number(0.05, "[0, 1]", "The same at the end of the exploration.")
-    epsilon_schedule: Shape = choice("linear", Shape, "Its way from start to end.")
-    exploration: Number = number(0.2, "[0, 1]", "Fraction of the run in which epsilon changes.")
-    alpha: Number = number(0.6, "[0, 1]", "Exponent of the priorities.")
-    beta: Number = number(
-        0.4, "[0, 1]", "Exponent of the importance weights at the start; rises linearly to 1."
+    epsilon_end: Number = field(0.05, "The same at the end of the exploration.", "[0, 1]")
+    epsilon_schedule: Shape = field("linear", "Its way from start to end.")
+    exploration: Number = field(0.2, "Fraction of the run in which epsilon changes.", "[0, 1]")
+    alpha: Number = field(0.6, "Exponent of the priorities.", "[0, 1]")
+    beta: Number = field(
+        0.4, "Exponent of the importance weights at the start; rises linearly to 1.", "[0, 1]"
     )
-    priority_eps: Number = number(1e-6, "(0, inf)", "Added to a priority's absolute TD error.")
-    network: networks.NetworkConfig = part(networks.NetworkConfig(), "The default network's shape.")
+    priority_eps: Number = field(1e-6, "Added to a priority's absolute TD error.", "(0, inf)")
+    network: networks.NetworkConfig = field(networks.NetworkConfig(), "Of the default network.")
 
     def check(self) -> None:
         """Refuses a buffer that holds less than a batch, or than the steps of a return."""

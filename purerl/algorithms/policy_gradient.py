@@ -33,8 +33,6 @@ section 13.3; ``discount_states``), off by default: with it late states hardly c
 needs no such factor: its discount counts from the episode's start.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -43,7 +41,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.checks import check_rollout
-from purerl.config import Config, Number, Schedule, check_kind, choice, count, number, part, switch
+from purerl.config import Config, Number, Schedule, check_kind, field
 from purerl.pieces import advantages, gradient, losses, returns
 from purerl.pieces.advantages import flatten_time
 from purerl.pieces.schedules import Shape, scheduled
@@ -85,7 +83,7 @@ class PolicyGradientBatch(NamedTuple):
 
 
 def estimate(
-    network: Any, config: PolicyGradientConfig, params: PyTree, rollout: Rollout, key: jax.Array
+    network: Any, config: "PolicyGradientConfig", params: PyTree, rollout: Rollout, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Psi and the critic's target, by the table in the module's docstring.
 
@@ -158,7 +156,7 @@ def expected_q(
 
 
 def make_batch(
-    network: Any, config: PolicyGradientConfig, params: PyTree, rollout: Rollout, key: jax.Array
+    network: Any, config: "PolicyGradientConfig", params: PyTree, rollout: Rollout, key: jax.Array
 ) -> PolicyGradientBatch:
     """A rollout as samples for the loss.
 
@@ -198,7 +196,7 @@ def first_episode(done: jax.Array) -> jax.Array:
 
 
 def make_loss(
-    network: Any, config: PolicyGradientConfig, *, progress: Number = 0.0
+    network: Any, config: "PolicyGradientConfig", *, progress: Number = 0.0
 ) -> Callable[[PyTree, PolicyGradientBatch], tuple[jax.Array, Info]]:
     r"""``loss(params, batch) -> (scalar, info)``, whose gradient is the negative policy gradient.
 
@@ -235,7 +233,7 @@ def make_loss(
 
 
 def policy_gradient(
-    config: PolicyGradientConfig, action_space: ActionSpace, network: Any = None
+    config: "PolicyGradientConfig", action_space: ActionSpace, network: Any = None
 ) -> OnPolicyAlgorithm:
     """The policy gradient: one gradient step a rollout.
 
@@ -294,24 +292,24 @@ def policy_gradient(
 class PolicyGradientConfig(Config):
     """Configuration of :func:`policy_gradient`."""
 
-    estimator: Estimator = choice("baseline", Estimator, "What stands for Psi; see the table.")
-    advantage: Advantage = choice("gae", Advantage, "Which one, for estimator 'advantage'.")
-    learning_rate: Schedule = number(2e-3, "(0, inf)", "Step size.", schedule=True)
-    learning_rate_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
-    optimizer: gradient.OptimizerName = choice("adam", gradient.OptimizerName, "The optimizer.")
-    optimizer_eps: Number = number(1e-5, "(0, inf)", "Added to the root of the squared gradient.")
-    max_grad_norm: Number | None = number(
-        None, "(0, inf)", "Bound on the gradient's global norm; None: no bound.", optional=True
+    estimator: Estimator = field("baseline", "What stands for Psi; see the table.")
+    advantage: Advantage = field("gae", "Which one, for estimator 'advantage'.")
+    learning_rate: Schedule = field(2e-3, "Step size.", "(0, inf)")
+    learning_rate_schedule: Shape = field("constant", "How it falls to 0 at the run's end.")
+    optimizer: gradient.OptimizerName = field("adam", "The optimizer.")
+    optimizer_eps: Number = field(1e-5, "Added to the root of the squared gradient.", "(0, inf)")
+    max_grad_norm: Number | None = field(
+        None, "Bound on the gradient's global norm; None: no bound.", "(0, inf)"
     )
-    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
-    gae_lambda: Number = number(0.95, "[0, 1]", "GAE's lambda, for estimator 'advantage'.")
-    discount_states: bool = switch(False, "Weigh step t of an episode by gamma^t.")
-    normalize_weight: bool = switch(True, "Standardize Psi over the rollout's samples.")
-    value_coef: Number = number(0.5, "[0, inf)", "Weight of the critic's loss.")
-    entropy_coef: Schedule = number(0.0, "[0, inf)", "Weight of the entropy bonus.", schedule=True)
-    entropy_coef_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
-    q_samples: int = count(8, "Actions that estimate an expectation of Q over a Gaussian policy.")
-    network: networks.NetworkConfig = part(networks.NetworkConfig(), "The default network's shape.")
+    gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
+    gae_lambda: Number = field(0.95, "GAE's lambda, for estimator 'advantage'.", "[0, 1]")
+    discount_states: bool = field(False, "Weigh step t of an episode by gamma^t.")
+    normalize_weight: bool = field(True, "Standardize Psi over the rollout's samples.")
+    value_coef: Number = field(0.5, "Weight of the critic's loss.", "[0, inf)")
+    entropy_coef: Schedule = field(0.0, "Weight of the entropy bonus.", "[0, inf)")
+    entropy_coef_schedule: Shape = field("linear", "How it falls to 0 at the run's end.")
+    q_samples: int = field(8, "Actions that estimate an expectation of Q over a Gaussian policy.")
+    network: networks.NetworkConfig = field(networks.NetworkConfig(), "Of the default network.")
 
     @property
     def critic(self) -> Literal["none", "v", "q"]:

@@ -10,8 +10,6 @@ update of either variant:
 3. PPO-Penalty: the coefficient beta follows the KL divergence that the update made (section 4).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -21,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.checks import check_rollout
-from purerl.config import Config, Number, Schedule, check_kind, choice, count, number, part, switch
+from purerl.config import Config, Number, Schedule, check_kind, field
 from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting, networks
@@ -48,7 +46,7 @@ class PPOState(NamedTuple):
 
 
 def make_loss(
-    network: Any, config: PPOConfig, *, beta: Number = 0.0, progress: Number = 0.0
+    network: Any, config: "PPOConfig", *, beta: Number = 0.0, progress: Number = 0.0
 ) -> Loss:
     r"""``loss(params, batch) -> (scalar, info)``: the negative of the paper's eq. 9.
 
@@ -118,7 +116,7 @@ def adapt_beta(beta: Number, kl: Number, target: Number) -> jax.Array:
 
 
 def _make_algorithm(
-    config: PPOConfig, action_space: ActionSpace, network: Any
+    config: "PPOConfig", action_space: ActionSpace, network: Any
 ) -> OnPolicyAlgorithm:
     network = acting.default_network(action_space, config.network, network)
     optimizer = gradient.make_optimizer(
@@ -179,7 +177,7 @@ def _make_algorithm(
     return OnPolicyAlgorithm(init, acting.make_act(network), update, gamma=config.gamma)
 
 
-def _check(config: PPOConfig, rollout: Rollout, action_space: ActionSpace) -> None:
+def _check(config: "PPOConfig", rollout: Rollout, action_space: ActionSpace) -> None:
     check_rollout(rollout, action_space)
     if config.normalize_advantage == "minibatch" and rollout.reward.size == config.num_minibatches:
         raise ValueError(
@@ -189,7 +187,7 @@ def _check(config: PPOConfig, rollout: Rollout, action_space: ActionSpace) -> No
 
 
 def ppo_clip(
-    config: PPOClipConfig, action_space: ActionSpace, network: Any = None
+    config: "PPOClipConfig", action_space: ActionSpace, network: Any = None
 ) -> OnPolicyAlgorithm:
     """PPO with the clipped surrogate (the paper's eq. 7).
 
@@ -220,7 +218,7 @@ def ppo_clip(
 
 
 def ppo_penalty(
-    config: PPOPenaltyConfig, action_space: ActionSpace, network: Any = None
+    config: "PPOPenaltyConfig", action_space: ActionSpace, network: Any = None
 ) -> OnPolicyAlgorithm:
     """PPO with an adaptive KL penalty (the paper's eq. 8).
 
@@ -250,46 +248,46 @@ def ppo_penalty(
 class PPOConfig(Config):
     """Fields that PPO-Clip and PPO-Penalty share."""
 
-    learning_rate: Schedule = number(3e-4, "(0, inf)", "Adam's step size.", schedule=True)
-    learning_rate_schedule: Shape = choice("linear", Shape, "How it falls to 0 at the run's end.")
-    adam_eps: Number = number(1e-5, "(0, inf)", "Adam's epsilon.")
-    max_grad_norm: Number | None = number(
-        0.5, "(0, inf)", "Bound on the gradient's global norm; None: no bound.", optional=True
+    learning_rate: Schedule = field(3e-4, "Adam's step size.", "(0, inf)")
+    learning_rate_schedule: Shape = field("linear", "How it falls to 0 at the run's end.")
+    adam_eps: Number = field(1e-5, "Adam's epsilon.", "(0, inf)")
+    max_grad_norm: Number | None = field(
+        0.5, "Bound on the gradient's global norm; None: no bound.", "(0, inf)"
     )
-    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
-    gae_lambda: Number = number(0.95, "[0, 1]", "GAE's lambda.")
-    normalize_advantage: Normalization = choice(
-        "minibatch", Normalization, "Samples whose advantages get mean 0, standard deviation 1."
+    gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
+    gae_lambda: Number = field(0.95, "GAE's lambda.", "[0, 1]")
+    normalize_advantage: Normalization = field(
+        "minibatch", "Samples whose advantages get mean 0, standard deviation 1."
     )
-    num_epochs: int = count(4, "Passes over a rollout's samples.")
-    num_minibatches: int = count(4, "Minibatches a pass; must divide the samples of a rollout.")
-    shuffle: bool = switch(True, "New minibatches at random in each pass.")
-    value_epochs: int = count(
-        0, "Separate passes over the value loss, after the policy's; 0: one loss.", least=0
+    num_epochs: int = field(4, "Passes over a rollout's samples.")
+    num_minibatches: int = field(4, "Minibatches a pass; must divide the samples of a rollout.")
+    shuffle: bool = field(True, "New minibatches at random in each pass.")
+    value_epochs: int = field(
+        0, "Separate passes over the value loss, after the policy's; 0: one loss.", "[0, inf)"
     )
-    value_coef: Number = number(0.5, "[0, inf)", "c1 of eq. 9; unused with value_epochs.")
-    clip_value: Number | None = number(
-        None, "(0, inf)", "Bound on the value's change; None: plain squared error.", optional=True
+    value_coef: Number = field(0.5, "c1 of eq. 9; unused with value_epochs.", "[0, inf)")
+    clip_value: Number | None = field(
+        None, "Bound on the value's change; None: plain squared error.", "(0, inf)"
     )
-    entropy_coef: Schedule = number(0.0, "[0, inf)", "c2 of eq. 9.", schedule=True)
-    entropy_coef_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
-    max_kl: Number | None = number(
-        None, "(0, inf)", "Approximate KL (nats) of an epoch that is the last one.", optional=True
+    entropy_coef: Schedule = field(0.0, "c2 of eq. 9.", "[0, inf)")
+    entropy_coef_schedule: Shape = field("constant", "How it falls to 0 at the run's end.")
+    max_kl: Number | None = field(
+        None, "Approximate KL (nats) of an epoch that is the last one.", "(0, inf)"
     )
-    network: networks.NetworkConfig = part(networks.NetworkConfig(), "The default network's shape.")
+    network: networks.NetworkConfig = field(networks.NetworkConfig(), "Of the default network.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PPOClipConfig(PPOConfig):
     """Configuration of :func:`ppo_clip`."""
 
-    clip: Schedule = number(0.2, "(0, 1]", "Epsilon of eq. 7.", schedule=True)
-    clip_schedule: Shape = choice("constant", Shape, "How it falls to 0 at the run's end.")
+    clip: Schedule = field(0.2, "Epsilon of eq. 7.", "(0, 1]")
+    clip_schedule: Shape = field("constant", "How it falls to 0 at the run's end.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PPOPenaltyConfig(PPOConfig):
     """Configuration of :func:`ppo_penalty`."""
 
-    target_kl: Number = number(0.01, "(0, inf)", "d_targ of section 4: KL of an update, nats.")
-    initial_beta: Number = number(1.0, "(0, inf)", "First value of the penalty coefficient.")
+    target_kl: Number = field(0.01, "d_targ of section 4: KL of an update, nats.", "(0, inf)")
+    initial_beta: Number = field(1.0, "First value of the penalty coefficient.", "(0, inf)")

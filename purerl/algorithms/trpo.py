@@ -31,8 +31,6 @@ Differs from:
     baselines accepts a KL of 1.5 times the bound.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -41,8 +39,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purerl.checks import check_on_policy_batch, check_rollout
-from purerl.config import Config, Number, Schedule, choice, count, number, part, switch
+from purerl.checks import SAMPLES, check_fields, check_rollout
+from purerl.config import Config, Number, Schedule, field
 from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting, networks
@@ -86,7 +84,7 @@ def make_surrogate(network: Any) -> Callable[[PyTree, OnPolicyBatch], jax.Array]
 
 
 def make_policy_step(
-    network: Any, config: NPGConfig
+    network: Any, config: "NPGConfig"
 ) -> Callable[[PyTree, OnPolicyBatch], tuple[PyTree, Info]]:
     r"""``policy_step(params, batch) -> (params, info)``: the module's steps 1 to 4.
 
@@ -128,7 +126,7 @@ def make_policy_step(
         return acting.apply_network(network, params, obs)[0]
 
     def policy_step(params: PyTree, batch: OnPolicyBatch) -> tuple[PyTree, Info]:
-        check_on_policy_batch(batch)
+        check_fields("batch", batch, SAMPLES)
         batch = jax.tree.map(jnp.asarray, batch)
 
         # 1. The gradient and the Fisher matrix.
@@ -206,7 +204,7 @@ def trust_region_step(x: PyTree, product: PyTree, max_kl: Number) -> tuple[PyTre
     return optax.tree.scale(scale, x), multiplier
 
 
-def _build(config: NPGConfig, action_space: ActionSpace, network: Any) -> OnPolicyAlgorithm:
+def _build(config: "NPGConfig", action_space: ActionSpace, network: Any) -> OnPolicyAlgorithm:
     network = acting.default_network(action_space, config.network, network)
     policy_step = make_policy_step(network, config)
     critic_loss = losses.make_critic_loss(network)
@@ -248,7 +246,7 @@ def _build(config: NPGConfig, action_space: ActionSpace, network: Any) -> OnPoli
     return OnPolicyAlgorithm(init, acting.make_act(network), update, gamma=config.gamma)
 
 
-def trpo(config: TRPOConfig, action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
+def trpo(config: "TRPOConfig", action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
     """Trust region policy optimization (the module's steps 1 to 5).
 
     With separate networks the constraint covers all that happens to the policy. With a shared
@@ -275,7 +273,7 @@ def trpo(config: TRPOConfig, action_space: ActionSpace, network: Any = None) -> 
     return _build(config, action_space, network)
 
 
-def npg(config: NPGConfig, action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
+def npg(config: "NPGConfig", action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
     """Natural policy gradient: TRPO's full step, always taken.
 
     The step length is that of a quadratic model of the KL, so ``max_kl`` is met about, not kept.
@@ -301,29 +299,29 @@ def npg(config: NPGConfig, action_space: ActionSpace, network: Any = None) -> On
 class NPGConfig(Config):
     """Configuration of :func:`npg`."""
 
-    max_kl: Number = number(0.01, "(0, inf)", "delta, wanted mean KL(old || new) in nats.")
-    damping: Number = number(0.1, "[0, inf)", "c, added to the Fisher matrix's diagonal.")
-    cg_iterations: int = count(10, "Largest number of Fisher-vector products in a step.")
-    cg_tolerance: Number = number(
-        1e-6, "[0, inf)", "Residual at which conjugate gradient stops, relative to the gradient."
+    max_kl: Number = field(0.01, "delta, wanted mean KL(old || new) in nats.", "(0, inf)")
+    damping: Number = field(0.1, "c, added to the Fisher matrix's diagonal.", "[0, inf)")
+    cg_iterations: int = field(10, "Largest number of Fisher-vector products in a step.")
+    cg_tolerance: Number = field(
+        1e-6, "Residual at which conjugate gradient stops, relative to the gradient.", "[0, inf)"
     )
-    fisher_fraction: float = number(
-        1.0, "(0, 1]", "Share of the samples that the Fisher matrix is taken over.", swept=False
+    fisher_fraction: float = field(
+        1.0, "Share of the samples that the Fisher matrix is taken over.", "(0, 1]"
     )
-    normalize_advantage: bool = switch(True, "Standardize the advantages of a rollout.")
-    gamma: Number = number(0.99, "[0, 1]", "Discount factor.")
-    gae_lambda: Number = number(0.95, "[0, 1]", "GAE's lambda.")
-    critic_learning_rate: Schedule = number(1e-3, "(0, inf)", "Adam's step size.", schedule=True)
-    critic_learning_rate_schedule: Shape = choice("constant", Shape, "How it falls to 0.")
-    critic_epochs: int = count(10, "Passes of the critic over a rollout's samples.")
-    critic_minibatches: int = count(8, "Minibatches a pass; must divide the samples of a rollout.")
-    adam_eps: Number = number(1e-5, "(0, inf)", "Adam's epsilon.")
-    network: networks.NetworkConfig = part(networks.NetworkConfig(), "The default network's shape.")
+    normalize_advantage: bool = field(True, "Standardize the advantages of a rollout.")
+    gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
+    gae_lambda: Number = field(0.95, "GAE's lambda.", "[0, 1]")
+    critic_learning_rate: Schedule = field(1e-3, "Adam's step size.", "(0, inf)")
+    critic_learning_rate_schedule: Shape = field("constant", "How it falls to 0.")
+    critic_epochs: int = field(10, "Passes of the critic over a rollout's samples.")
+    critic_minibatches: int = field(8, "Minibatches a pass; must divide the samples of a rollout.")
+    adam_eps: Number = field(1e-5, "Adam's epsilon.", "(0, inf)")
+    network: networks.NetworkConfig = field(networks.NetworkConfig(), "Of the default network.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TRPOConfig(NPGConfig):
     """Configuration of :func:`trpo`; ``max_kl`` is a bound here."""
 
-    backtrack_factor: Number = number(0.8, "(0, 1)", "alpha, by which a refused step shrinks.")
-    backtrack_steps: int = count(10, "Largest number of points that the line search tries.")
+    backtrack_factor: Number = field(0.8, "alpha, by which a refused step shrinks.", "(0, 1)")
+    backtrack_steps: int = field(10, "Largest number of points that the line search tries.")

@@ -18,10 +18,7 @@ from purerl.config import suggest
 from purerl.envs.make import Env, Step, check_array, values
 from purerl.records import ActionSpace, Box, Discrete, PyTree
 
-NEEDS_DOWNLOAD = {
-    "MNISTBandit-bsuite": "it downloads the MNIST images when it is made; give a gymnax object of "
-    "it, made by yourself, to make_env instead of the name"
-}
+NEEDS_DOWNLOAD = "MNISTBandit-bsuite"
 DUE = 1000  # bytes of an observation and a state
 FIVE = "(obs, state, reward, terminated, info)"
 SIX = "(obs, state, reward, terminated, truncated, info with 'final_observation')"
@@ -29,7 +26,7 @@ SIX = "(obs, state, reward, terminated, truncated, info with 'final_observation'
 
 def list_envs() -> list[str]:
     """Names that :func:`named` takes."""
-    return [name for name in gymnax.registered_envs if name not in NEEDS_DOWNLOAD]
+    return [name for name in gymnax.registered_envs if name != NEEDS_DOWNLOAD]
 
 
 def named(name: str, params: dict[str, Any]) -> Env:
@@ -39,8 +36,8 @@ def named(name: str, params: dict[str, Any]) -> Env:
         name: Out of :func:`list_envs`.
         params: Fields of its parameters, or arguments of its constructor.
     """
-    if name in NEEDS_DOWNLOAD:
-        raise ValueError(f"{name} is left out: {NEEDS_DOWNLOAD[name]}.")
+    if name == NEEDS_DOWNLOAD:
+        raise ValueError(f"{name} downloads the MNIST images; give a gymnax object of it.")
     if name not in gymnax.registered_envs:
         raise ValueError(f"unknown environment {name!r}. {suggest(name, list_envs())}")
     x64 = jax.config.read("jax_enable_x64")
@@ -69,12 +66,12 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
         if not hasattr(env, attribute):
             raise TypeError(
                 f"{name} has no attribute {attribute!r}; make_env takes a name out of list_envs(), "
-                "an Env record, or an object with the interface of gymnax's Environment. "
-                "(Environments of Gymnasium are no pure functions, so they do not fit.)"
+                "an Env, or an object like gymnax's (those of Gymnasium are no pure functions)."
             )
     env_params = _replace(name, env.default_params, params)
     to_env_action, action_space = _actions(name, env.action_space(env_params))
     of_gymnax = getattr(type(env), "step", None) is Environment.step
+    raw_step = (_step_of_gymnax if of_gymnax else _step_of_its_own)(name, env, env_params)
 
     @_lenient
     def raw_reset(key):
@@ -87,27 +84,16 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     @_lenient
     def step(state, action, key, fresh=None):
         action = to_env_action(action)
-        if of_gymnax:
-            if fresh is None:
-                key, reset_key = jax.random.split(key)
-                fresh = reset(reset_key)
-            got = env.step_env(key, state, action, env_params)
-            obs, state, reward, terminated, _ = values(f"{name}.step_env", got, FIVE)
-            truncated, final = env.is_truncated(state, env_params), obs
-        else:
-            got = env.step(key, state, action, env_params)
-            obs, state, reward, terminated, truncated, info = values(f"{name}.step", got, SIX)
-            if "final_observation" not in info:
-                raise TypeError(f"{name}.step gives no info['final_observation'], wanted {SIX}.")
-            final = info["final_observation"]
+        if of_gymnax and fresh is None:
+            key, reset_key = jax.random.split(key)
+            fresh = reset(reset_key)
+        obs, final, state, reward, terminated, truncated = raw_step(state, action, key)
         obs, final = convert("step", obs), convert("step", final)
         state, reward = _fix_weak_types(state), jnp.asarray(reward, jnp.result_type(float))
         terminated, truncated = jnp.asarray(terminated), jnp.asarray(truncated)
         if of_gymnax:
             done = terminated | truncated
-            obs, state = jax.tree.map(
-                lambda new, old: jnp.where(done, new, old), fresh, (obs, state)
-            )
+            obs, state = jax.tree.map(functools.partial(jnp.where, done), fresh, (obs, state))
         return Step(obs, final, reward, terminated, truncated), state
 
     raw_obs, state = jax.eval_shape(raw_reset, jax.random.key(0))
@@ -115,8 +101,10 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     limit = getattr(env_params, "max_steps_in_episode", None)
     limit = None if limit is None else int(limit)
     only_limit = of_gymnax and type(env).is_truncated is Environment.is_truncated
+    interval = max(limit, 1) if limit is not None and only_limit else 1
     # A reset of much data is drawn when it is due, one of little for each step, in one batch.
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((raw_obs, state)))
+    resets: Any = ("due" if size > DUE else "ahead") if of_gymnax else "own"
     return Env(
         name,
         reset,
@@ -124,11 +112,35 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
         action_space,
         obs_shape,
         limit,
-        truncation_interval=max(limit, 1) if limit is not None and only_limit else 1,
-        obs_range=obs_range,
-        resets=("due" if size > DUE else "ahead") if of_gymnax else "own",
-        to_env_action=to_env_action,
+        interval,
+        obs_range,
+        resets,
+        to_env_action,
     )
+
+
+def _step_of_gymnax(name: str, env: Any, params: Any) -> Callable[..., Any]:
+    """One step without a reset: observation, final observation, state, reward, both flags."""
+
+    def step(state, action, key):
+        got = env.step_env(key, state, action, params)
+        obs, state, reward, terminated, _ = values(f"{name}.step_env", got, FIVE)
+        return obs, obs, state, reward, terminated, env.is_truncated(state, params)
+
+    return step
+
+
+def _step_of_its_own(name: str, env: Any, params: Any) -> Callable[..., Any]:
+    """The same of an environment that resets itself, so that observation and state may be new."""
+
+    def step(state, action, key):
+        got = env.step(key, state, action, params)
+        obs, state, reward, terminated, truncated, info = values(f"{name}.step", got, SIX)
+        if "final_observation" not in info:
+            raise TypeError(f"{name}.step gives no info['final_observation'], wanted {SIX}.")
+        return obs, info["final_observation"], state, reward, terminated, truncated
+
+    return step
 
 
 def _lenient(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,8 +168,7 @@ def _is_discrete(name: str, what: str, space: Any) -> bool:
     kind = type(space).__name__
     if kind not in ("Discrete", "Box") or getattr(space, "start", 0) != 0:
         raise TypeError(
-            f"{name} has {what} of {kind}; Discrete (from 0 on) and Box are supported, so convert "
-            f"{what} inside the environment."
+            f"{name} has {what} of {kind}; Discrete (from 0 on) and Box fit, so convert {what}."
         )
     return kind == "Discrete"
 

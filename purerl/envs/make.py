@@ -84,7 +84,7 @@ def list_envs() -> list[str]:
     return gymnax_adapter.list_envs()
 
 
-def make_env(env: Any, **params: Any) -> Env:
+def make_env(env: Any, /, **params: Any) -> Env:
     """An environment by its gymnax name, or of what a user has.
 
     Observations come as floating-point arrays (integers and booleans are cast, a discrete
@@ -126,14 +126,15 @@ def make_env(env: Any, **params: Any) -> Env:
             accepted = inspect.signature(env).parameters
             env = env(**{key: params.pop(key) for key in accepted if key in params})
         own = isinstance(env, Env)
+        if own and params:
+            raise TypeError(f"{env.name} is an Env record, which has no parameters: {params}.")
         if not own:
             from purerl.envs import gymnax_adapter
 
-            if isinstance(env, str):
-                return gymnax_adapter.named(env, params)
-            env = gymnax_adapter.adapt(env, params)
-        elif params:
-            raise TypeError(f"{env.name} is an Env record, which has no parameters: {params}.")
+            named = isinstance(env, str)
+            env = (gymnax_adapter.named if named else gymnax_adapter.adapt)(env, params)
+            if named:  # gymnax's own are known to be right
+                _checked.add(env.step)
         if env.step not in _checked:
             _check(env)
             if own or env.resets == "own":
@@ -182,18 +183,15 @@ def _check(env: Env) -> None:
     if not isinstance(step, Step):
         raise TypeError(f"{name}.step gives a {type(step).__name__} first, wanted a Step.")
     check_array(f"{name}.reset: obs", before[0], env.obs_shape, jnp.floating)
-    check_array(f"{name}.step: obs", step.obs, env.obs_shape, jnp.floating)
-    check_array(f"{name}.step: next_obs", step.next_obs, env.obs_shape, jnp.floating)
-    check_array(f"{name}.step: reward", step.reward, (), jnp.floating)
-    check_array(f"{name}.step: terminated", step.terminated, (), jnp.bool_)
-    check_array(f"{name}.step: truncated", step.truncated, (), jnp.bool_)
+    for field, got in step._asdict().items():
+        shape = env.obs_shape if field.endswith("obs") else ()
+        kind = jnp.bool_ if field in ("terminated", "truncated") else jnp.floating
+        check_array(f"{name}.step: {field}", got, shape, kind)
     was, now = (_leaves({"obs": x, "state": y}) for x, y in (before, (step.obs, state)))
     for leaf in was | now:
         if was.get(leaf) != now.get(leaf):
-            raise TypeError(
-                f"{name}: {leaf} is {was.get(leaf)} after reset and {now.get(leaf)} after step; "
-                "lax.scan needs the same of both, so cast it in one of them."
-            )
+            both = f"{was.get(leaf)} after reset and {now.get(leaf)} after step"
+            raise TypeError(f"{name}: {leaf} is {both}; cast it in one of them.")
 
 
 def _leaves(tree: PyTree) -> dict[str, str]:
@@ -236,12 +234,11 @@ def _try_out(env: Env) -> None:
     dead = len(later) >= LANES and np.all(later == 1) and np.all(first > 1)
     if dead or (done.sum() > 2 and goes_on[done].all()):
         raise ValueError(
-            f"{env.name}.step goes on from the state in which an episode ended; where terminated "
-            "or truncated is true, give obs and state of a new episode, as reset does, and what "
-            "the action led to as the final observation."
+            f"{env.name}.step goes on from the state in which an episode ended; give obs and state "
+            "of a new episode there, as reset does, and what the action led to as next_obs."
         )
     if limit is not None and limit <= TRIAL and max(map(np.max, spans)) > limit:
         raise ValueError(
-            f"{env.name}: an episode took more than {limit} steps, its time limit (the params' "
-            "max_steps_in_episode, or max_episode_steps); let step truncate by that number."
+            f"{env.name}: an episode took more than {limit} steps, its time limit "
+            "(max_steps_in_episode or max_episode_steps); let step truncate by that number."
         )

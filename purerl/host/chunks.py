@@ -18,9 +18,9 @@ from purerl.host.programs import Driver, Report
 from purerl.host.report.log import Log, make_rows, named, train_return
 from purerl.host.report.progress import Progress
 from purerl.host.report.writers import make_writers
-from purerl.host.store.checkpoint import Snapshot, without_late_noise
+from purerl.host.store.checkpoint import Checkpoints, Snapshot
 from purerl.host.store.folder import RunFolder
-from purerl.host.store.retention import Retention
+from purerl.host.store.quiet import without_late_noise
 from purerl.training.evaluation import Evaluation
 from purerl.training.sizes import spread
 from purerl.training.state import Totals, TrainState
@@ -102,7 +102,7 @@ class Session:
         self.wishes: Any = np.zeros((1, 3), bool)  # of all hosts, a chunk ago
         self.log = Log(make_writers(options.writers) if self.main and folder else [])
         self.trouble: dict[str, str] = {}
-        self.kept: Retention | None = None
+        self.kept: Checkpoints | None = None
         self.progress: Any = None
         self.held = contextlib.ExitStack()  # the folder's lock
 
@@ -189,7 +189,7 @@ class Session:
             length = self.chunks.next(left)
             begun.append(self._begin_chunk(length, length == left, save))
             # A state that may be the best must be kept before the next chunk replaces it.
-            keeps_best = self.kept is not None and self.kept.keeps_best
+            keeps_best = self.kept is not None and self.options.keep_best
             ahead = self.chunks.length > 0 and not (begun[-1].is_row and keeps_best)
             while len(begun) > ahead:
                 seconds = self._read(begun.popleft())
@@ -243,8 +243,12 @@ class Session:
         self.progress.advance(steps, train_return(report), count if self.failed.any() else "")
         if chunk.is_row:
             self._row(chunk, report)
-        if chunk.copy is not None and self.kept is not None:
-            self.kept.save(chunk.done, self._snapshot(chunk.done, *chunk.copy))
+        copy = chunk.copy
+        if self.kept is not None and chunk.evaluation is not None and copy is None:
+            copy = self.driver.copy() if self.kept.is_best(self.returns[-1]) else None
+        if self.kept is not None and copy is not None:
+            trouble = self.kept.save(chunk.done, self._snapshot(chunk.done, *copy))
+            self._note("checkpoints", trouble)
         return seconds
 
     def _row(self, chunk: _Chunk, report: Report) -> None:
@@ -258,8 +262,6 @@ class Session:
             self.steps.append(step)
             self.returns.append(value)
             self.progress.evaluated(self.steps, self.returns)
-            if self.kept is not None and self.kept.beats_best(value):
-                self.kept.save_best(chunk.done, self._snapshot(chunk.done, *self.driver.copy()))
         seconds = self.driver.seconds["training"]
         rows = make_rows(step, seconds, evaluation, report, chunk.done - self.row_at)
         self.row_at = chunk.done
@@ -283,7 +285,7 @@ class Session:
         self.added = list(answer or {})
         return rows
 
-    def _open(self, folder: RunFolder) -> Retention:
+    def _open(self, folder: RunFolder) -> Checkpoints:
         """Locks the folder, all hosts or none, and opens its checkpoints."""
         refused = None
         try:
@@ -293,7 +295,7 @@ class Session:
             refused = error
         if any_host(refused is not None):
             raise refused or OSError(f"{folder.path} is in use by another process.")
-        self.kept = Retention(folder.path, self.description, self.options, self._note)
+        self.kept = Checkpoints(folder.path, self.description, self.options)
         return self.kept
 
     def _restore(self, iteration: int) -> None:
@@ -329,7 +331,7 @@ class Session:
         # Nothing is donated any more, so it need not be a copy.
         last = self._snapshot(self.driver.done, self.driver.state, self.driver.totals)
         self.kept.save(self.driver.done, last)
-        self.kept.wait()
+        self._note("checkpoints", self.kept.wait())
         self._note("log", self.log.flush())
 
     def _late_signal(self) -> Stopped | None:

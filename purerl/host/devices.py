@@ -1,4 +1,4 @@
-"""Where a run's arrays lie: seeds or environments over the devices of one or several hosts."""
+"""Placement of a run's arrays: seeds or environments over the devices of one or several hosts."""
 
 import functools
 from collections.abc import Callable
@@ -74,10 +74,12 @@ class Layout(NamedTuple):
         """
 
         def put(x, sharding):
+            if is_key(x):
+                return jax.random.wrap_key_data(put(jax.random.key_data(x), sharding))
             x = np.asarray(x)
             return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-        return with_keys(tree, jax.tree.map(put, without_keys(tree), self.shardings(tree)))
+        return jax.tree.map(put, tree, self.shardings(tree))
 
 
 def make_layout(shard: Shard, seeds: int, num_envs: int) -> Layout:
@@ -103,30 +105,12 @@ def make_layout(shard: Shard, seeds: int, num_envs: int) -> Layout:
     return Layout(jax.sharding.Mesh(devices, ("environments",)), shard)
 
 
-def without_keys(tree: PyTree) -> PyTree:
-    """A tree with the numbers of its PRNG keys in place of them.
+def is_key(x: Any) -> bool:
+    """Whether an array holds PRNG keys.
 
     Args:
-        tree: Arrays.
+        x: An array, or its shape and dtype.
     """
-    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
-
-
-def with_keys(like: PyTree, tree: PyTree) -> PyTree:
-    """The inverse of :func:`without_keys`.
-
-    Args:
-        like: A tree with keys of JAX's default kind, or their shapes and dtypes.
-        tree: The same tree without.
-    """
-
-    def back(x, data):
-        return jax.random.wrap_key_data(data) if _is_key(x) else data
-
-    return jax.tree.map(back, like, tree)
-
-
-def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 

@@ -3,13 +3,12 @@
 import dataclasses
 import functools
 import json
-import typing
 from typing import Any
 
 import jax
 
-from purerl.config import plain, suggest
-from purerl.envs.make import Env
+from purerl.config import Config, plain, suggest
+from purerl.envs.make import Env, make_env
 from purerl.host import brought
 from purerl.host.presets import preset
 from purerl.policies.networks import NetworkConfig
@@ -18,7 +17,8 @@ from purerl.training.sizes import LoopConfig, OffPolicyLoopConfig, OnPolicyLoopC
 from purerl.training.state import Train
 from purerl.training.train import make_train
 
-FORMAT = 2  # of config.json
+FORMAT = 3  # of a run's folder
+PARTS = ("algorithm", "env", "network")  # names, import paths or objects
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Experiment:
     """One algorithm on one environment, with all its numbers; :func:`make_experiment` makes one.
 
     Algorithm, environment and network are each a name, an import path ``package.module:object``, or
-    an object. The environment is made once, when it is first used, and so is the run.
+    an object. The environment is made once, when it is first used, and so is the algorithm.
     """
 
     algorithm: Any
@@ -44,7 +44,7 @@ class Experiment:
     @functools.cached_property
     def environment(self) -> Env:
         """The environment."""
-        return brought.environment(self.env, self.env_params)
+        return make_env(brought.load(self.env), **self.env_params)
 
     def parts(self) -> tuple[Any, Env]:
         """The algorithm, on-policy or off-policy, and the environment."""
@@ -52,7 +52,7 @@ class Experiment:
 
     def build(self) -> Train:
         """The training run, as pure functions."""
-        return self._train
+        return make_train(*self.parts(), **vars(self.loop))
 
     @functools.cached_property
     def _network(self) -> Any:
@@ -63,19 +63,11 @@ class Experiment:
         entry = brought.algorithm_entry(self.algorithm)
         return entry.build(self.config, self.environment.action_space, self._network)
 
-    @functools.cached_property
-    def _train(self) -> Train:
-        return make_train(*self.parts(), **vars(self.loop))
-
-    def options(self) -> dict[str, set[str]]:
-        """What :meth:`replace` can change: names in the loop, the configuration, its network."""
-        of_network = getattr(self.config, "network", None)
-        parts = {"loop": self.loop, "config": self.config, "network": of_network}
-        return {
-            part: {field.name for field in dataclasses.fields(x)}
-            for part, x in parts.items()
-            if x is not None
-        }
+    def options(self) -> dict[str, str]:
+        """What :meth:`replace` can change, and where it is: loop, configuration, or its network."""
+        network = getattr(self.config, "network", None)
+        parts = {"network": network, "config": self.config, "loop": self.loop}
+        return {name: part for part, x in parts.items() if x is not None for name in x.specs}
 
     def replace(self, **changes: Any) -> "Experiment":
         """A copy with other numbers.
@@ -92,52 +84,45 @@ class Experiment:
         own = {"env_params": changes.pop("env_params")} if "env_params" in changes else {}
         if "network" in changes and not isinstance(changes["network"], NetworkConfig):
             own["network"] = brought.named(changes.pop("network"))
-        fields = self.options()
-        known = set().union(*fields.values())
-        for name in changes:
+        known = self.options()
+        chosen: dict[str, dict[str, Any]] = {"loop": {}, "config": {}, "network": {}}
+        for name, value in changes.items():
             if name not in known:
-                near = suggest(name, sorted(known))
-                raise ValueError(
-                    f"{brought.short_name(self.algorithm)} has no option {name!r}. {near}"
-                )
-        chosen = {
-            part: {name: x for name, x in changes.items() if name in names}
-            for part, names in fields.items()
-        }
-        if of_network := chosen.pop("network", {}):
-            network: Any = chosen["config"].get("network", getattr(self.config, "network", None))
-            chosen["config"]["network"] = dataclasses.replace(network, **of_network)
-        changed = dataclasses.replace(
-            self,
-            loop=dataclasses.replace(self.loop, **chosen["loop"]),
-            config=dataclasses.replace(self.config, **chosen["config"]),
-            **own,
-        )
-        if "env_params" not in own and "environment" in vars(self):
-            vars(changed)["environment"] = self.environment
+                label = brought.short_name(self.algorithm)
+                raise ValueError(f"{label} has no option {name!r}. {suggest(name, sorted(known))}")
+            chosen[known[name]][name] = value
+        config = dataclasses.replace(self.config, **chosen["config"])
+        if chosen["network"]:
+            network = dataclasses.replace(config.network, **chosen["network"])
+            config = dataclasses.replace(config, network=network)
+        loop = dataclasses.replace(self.loop, **chosen["loop"])
+        changed = self._copy(loop=loop, config=config, **own)
         changed.parts()  # what does not fit together is refused here
+        return changed
+
+    def _copy(self, **fields: Any) -> "Experiment":
+        """With other fields; the environment is not made anew."""
+        changed = dataclasses.replace(self, **fields)
+        if "env_params" not in fields and "environment" in vars(self):
+            vars(changed)["environment"] = self.environment
         return changed
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready values; :meth:`from_json` is the inverse. Objects are described."""
         key = jax.random.key(0)
 
-        def initial(learns: Any) -> Any:
-            obs = jax.tree.map(lambda x: x[None], self.environment.reset(key)[0])
-            return learns(obs)
+        def obs() -> Any:
+            return jax.tree.map(lambda x: x[None], self.environment.reset(key)[0])
 
+        tells = {
+            "algorithm": lambda: self._algorithm.init(obs(), key),
+            "env": lambda: self.environment.reset(key),
+            "network": lambda: self._network.init(key, obs()),
+        }
         return {
             "format": FORMAT,
-            "algorithm": brought.recorded(
-                self.algorithm, lambda: initial(lambda obs: self._algorithm.init(obs, key))
-            ),
-            "env": brought.recorded(self.env, lambda: self.environment.reset(key)),
-            "network": brought.recorded(
-                self.network, lambda: initial(lambda obs: self._network.init(key, obs))
-            ),
-            "config": plain(self.config),
-            "loop": plain(self.loop),
-            "env_params": plain(self.env_params),
+            **{name: brought.recorded(getattr(self, name), tell) for name, tell in tells.items()},
+            **{name: plain(getattr(self, name)) for name in ("config", "loop", "env_params")},
         }
 
     @classmethod
@@ -155,21 +140,27 @@ class Experiment:
                 was an object is not given.
         """
         check_format(data)
-        parts = {
-            name: brought.given_again(name, data.get(name), given.pop(name, None))
-            for name in ("algorithm", "env", "network")
-        }
+        parts = {name: given.pop(name, None) for name in PARTS}
+        for name in PARTS:
+            part = data.get(name) if parts[name] is None else parts[name]
+            if isinstance(part, dict):
+                raise ValueError(
+                    f"this run was begun with {name}={part['object']}, an object that no import "
+                    f"path names; give it again ({name}=...)."
+                )
+            parts[name] = brought.named(part)
+        loop = OffPolicyLoopConfig if "replay_obs" in data["loop"] else OnPolicyLoopConfig
         config = brought.algorithm_entry(parts["algorithm"]).config
-        loop_type = OffPolicyLoopConfig if "replay_obs" in data["loop"] else OnPolicyLoopConfig
         made = cls(
             **parts,
             config=_from_dict(config, data["config"], given),
-            loop=_from_dict(loop_type, data["loop"], given),
+            loop=_from_dict(loop, data["loop"], given),
             env_params=data["env_params"],
         )
         if given:
-            near = suggest(next(iter(given)), ["algorithm", "env", "network"])
-            raise ValueError(f"{', '.join(given)} need not be given again. {near}")
+            raise ValueError(
+                f"{', '.join(given)} need not be given again. {suggest(next(iter(given)), PARTS)}"
+            )
         return made
 
 
@@ -205,39 +196,33 @@ def make_experiment(
         (50000, 0.1)
     """
     algorithm, env = brought.named(algorithm), brought.named(env)
-    entry = brought.algorithm_entry(algorithm)
-    environment = brought.environment(env, env_params or {})
-    of_config = network if isinstance(network, NetworkConfig) else None
-    own = None if of_config else brought.named(network)
-    made = entry.build(
-        entry.config(), environment.action_space, brought.network(own, environment.action_space)
-    )
-    off_policy = isinstance(made, OffPolicyAlgorithm)
-    numbers = preset(algorithm, env) if isinstance(algorithm, str) else {}
+    if isinstance(network, NetworkConfig):  # a field of the algorithm's configuration
+        changes = {"network": network} | changes
+        network = None
     default = Experiment(
         algorithm=algorithm,
         env=env,
-        network=own,
-        config=entry.config(),
-        loop=OffPolicyLoopConfig() if off_policy else OnPolicyLoopConfig(),
+        network=brought.named(network),
+        config=brought.algorithm_entry(algorithm).config(),
+        loop=OnPolicyLoopConfig(),
         env_params=dict(env_params or {}),
     )
-    vars(default)["environment"] = environment
-    return default.replace(**numbers | ({"network": of_config} if of_config else {}) | changes)
+    if isinstance(default.parts()[0], OffPolicyAlgorithm):
+        default = default._copy(loop=OffPolicyLoopConfig())
+    return default.replace(**preset(algorithm, env) | changes)
 
 
-def _from_dict(cls: type, data: dict[str, Any], given: dict[str, Any]) -> Any:
+def _from_dict(cls: type[Config], data: dict[str, Any], given: dict[str, Any]) -> Any:
     """A (nested) configuration from JSON's dictionaries and lists."""
-    types = typing.get_type_hints(cls)
     values = {}
     for name, value in data.items():
-        if name not in types:
+        if name not in cls.specs:
             raise ValueError(
                 f"config.json has the field {cls.__name__}.{name}, which this version of purerl "
-                f"does not know. {suggest(name, types)}"
+                f"does not know. {suggest(name, cls.specs)}"
             )
-        if dataclasses.is_dataclass(types[name]):
-            value = _from_dict(types[name], value, given)
+        if isinstance(value, dict) and "schedule" not in value:
+            value = _from_dict(cls.specs[name].kind, value, given)
         elif isinstance(value, dict):  # a function, recorded by some of its values
             if name not in given:
                 raise ValueError(
@@ -245,21 +230,22 @@ def _from_dict(cls: type, data: dict[str, Any], given: dict[str, Any]) -> Any:
                     f"values {value['schedule']}; give it again ({name}=...)."
                 )
             value = given.pop(name)
-        values[name] = tuple(value) if isinstance(value, list) else value
+        values[name] = value
     return cls(**values)
 
 
-def check_format(data: dict[str, Any]) -> None:
-    """Raises ValueError where a ``config.json`` is of another format than this version's.
+def check_format(data: dict[str, Any], where: str = "config.json") -> None:
+    """Raises ValueError where something in a run's folder is of another format than this version's.
 
     Args:
         data: What it holds.
+        where: What it is, for the message.
     """
     if data.get("format") != FORMAT:
         raise ValueError(
-            f"config.json has the format {data.get('format', 1)}, this version of purerl reads "
-            f"format {FORMAT}: of an older run the evaluations and their plot can be read, but "
-            "not continued, evaluated again, or acted with; use the version that wrote it."
+            f"{where} has the format {data.get('format', 1)}, this version of purerl reads format "
+            f"{FORMAT}: of an older run the evaluations and their plot can be read, but not "
+            "continued, evaluated again, or acted with; use the version that wrote it."
         )
 
 

@@ -1,4 +1,4 @@
-"""Memory: what arrays take, and what there is."""
+"""Memory that arrays take, and that the devices have."""
 
 import os
 import pathlib

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from purerl.host.experiment import Experiment
 from purerl.host.options import Stopped
 from purerl.host.report import frame
 from purerl.host.report.aggregate import iqm, iqm_interval
@@ -106,8 +105,7 @@ def load_run(path: str | pathlib.Path, **given: Any) -> RunResult:
     use_all_cores()
     folder = RunFolder(path)
     config = read_run(folder)
-    experiment = Experiment.from_json(config, **given)
-    state, host = load_learned(folder, **given)
+    experiment, state, host = load_learned(folder, **given)
     returns = np.array(host["returns"]).reshape(len(host["steps"]), -1).T
     seconds, seeds = host["seconds"], len(host["failed"])
     return RunResult(

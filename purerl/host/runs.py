@@ -107,7 +107,7 @@ def run(
         experiment = make_experiment(experiment, env, **given)
     elif env is not None:
         raise TypeError("run got an Experiment and env; give experiment.replace(...) alone.")
-    known = {"network", "env_params", *OPTIONS}.union(*experiment.options().values())
+    known = {"network", "env_params", *OPTIONS, *experiment.options()}
     for name in changes:
         if name not in known:
             raise TypeError(f"run has no option {name!r}. {suggest(name, sorted(known))}")

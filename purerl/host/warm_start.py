@@ -6,10 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from purerl.host.devices import gathered, without_keys
+from purerl.host.devices import gathered
 from purerl.host.experiment import Experiment
-from purerl.host.store.checkpoint import describe
-from purerl.host.store.checksums import checksums, of_all_hosts
+from purerl.host.store.arrays import by_name, checksums, described
 from purerl.host.store.folder import RunFolder, differences
 from purerl.host.store.policy import learned_part, learned_shapes, load_learned
 from purerl.training.seeds import take_seeds
@@ -34,7 +33,7 @@ def learned_of(
     if isinstance(start_from, str | pathlib.Path):
         folder = RunFolder(start_from)
         path = str(folder.path.resolve())
-        state = load_learned(folder)[0]
+        _, state, _ = load_learned(folder)
     elif isinstance(getattr(start_from, "state", None), TrainState):
         state = jax.device_get(gathered(learned_part(start_from.state)))
     else:
@@ -42,7 +41,7 @@ def learned_of(
             f"start_from is a {type(start_from).__name__}, wanted the folder of a run, or its "
             "RunResult."
         )
-    found = max(x.shape[0] for x in jax.tree.leaves(without_keys(state)) if x.ndim)
+    found = max(len(x) for x in jax.tree.leaves(state) if x.ndim)
     if found not in (1, seeds):
         raise ValueError(
             f"start_from has {found} seeds, wanted {seeds}, or one for all; take some with "
@@ -50,16 +49,10 @@ def learned_of(
         )
     if found != seeds:
         state = take_seeds(state, np.zeros(seeds, int))
-    here, there = (_described(x) for x in (learned_shapes(experiment, seeds), state))
+    here, there = (described(by_name(x)) for x in (learned_shapes(experiment, seeds), state))
     if told := differences(there, here):
         raise ValueError(
             f"start_from has another learner: {told}; give the same algorithm, network, "
             "observations and normalize_obs."
         )
-    sums = of_all_hosts(checksums((state.learner, state.normalizer)))
-    return state, {"path": path, "checksums": sums}
-
-
-def _described(state: TrainState) -> dict[str, str]:
-    leaves = jax.tree_util.tree_flatten_with_path(jax.eval_shape(without_keys, state))[0]
-    return {jax.tree_util.keystr(path): describe(x) for path, x in leaves}
+    return state, {"path": path, "checksums": checksums((state.learner, state.normalizer))}

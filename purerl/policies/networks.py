@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purerl.config import Config, choice, count, switch, widths
+from purerl.config import Config, field
 from purerl.policies.distributions import Categorical, DiagGaussian, Distribution
 from purerl.records import ActionSpace, Discrete, PyTree
 
@@ -41,18 +41,16 @@ class Network(Protocol):
 class NetworkConfig(Config):
     """The shape of the default actor-critic; every field is static."""
 
-    hidden_sizes: tuple[int, ...] = widths(
+    hidden_sizes: tuple[int, ...] = field(
         (64, 64), "Widths of the hidden layers; for images, of those after the convolution."
     )
-    activation: Activation = choice("tanh", Activation, "Non-linearity after each hidden layer.")
-    torso: TorsoKind = choice(
-        "auto",
-        TorsoKind,
-        "conv: a 3x3 convolution first; auto: conv for observations [H, W, C], else mlp.",
+    activation: Activation = field("tanh", "Non-linearity after each hidden layer.")
+    torso: TorsoKind = field(
+        "auto", "conv: a 3x3 convolution first; auto: conv for observations [H, W, C], else mlp."
     )
-    conv_features: int = count(16, "Channels of the convolution.")
-    shared: bool = switch(False, "One trunk for actor and critic instead of two.")
-    orthogonal_init: bool = switch(
+    conv_features: int = field(16, "Channels of the convolution.")
+    shared: bool = field(False, "One trunk for actor and critic instead of two.")
+    orthogonal_init: bool = field(
         True, "Orthogonal weights (sqrt 2, policy head 0.01, value head 1); else flax's default."
     )
 

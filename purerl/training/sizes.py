@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from purerl.config import Config, choice, count, switch
+from purerl.config import Config, field
 from purerl.envs.make import Env
 
 ObsDtype = Literal["float", "uint8", "bool"]
@@ -20,31 +20,25 @@ _DEFAULT = (
 class LoopConfig(Config):
     """Sizes of a run; all static."""
 
-    steps: int = count(100_000, "Environment steps of a seed, rounded up to whole iterations.")
-    num_envs: int = count(8, "Environments side by side, N.")
-    rollout_length: int = count(128, "Steps of each environment in one iteration, T.")
-    evaluations: int = count(20, "Evenly spaced, one after the last iteration; 0: none.", least=0)
-    evaluation_episodes: int | None = count(None, f"Of each. {_DEFAULT}", optional=True)
-    greedy_evaluation: bool = switch(True, "Evaluate the most probable actions, else samples.")
-    max_episode_steps: int | None = count(
-        None, "Limit of an evaluation's episodes; None: the environment's own.", optional=True
-    )
-    normalize_obs: bool = switch(False, "Observations to running mean 0, standard deviation 1.")
+    steps: int = field(100_000, "Environment steps of a seed, rounded up to whole iterations.")
+    num_envs: int = field(8, "Environments side by side, N.")
+    rollout_length: int = field(128, "Steps of each environment in one iteration, T.")
+    evaluations: int = field(20, "Evenly spaced, the last at the end; 0: none.", "[0, inf)")
+    evaluation_episodes: int | None = field(None, f"Of each. {_DEFAULT}")
+    greedy_evaluation: bool = field(True, "Evaluate the most probable actions, else samples.")
+    max_episode_steps: int | None = field(None, "Limit in evaluations; None: the environment's.")
+    normalize_obs: bool = field(False, "Observations to running mean 0, standard deviation 1.")
 
     def check(self) -> None:
         """Raises ValueError where sizes do not fit each other."""
         where, each = type(self).__name__, self.steps_per_iteration
         if self.steps + each >= 2**31:
-            raise ValueError(
-                f"{where}: steps={self.steps} is more than an int32 counts; ask for fewer steps, "
-                "or more seeds."
-            )
+            raise ValueError(f"{where}: steps={self.steps} is more than an int32; ask for fewer.")
         if self.steps < self.warmup_steps + each:
             warm = f"a warm-up of {self.warmup_steps} and " if self.warmup_steps else ""
             raise ValueError(
                 f"{where}: steps={self.steps} is less than {warm}one iteration, num_envs * "
-                f"rollout_length = {self.num_envs} * {self.rollout_length} = {each} steps; ask for "
-                "more steps, or make these smaller."
+                f"rollout_length = {self.num_envs} * {self.rollout_length} = {each} steps."
             )
 
     @property
@@ -86,8 +80,8 @@ class LoopConfig(Config):
         """
         if (limit := self.max_episode_steps or env.max_episode_steps) is None:
             raise ValueError(
-                f"{type(self).__name__}: {env.name} has no known time limit to end an evaluation "
-                "with; give max_episode_steps, or evaluations=0."
+                f"{env.name} has no known time limit to end an evaluation with; give "
+                "max_episode_steps, or evaluations=0."
             )
         return limit
 
@@ -116,7 +110,7 @@ class LoopConfig(Config):
 class OnPolicyLoopConfig(LoopConfig):
     """Sizes of an on-policy run; all static."""
 
-    normalize_reward: bool = switch(
+    normalize_reward: bool = field(
         False, "Rewards divided by the running standard deviation of the discounted return."
     )
 
@@ -125,11 +119,11 @@ class OnPolicyLoopConfig(LoopConfig):
 class OffPolicyLoopConfig(LoopConfig):
     """Sizes of an off-policy run; all static."""
 
-    rollout_length: int = count(1, "Steps of each environment in one iteration, T.")
-    updates: int = count(1, "Updates in one iteration, each with a batch of its own.")
-    warmup: int = count(1000, "Environment steps before learning, to fill the buffer.", least=0)
-    replay_obs: ObsDtype = choice(
-        "float", ObsDtype, "How observations are held; uint8 and bool take a quarter of the memory."
+    rollout_length: int = field(1, "Steps of each environment in one iteration, T.")
+    updates: int = field(1, "Updates in one iteration, each with a batch of its own.")
+    warmup: int = field(1000, "Environment steps before learning, to fill the buffer.", "[0, inf)")
+    replay_obs: ObsDtype = field(
+        "float", "How observations are held; uint8 and bool take a quarter of the memory."
     )
 
     @property

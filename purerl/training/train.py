@@ -63,7 +63,7 @@ def make_train(
         >>> make_train(dqn, env, 4000, warmup=2000).iterations
         250
     """
-    env = env if isinstance(env, Env) else make_env(env)
+    env = make_env(env)
     config = _sizes(algorithm, {"steps": steps} | sizes)
     if config.evaluations:
         config.episode_limit(env)

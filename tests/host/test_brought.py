@@ -265,7 +265,7 @@ def test_options_of_an_own_algorithm_are_fields_with_checks(package):
         ("purerl.algorithms.a2c:a2c", "CartPole-v1", ValueError, "option action_space has no def"),
         ("brought_networks:small", "CartPole-v1", TypeError, "returned a Small, wanted a purerl"),
         ("ppo_clip", "brought_networks:small", TypeError, "missing 1 required"),
-        ("ppo_clip", 3, TypeError, "env is 3, wanted a name out of"),
+        ("ppo_clip", 3, TypeError, "int has no attribute 'reset'; make_env takes a"),
         (3, "CartPole-v1", TypeError, "algorithm is a int, wanted a name out of"),
     ],
 )

@@ -20,7 +20,7 @@ from purerl.host.pacing import ChunkLength
 from purerl.host.programs import Driver
 from purerl.host.report.log import named
 from purerl.host.report.progress import Progress
-from purerl.host.store.checkpoint import Checkpoints
+from purerl.host.store.checkpoint import Checkpoints, read_host
 from purerl.host.store.folder import RunFolder
 
 
@@ -61,9 +61,7 @@ def test_the_next_chunk_is_begun_before_the_last_one_is_read(tmp_path):
 def test_a_chunk_is_calibrated_once_and_stored(tmp_path):
     options = {"seeds": 2, "out": tmp_path / "run", "progress": False}
     purerl.run(make("a2c", steps=64 * 4000, evaluations=1), chunk_seconds=0.05, **options)
-    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=None)
-    chunk = checkpoints.read_host(4000)["chunk"]
-    checkpoints.close()
+    chunk = read_host(RunFolder(tmp_path / "run"))["chunk"]
     assert 1 < chunk <= 4000
 
 
@@ -144,59 +142,41 @@ def test_what_a_hook_may_answer(answer, wanted):
         )
 
 
-def test_the_best_checkpoint_is_whole_before_a_newer_one_is_begun(tmp_path, monkeypatch):
-    """What is resumed from the newer one would not see that evaluation again."""
-    save, wait, calls = Checkpoints.save, Checkpoints.wait, []
-
-    def noted_save(self, iteration, snapshot):
-        calls.append(("save", self.path.name))
-        save(self, iteration, snapshot)
-
-    def noted_wait(self):
-        wait(self)
-        calls.append(("wait", self.path.name))
-
-    monkeypatch.setattr(Checkpoints, "save", noted_save)
-    monkeypatch.setattr(Checkpoints, "wait", noted_wait)
-    options = {"seeds": 2, "keep_best": True, "checkpoint_seconds": 0.0, "progress": False}
-    purerl.run(make("a2c"), out=tmp_path / "run", surroundings=a2c(), **options)
-    best = calls.index(("save", "best"))
-    newer = calls.index(("save", "checkpoints"), best)
-    assert ("wait", "best") in calls[best:newer]
-
-
 @pytest.mark.parametrize("when", ["begun", "written"])
 def test_a_best_state_that_could_not_be_written_is_not_the_best(when, tmp_path, monkeypatch):
-    """A later one that is better than what is kept takes its place."""
-    returns = iter([[3.0, 3.0], [9.0, 9.0], [4.0, 4.0], [5.0, 5.0], [2.0, 2.0]])
-    save, wait = Checkpoints.save, Checkpoints.wait
+    """A later one that is better than what is kept takes its place; one with a NaN does not."""
+    returns = iter([[3.0, 3.0], [9.0, 9.0], [4.0, 4.0], [5.0, 5.0], [np.nan, 2.0]])
+    manager = orbax.checkpoint.CheckpointManager
+    save, wait = manager.save, manager.wait_until_finished
     lost: list[int] = []  # what a thread could not write
 
     class InOrder(NotedDriver):
         def evaluate(self):
             return super().evaluate()._replace(mean_return=np.array(next(returns), np.float32))
 
-    def full(self, iteration, snapshot):
-        if self.path.name == "best" and snapshot.host["returns"][-1] == [9.0, 9.0]:
+    def full(self, iteration, *, metrics, **kwargs):
+        if metrics == {"iqm": 9.0}:
             if when == "begun":
                 raise OSError("No space left on device")
             lost.append(iteration)
         else:
-            save(self, iteration, snapshot)
+            save(self, iteration, metrics=metrics, **kwargs)
 
     def full_later(self):
-        if self.path.name == "best" and lost:
+        if lost:
             lost.clear()
             raise OSError("No space left on device")
         wait(self)
 
-    monkeypatch.setattr(Checkpoints, "save", full)
-    monkeypatch.setattr(Checkpoints, "wait", full_later)
+    monkeypatch.setattr(manager, "save", full)
+    monkeypatch.setattr(manager, "wait_until_finished", full_later)
     experiment = make("a2c", evaluations=5)
     out = tmp_path / "run"
-    options = {"keep_best": True, "checkpoint_seconds": 0.0, "progress": False}
-    purerl.run(experiment, seeds=2, out=out, surroundings=a2c(base=InOrder), **options)
-    assert [path.name for path in (out / "best").iterdir()] == ["8"]
+    options = {"keep_best": True, "progress": False, "surroundings": a2c(base=InOrder)}
+    assert purerl.run(experiment, seeds=2, out=out, **options).trouble is None
+    with contextlib.closing(Checkpoints(out)) as checkpoints:
+        assert checkpoints.find("best") == 8
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["10", "8"]
 
 
 def test_a_writer_that_raises_does_not_end_a_run(tmp_path):

@@ -94,7 +94,7 @@ def test_a_checkpoint_without_its_manifest_is_not_written(tmp_path, monkeypatch)
 
     def lose(self):
         wait(self)
-        for path in pathlib.Path(self.directory).glob("*/policy/manifest.ocdbt"):
+        for path in pathlib.Path(self.directory).glob("*/state/manifest.ocdbt"):
             path.unlink()
 
     monkeypatch.setattr(orbax.checkpoint.CheckpointManager, "wait_until_finished", lose)
@@ -133,7 +133,7 @@ def test_of_an_older_run_the_evaluations_are_read_and_all_else_is_refused(old, t
     assert (steps.tolist(), returns.shape) == ([64], (1, 1))
     assert main(["plot", str(old), "--out", str(tmp_path / "x.png")]) == 0
     before = sorted(os.walk(old))
-    wanted = "has the format 1, this version of purerl reads format 2"
+    wanted = "has the format 1, this version of purerl reads format 3"
     for read in (purerl.load_policy, purerl.load_run, purerl.evaluate_run, purerl.resume):
         with pytest.raises(ValueError, match=wanted):
             read(old)
@@ -142,6 +142,15 @@ def test_of_an_older_run_the_evaluations_are_read_and_all_else_is_refused(old, t
     assert main(["evaluate", str(old)]) == 2
     assert wanted in capsys.readouterr().err
     assert sorted(os.walk(old)) == before
+
+
+def test_a_run_of_the_format_before_is_refused(trained):
+    """It had its best checkpoint in a folder of its own."""
+    config = json.loads((trained / CONFIG).read_text())
+    (trained / CONFIG).write_text(json.dumps(config | {"format": 2}))
+    for read in (purerl.load_policy, purerl.load_run, purerl.resume):
+        with pytest.raises(ValueError, match="has the format 2, this version of purerl reads"):
+            read(trained)
 
 
 def test_a_table_has_a_row_for_each_seed_and_evaluation(trained):

@@ -17,7 +17,8 @@ from run_folders import NotedDriver, child_environment, driven, final, read_rows
 
 import purerl
 from purerl.cli import main
-from purerl.host.store.checkpoint import Checkpoints
+from purerl.host.store.checkpoint import read_host
+from purerl.host.store.folder import RunFolder
 
 TINY = purerl.NetworkConfig(hidden_sizes=(8,))
 LOOP = {"num_envs": 4, "evaluations": 2, "evaluation_episodes": 4, "normalize_obs": True}
@@ -96,13 +97,11 @@ def copied(trained, tmp_path):
 
 def test_the_newest_and_the_best_checkpoints_are_kept(trained):
     kept = sorted(int(path.name) for path in (trained / "checkpoints").iterdir())
-    assert kept == [6, 8, 10]
-    checkpoints = Checkpoints(trained / "best", keep=None)
-    [iteration] = checkpoints.iterations()
-    host = checkpoints.read_host(iteration)
-    checkpoints.close()
-    iqms = purerl.iqm(np.array(final(trained)[0]["returns"]).T)
-    assert host["iteration"] == 2 * (1 + int(np.argmax(iqms)))
+    best = 2 * (1 + int(np.argmax(purerl.iqm(np.array(final(trained)[0]["returns"]).T))))
+    assert kept == sorted({best, 6, 8, 10})
+    host = read_host(RunFolder(trained), "best")
+    assert host is not None
+    assert host["iteration"] == best
 
 
 def test_a_finished_run_is_not_run_again(trained):
@@ -288,13 +287,14 @@ def test_a_seed_without_a_finite_return_is_not_the_best(copied):
 
 def test_the_best_evaluation_so_far_is_known_to_a_run_that_goes_on(copied):
     """A worse one does not take its place."""
-    [kept] = (copied / "best").iterdir()
-    [path] = kept.rglob("host/metadata")
-    host = json.loads(path.read_text())
-    host["returns"][-1] = [1e6] * 3  # what no later evaluation beats
-    path.write_text(json.dumps(host))
+    kept = copied / "checkpoints" / "6"
+    [path] = kept.rglob("metrics/metrics")
+    path.write_text(json.dumps({"iqm": 1e6}))  # what no later evaluation beats
     purerl.resume(copied, steps=2 * 640, progress=False)
-    assert [path.name for path in (copied / "best").iterdir()] == [kept.name]
+    host = read_host(RunFolder(copied), "best")
+    assert host is not None
+    assert host["iteration"] == 6
+    assert kept.exists()
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(copied):
@@ -394,7 +394,8 @@ def test_a_policy_applies_the_runs_normalization(trained):
 def test_no_policy_without_a_checkpoint(trained, copied):
     with pytest.raises(FileNotFoundError, match="is no run"):
         purerl.load_policy(copied / "checkpoints")
-    shutil.rmtree(copied / "best")
+    for path in (copied / "checkpoints").glob("*/metrics"):
+        shutil.rmtree(path)
     with pytest.raises(FileNotFoundError, match="--keep-best"):
         purerl.load_policy(copied, checkpoint="best")
     shutil.rmtree(copied / "checkpoints")

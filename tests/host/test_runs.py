@@ -319,7 +319,7 @@ ACKTR = {
     ids=["trpo", "npg", "acktr"],
 )
 def test_every_option_of_a_second_order_algorithm_from_the_command_line(name, options, tmp_path):
-    fields = set(purerl.ALGORITHMS[name].config.__dataclass_fields__)
+    fields = set(purerl.ALGORITHMS[name].config.specs)
     assert set(options) == fields - {"network"}
     words = []
     for field, value in options.items():

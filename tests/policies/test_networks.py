@@ -97,7 +97,7 @@ def test_observations_that_cannot_be_convolved(torso, obs_shape, message):
     [
         (
             {"hidden_sizes": (64, 0)},
-            r"a width in hidden_sizes=0 is out of range; set it within \[1, inf\)",
+            r"one of hidden_sizes=0 is out of range; set it within \[1, inf\)",
         ),
         ({"conv_features": 0}, r"conv_features=0 is out of range"),
         ({"activation": "tahn"}, "unknown activation 'tahn'. Did you mean tanh?"),

@@ -150,6 +150,13 @@ def test_names_and_what_are_no_algorithms():
         make_train(make_train(algorithm(), NOISY, 1000, **SIZES), NOISY)
 
 
+@pytest.mark.parametrize("make", [make_train, purerl.make_experiment])
+def test_a_record_of_an_environment_is_checked_where_a_run_is_made(make):
+    env = NOISY._replace(obs_shape=(2,), step=lambda *given: NOISY.step(*given))
+    with pytest.raises(TypeError, match=r"reset: obs has shape \(3,\), wanted \(2,\)"):
+        make(algorithm(), env)
+
+
 def test_sampled_evaluations_act_as_at_the_end_of_the_run():
     """Reward 1 a step for the action that is taken at progress 1 only."""
 
@@ -158,8 +165,9 @@ def test_sampled_evaluations_act_as_at_the_end_of_the_run():
         return action, {}
 
     def step(state, action, key, fresh=None):
-        obs = jnp.zeros(1)
-        return Step(obs, obs, 1.0 * action, jnp.array(False), state == 1), state + 1
+        obs, end = jnp.zeros(1), state == 1
+        after = jnp.where(end, 0, state + 1)
+        return Step(obs, obs, 1.0 * action, jnp.array(False), end), after
 
     env = Env("late", lambda key: (jnp.zeros(1), jnp.int32(0)), step, Discrete(2), (1,), 2)
     learner = off_policy({"td_error": jnp.zeros(8)}, late)

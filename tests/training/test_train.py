@@ -395,21 +395,16 @@ def test_episodes_go_on_from_rollout_to_rollout():
         np.testing.assert_array_equal(step[i + 1, 0], np.where(on, step[i, -1] + 1, 0))
 
 
-def key_env():
-    """An environment whose observations are the keys that it was given."""
+def key_env(limit=6):
+    """An environment whose observations are the keys that it was given; a rollout an episode."""
     see = lambda key: jax.random.key_data(key).astype(jnp.result_type(float))  # noqa: E731
-    no = jnp.array(False)
-    return Env(
-        name="keys",
-        reset=lambda key: (see(key), jnp.zeros(())),
-        step=lambda state, action, key, fresh: (
-            Step(see(key), see(key), jnp.zeros(()), no, no),
-            state,
-        ),
-        action_space=Box((2,)),
-        obs_shape=(2,),
-        max_episode_steps=3,
-    )
+
+    def step(time, action, key, fresh):
+        after, end = (see(key), time + 1), time + 1 == limit
+        obs, time = jax.tree.map(lambda new, old: jnp.where(end, new, old), fresh, after)
+        return Step(obs, after[0], jnp.zeros(()), jnp.array(False), end), time
+
+    return Env("keys", lambda key: (see(key), jnp.int32(0)), step, Box((2,)), (2,), limit)
 
 
 @pytest.mark.parametrize("whole_episodes", [True, False])
@@ -420,7 +415,7 @@ def test_no_key_is_used_twice(whole_episodes, x64):
     assert rollout.obs.dtype == jnp.float64  # a uint32 fits
     keys = [rollout.next_obs.reshape(-1, 2), rollout.action[:, :, 0].reshape(-1, 2)]
     keys += [metrics.info["key"]]
-    keys += [(rollout.obs[:, 0] if whole_episodes else rollout.obs[:1, 0]).reshape(-1, 2)]
+    keys += [rollout.obs[:, 0].reshape(-1, 2)]  # of the resets
     keys = np.concatenate([np.asarray(k) for k in keys])
     assert len(np.unique(keys, axis=0)) == len(keys)
 

@@ -1,1 +1,1 @@
-"""What a run tells: log, progress, plots, statistics over seeds."""
+"""Reports of a run: log, progress, plots, statistics over seeds."""

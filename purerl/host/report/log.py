@@ -1,4 +1,4 @@
-"""What a run tells of its seeds: rows of the log, and words."""
+"""Rows of a run's log, and names of its seeds."""
 
 import pathlib
 from collections.abc import Callable
@@ -80,7 +80,7 @@ class Log:
     """Hands rows to all writers; what could not be written is kept, and tried again."""
 
     def __init__(self, writers: list[Writer]):
-        """Opens nothing yet.
+        """Stores the writers.
 
         Args:
             writers: Where rows go.

@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a progress bar, and in a notebook a live learning curve."""
+"""The display of a run in progress: a bar, and in a notebook a live learning curve."""
 
 import importlib.util
 import io
@@ -30,13 +30,13 @@ class Progress:
             enabled: Whether to show anything.
             title: What the bar begins with.
         """
-        self._label, self._enabled = label, enabled
+        self._enabled = enabled
         self._return = self._failed = ""
         widgets = _in_notebook() and importlib.util.find_spec("ipywidgets") is not None
         numbers = {"total": total, "initial": done, "unit": "step", "unit_scale": True}
         bar = tqdm.auto.tqdm if widgets else tqdm.tqdm
         self._bar = bar(desc=title or None, disable=not enabled, **numbers)
-        self._curve = _LiveCurve() if enabled and _in_notebook() else None
+        self._curve = _LiveCurve(label) if enabled and _in_notebook() else None
 
     def advance(self, steps: int, train_return: np.ndarray, failed: str) -> None:
         """After a chunk.
@@ -62,7 +62,7 @@ class Progress:
         self._return = f"return {iqm(returns[-1]):.1f}"
         self._show()
         if self._curve is not None:
-            self._curve.show(self._label, steps, returns)
+            self._curve.show(steps, returns)
 
     def say(self, what: str) -> None:
         """A line above the bar.
@@ -89,20 +89,20 @@ class _LiveCurve:
     fiftieth of the time, and at the end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, label: str):
+        self._label = label
         self._handle: Any = None
-        self._next = 0.0
-        self._missing: Any = None  # a curve that was not drawn yet
+        self._next = 0.0  # when the next picture is drawn
+        self._missing: Any = None  # steps and returns that were not drawn yet
 
-    def show(self, label: str, steps: Sequence[int], returns: Sequence[np.ndarray]) -> None:
+    def show(self, steps: Sequence[int], returns: Sequence[np.ndarray]) -> None:
         """Draws the curve, or keeps it for later.
 
         Args:
-            label: What is trained.
             steps: Environment steps of all evaluations so far.
             returns: Of each of them ``[S]``.
         """
-        self._missing = label, steps, returns
+        self._missing = steps, returns
         begin = time.perf_counter()
         if begin >= self._next:
             self.finish()
@@ -115,10 +115,9 @@ class _LiveCurve:
             return
         from IPython.display import Image, display
 
-        label, steps, returns = self._missing
-        self._missing = None
-        png = io.BytesIO()
-        figure = plot_curves({label: (np.array(steps), np.stack(returns, axis=1))})
+        steps, returns = self._missing
+        self._missing, png = None, io.BytesIO()
+        figure = plot_curves({self._label: (np.array(steps), np.stack(returns, axis=1))})
         figure.savefig(png, format="png", dpi=100)
         picture = Image(png.getvalue())
         if self._handle is None:

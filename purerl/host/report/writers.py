@@ -1,4 +1,4 @@
-"""Where a run's rows go: CSV, JSON lines, TensorBoard, Weights & Biases.
+"""Writers of a run's rows: CSV, JSON lines, TensorBoard, Weights & Biases.
 
 A row is one seed at one evaluation. A writer is anything with the three functions of
 :class:`Writer`.
@@ -10,9 +10,10 @@ import importlib
 import io
 import json
 import math
+import os
 import pathlib
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +26,7 @@ Rows = dict[str, np.ndarray]
 
 
 class Writer(Protocol):
-    """What a run hands its rows to."""
+    """Receives the rows of a run."""
 
     def open(self, folder: pathlib.Path, config: dict[str, Any], step: int | None) -> None:
         """Before the first row.
@@ -60,11 +61,8 @@ class TextWriter:
             return
         lines = self.path.read_text().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
-        kept = [
-            line
-            for line, at in zip(whole, self._steps(whole), strict=True)
-            if at is None or at <= step
-        ]
+        rows = zip(whole, self._steps(whole), strict=True)
+        kept = [line for line, at in rows if at <= step]
         temporary = self.path.with_suffix(self.path.suffix + ".part")
         temporary.write_text("".join(kept))
         temporary.replace(self.path)
@@ -72,16 +70,13 @@ class TextWriter:
     def write(self, rows: Rows) -> None:
         """See :class:`Writer`."""
         size = self.path.stat().st_size if self.path.exists() else 0
-        data = self._format(rows, first=size == 0).encode()
-        with self.path.open("ab", buffering=0) as file:
-            try:
-                written = file.write(data)
-                if written != len(data):
-                    raise OSError(f"{self.path}: no space left")
-            except OSError:
-                with contextlib.suppress(OSError):
-                    file.truncate(size)  # a part of a row is worse than none
-                raise
+        try:
+            with self.path.open("a") as file:
+                file.write(self._format(rows, first=size == 0))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)  # a part of a row is worse than none
+            raise
 
     def close(self) -> None:
         """See :class:`Writer`."""
@@ -89,8 +84,8 @@ class TextWriter:
     def _format(self, rows: Rows, first: bool) -> str:
         raise NotImplementedError
 
-    def _steps(self, lines: list[str]) -> Iterable[int | None]:
-        """Of each line; None of a header."""
+    def _steps(self, lines: list[str]) -> list[int]:
+        """Of each line; -1 of a header."""
         raise NotImplementedError
 
 
@@ -107,8 +102,8 @@ class CSVWriter(TextWriter):
         writer.writerows(zip(*rows.values(), strict=True))
         return text.getvalue()
 
-    def _steps(self, lines: list[str]) -> Iterable[int | None]:
-        return [None, *(int(row["step"]) for row in csv.DictReader(lines))][: len(lines)]
+    def _steps(self, lines: list[str]) -> list[int]:
+        return [-1, *(int(row["step"]) for row in csv.DictReader(lines))][: len(lines)]
 
 
 class JSONLWriter(TextWriter):
@@ -120,7 +115,7 @@ class JSONLWriter(TextWriter):
         lines = (dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True))
         return "".join(json.dumps({k: _json(x) for k, x in line.items()}) + "\n" for line in lines)
 
-    def _steps(self, lines: list[str]) -> Iterable[int | None]:
+    def _steps(self, lines: list[str]) -> list[int]:
         return [json.loads(line)["step"] for line in lines]
 
 

@@ -1,1 +1,1 @@
-"""A run's folder: what is written and read again."""
+"""A run's folder: configuration, checkpoints, policies."""

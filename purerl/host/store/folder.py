@@ -1,9 +1,8 @@
-"""A run's folder: what was done, readable while it is being done.
+"""A run's folder, readable while the run goes on.
 
 ``config.json``      the experiment with versions, commit and hardware
 ``evaluations.csv``  a row for each seed and evaluation; what else was asked for (``writers.py``)
-``checkpoints/``     the newest states of the whole run (``checkpoint.py``)
-``best/``            on request, that of the best evaluation
+``checkpoints/``     the newest states of the whole run, on request the best (``checkpoint.py``)
 ``learning_curve.png``
 ``lock``             held by the process that trains
 """
@@ -24,6 +23,7 @@ from purerl.host.experiment import dumps
 from purerl.host.store.provenance import provenance
 
 CONFIG, ROWS, PLOT = "config.json", "evaluations.csv", "learning_curve.png"
+CHECKPOINTS = "checkpoints"
 PART = CONFIG + ".part"
 LOCK = "lock"
 REPLACED = ".replaced"  # a run that is being overwritten
@@ -55,20 +55,18 @@ class RunFolder:
             )
         self._put_back()
         if self.path.exists() and not self.path.is_dir():
-            raise FileExistsError(
-                f"{self.path} is a file, wanted a new folder; choose another --out."
-            )
+            raise FileExistsError(f"{self.path} is a file, wanted a folder; choose another --out.")
         # A process that was killed while it made the folder leaves what is as good as nothing.
         if self.path.exists() and any(path.name != PART for path in self.path.iterdir()):
             if not overwrite:
                 raise FileExistsError(
-                    f"{self.path} exists and is not empty, wanted a new folder; choose another "
-                    "--out, or give --overwrite to delete the run in it."
+                    f"{self.path} exists and is not empty; choose another --out, or give "
+                    "--overwrite to delete the run in it."
                 )
             if not (self.path / CONFIG).exists():
                 raise FileExistsError(
-                    f"{self.path} is not empty and holds no run ({CONFIG} is missing), so it is "
-                    "not overwritten; choose another --out."
+                    f"{self.path} holds no run ({CONFIG} is missing), so it is not overwritten; "
+                    "choose another --out."
                 )
         there = next(path for path in (self.path, *self.path.parents) if path.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
@@ -85,18 +83,15 @@ class RunFolder:
         if self.begun():
             with self.lock():
                 pass
-        replaced = self.path / REPLACED
-        if replaced.exists():  # of a process that was killed when the next run had begun
-            shutil.rmtree(replaced)
+        part, replaced = self.path / PART, self.path / REPLACED
+        shutil.rmtree(replaced, ignore_errors=True)  # of a process that was killed after it began
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / PART).write_text(text)
-        for path in list(self.path.iterdir()):
-            if path not in (self.path / PART, replaced):
-                replaced.mkdir(exist_ok=True)
-                path.replace(replaced / path.name)
-        (self.path / PART).replace(self.path / CONFIG)
-        if replaced.exists():
-            shutil.rmtree(replaced)
+        part.write_text(text)
+        for path in [path for path in self.path.iterdir() if path != part]:
+            replaced.mkdir(exist_ok=True)
+            path.replace(replaced / path.name)
+        part.replace(self.path / CONFIG)
+        shutil.rmtree(replaced, ignore_errors=True)
 
     def update(self, description: dict[str, Any]) -> None:
         """Writes what is being run, where it has changed: a run that is extended.
@@ -142,11 +137,11 @@ class RunFolder:
 
     def iterations(self) -> list[int]:
         """Iterations after which there are checkpoints, as far as their names tell."""
-        names = (path.name for path in (self.path / "checkpoints").glob("*"))
+        names = (path.name for path in (self.path / CHECKPOINTS).glob("*"))
         return sorted(int(name) for name in names if name.isdigit())
 
     def read_config(self) -> dict[str, Any]:
-        """What ``config.json`` holds.
+        """Reads ``config.json``.
 
         Raises:
             FileNotFoundError: If this is no run's folder.
@@ -167,14 +162,13 @@ class RunFolder:
         path = self.path / ROWS
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: this run was never evaluated.")
+        returns: dict[int, list[float]] = {}  # by step; each row is a seed, in their order
         with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        by_step: dict[int, dict[int, float]] = {}
-        for row in rows:
-            by_step.setdefault(int(row["step"]), {})[int(row["seed"])] = float(row["return"])
-        seeds = sorted(by_step[min(by_step)])
-        steps = [step for step in sorted(by_step) if sorted(by_step[step]) == seeds]
-        return np.array(steps), np.array([[by_step[step][s] for step in steps] for s in seeds])
+            for row in csv.DictReader(file):
+                returns.setdefault(int(row["step"]), []).append(float(row["return"]))
+        seeds = max(map(len, returns.values()), default=0)
+        whole = {step: x for step, x in returns.items() if len(x) == seeds}
+        return np.array([*whole], int), np.array([*whole.values()]).T
 
 
 def check_same(
@@ -209,17 +203,10 @@ def differences(
         here: What is wanted.
         show: How a value is written.
     """
-    missing = "nothing"
-    names = [
-        name
-        for name in sorted({*there, *here})
-        if there.get(name, missing) != here.get(name, missing)
-    ]
-    told = [
-        f"{name} is {show(there.get(name, missing))} there, {show(here.get(name, missing))} here"
-        for name in names[:5]
-    ]
-    return ", ".join(told) + (f", and {len(names) - 5} more" if names[5:] else "")
+    names = sorted({*there, *here})
+    pairs = [(name, there.get(name, "nothing"), here.get(name, "nothing")) for name in names]
+    told = [f"{name} is {show(x)} there, {show(y)} here" for name, x, y in pairs if x != y]
+    return ", ".join(told[:5]) + (f", and {len(told) - 5} more" if told[5:] else "")
 
 
 def check_run(mine: dict[str, Any], other: dict[str, Any], where: str) -> None:

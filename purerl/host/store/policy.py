@@ -1,8 +1,9 @@
-"""What the folder of a run, or of a sweep, is good for later: policies and evaluations."""
+"""Policies and evaluations from the folder of a run or of a sweep."""
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +12,9 @@ import numpy as np
 
 from purerl.config import check_choice
 from purerl.host.experiment import Experiment
-from purerl.host.store.checkpoint import BEST, NEWEST, Checkpoints
+from purerl.host.store.checkpoint import Checkpoints
 from purerl.host.store.folder import RunFolder, check_run
-from purerl.host.sweep.result import load_sweep, read_host, sweep_parts
+from purerl.host.sweep.result import load_sweep, sweep_parts
 from purerl.records import Clock
 from purerl.training.evaluation import Evaluation
 from purerl.training.seeds import is_clock, take_seeds, use_all_cores, vectorize
@@ -53,24 +54,10 @@ def load_policy(
             version.
     """
     check_choice("load_policy", "checkpoint", checkpoint, ("newest", "best"))
-    folder, which = RunFolder(path), NEWEST if checkpoint == "newest" else BEST
-    config = folder.read_config()
-    if "experiments" in config:
-        number, found, last = _rows_of_point(folder, config, point, which)
-        seed = best_seed(str(path), seed, config["seeds"], last) if found else 0
-        if seed not in found:
-            raise _missing(folder, number, seed)
-        experiment = Experiment.from_json(config["experiments"][number], **given)
-        part, row = found[seed]
-        state, _ = load_learned(part, which, **given)
-    elif point != "best":
-        raise ValueError(f"load_policy: {path} is no sweep, so it has no point {point!r}.")
-    else:
-        experiment = Experiment.from_json(read_run(folder), **given)
-        state, host = load_learned(folder, which, **given)
-        returns = dict(enumerate(host["returns"][-1])) if host["returns"] else {}
-        row = best_seed(str(path), seed, host["run"]["seeds"], returns)
-    return make_policy(experiment, state, row, greedy=greedy)
+    folder = RunFolder(path)
+    experiment, learned, returns = _learned_seeds(folder, point, checkpoint, given)
+    number = best_seed(str(path), seed, folder.read_config()["seeds"], returns)
+    return make_policy(experiment, _together(folder, learned, [number]), 0, greedy=greedy)
 
 
 def make_policy(
@@ -139,25 +126,9 @@ def evaluate_run(
     """
     use_all_cores()
     folder = RunFolder(path)
-    config = folder.read_config()
-    if "experiments" in config:
-        number, found, _ = _rows_of_point(folder, config, point, NEWEST)
-        seeds = config["seeds"]
-        if missing := sorted({*range(seeds)} - {*found}):
-            raise _missing(folder, number, missing[0])
-        experiment = Experiment.from_json(config["experiments"][number], **given)
-        parts = {part.path: load_learned(part, **given)[0] for part, _ in found.values()}
-        rows = [
-            take_seeds(parts[part.path], [row])
-            for part, row in map(found.__getitem__, range(seeds))
-        ]
-        state = jax.tree.map(
-            lambda *x: x[0] if is_clock(x[0]) else np.concatenate(x), *rows, is_leaf=is_clock
-        )
-    else:
-        experiment = Experiment.from_json(read_run(folder), **given)
-        state, host = load_learned(folder, **given)
-        seeds = len(host["failed"])
+    experiment, learned, _ = _learned_seeds(folder, point, "newest", given)
+    seeds = folder.read_config()["seeds"]
+    state = _together(folder, learned, range(seeds))
     loop = dataclasses.replace(
         experiment.loop, evaluation_episodes=episodes, greedy_evaluation=greedy
     )
@@ -168,7 +139,7 @@ def evaluate_run(
 
 
 def read_run(folder: RunFolder) -> dict[str, Any]:
-    """What the ``config.json`` of a run holds.
+    """Reads the ``config.json`` of a run.
 
     Args:
         folder: The run's.
@@ -208,37 +179,63 @@ def best_seed(where: str, seed: int | str, seeds: int, returns: Mapping[int, flo
     return max(returns, key=lambda s: -np.inf if np.isnan(returns[s]) else returns[s])
 
 
-def _rows_of_point(
-    folder: RunFolder, config: dict[str, Any], point: int | str, which: str
-) -> tuple[int, dict[int, tuple[RunFolder, int]], dict[int, float]]:
-    """Number of a sweep's point; and by seed the folder and row it is in, and its last return."""
-    result = load_sweep(folder.path)
+def _learned_seeds(
+    folder: RunFolder, point: int | str, checkpoint: str, given: dict[str, Any]
+) -> tuple[Experiment, dict[int, TrainState], dict[int, float]]:
+    """The experiment of a run or point; by seed learners ``[1, ...]`` and last returns.
+
+    A point's seeds may be in several parts of the sweep, and not all of them trained yet.
+    """
+    config = folder.read_config()
+    if "experiments" in config:
+        number, parts = _parts_of_point(folder, config, point)
+        experiment = Experiment.from_json(config["experiments"][number], **given)
+    elif point != "best":
+        raise ValueError(f"{folder.path} is no sweep, so it has no point {point!r}.")
+    else:
+        parts = [(folder, {seed: seed for seed in range(read_run(folder)["seeds"])})]
+        experiment = Experiment.from_json(config, **given)
+    learned: dict[int, TrainState] = {}
+    returns: dict[int, float] = {}
+    for part, rows in parts:
+        _, state, host = load_learned(part, checkpoint, **given)
+        learned |= {seed: take_seeds(state, [row]) for seed, row in rows.items()}
+        if host["returns"]:
+            returns |= {seed: host["returns"][-1][row] for seed, row in rows.items()}
+    return experiment, learned, returns
+
+
+def _parts_of_point(
+    folder: RunFolder, config: dict[str, Any], point: int | str
+) -> tuple[int, list[tuple[RunFolder, dict[int, int]]]]:
+    """Number of a sweep's point; and the parts that have seeds of it, with their rows by seed."""
+    result, seeds = load_sweep(folder.path), config["seeds"]
     if point == "best":
         ranked = result.ranked()
         if not ranked:
             raise ValueError(f"{folder.path}: nothing was evaluated, so no point is the best.")
         point = ranked[0]["point"]
-    point, seeds = _number("point", point, len(result.points)), config["seeds"]
-    found: dict[int, tuple[RunFolder, int]] = {}
-    returns: dict[int, float] = {}
+    number, parts = _number("point", point, len(result.points)), []
     for part in sweep_parts(folder):
         there = part.read_config()
-        if point not in there["points"]:
-            continue
         first, last = there["rows"]
-        begin = there["points"].index(point) * seeds
-        rows = range(max(first, begin), min(last, begin + seeds))
-        found |= {row - begin: (part, row - first) for row in rows}
-        host = read_host(part, which)
-        if host is not None and host["returns"]:
-            returns |= {row - begin: host["returns"][-1][row - first] for row in rows}
-    return point, found, returns
+        rows = [row for row in range(first, last) if there["points"][row // seeds] == number]
+        if rows and part.iterations():
+            parts.append((part, {row % seeds: row - first for row in rows}))
+    return number, parts
 
 
-def _missing(folder: RunFolder, point: int, seed: int) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"{folder.path}: the sweep was stopped before it came to point {point}, seed {seed}; "
-        "resume it."
+def _together(folder: RunFolder, learned: dict[int, TrainState], seeds: Sequence[int]) -> Any:
+    """The learners of some seeds as one state ``[S, ...]``."""
+    if missing := [seed for seed in seeds if seed not in learned]:
+        raise FileNotFoundError(
+            f"{folder.path}: the sweep was stopped before it came to seed {missing[0]} of this "
+            "point; resume it."
+        )
+    return jax.tree.map(
+        lambda *x: x[0] if is_clock(x[0]) else np.concatenate(x),
+        *[learned[seed] for seed in seeds],
+        is_leaf=is_clock,
     )
 
 
@@ -249,13 +246,13 @@ def _number(name: str, x: Any, count: int) -> int:
 
 
 def load_learned(
-    folder: RunFolder, which: str = NEWEST, **given: Any
-) -> tuple[TrainState, dict[str, Any]]:
-    """The learners and normalizers of a checkpoint, and what it says of itself.
+    folder: RunFolder, which: str = "newest", **given: Any
+) -> tuple[Experiment, TrainState, dict[str, Any]]:
+    """A run's experiment, and learners, normalizers and host data of one of its checkpoints.
 
     Args:
         folder: A run's, or that of a part of a sweep.
-        which: Folder in it: ``checkpoints`` or ``best``.
+        which: The ``newest`` checkpoint, or the ``best``.
         **given: Objects that the run was begun with.
 
     Raises:
@@ -263,24 +260,16 @@ def load_learned(
         ValueError: If it is damaged, or of another run or version.
     """
     experiment = Experiment.from_json(folder.read_config(), **given)
-    if not (folder.path / which).is_dir():
-        advice = "resume it" if which == NEWEST else "it was run without --keep-best"
-        raise FileNotFoundError(f"{folder.path / which} is missing: no checkpoint; {advice}.")
-    checkpoints = Checkpoints(folder.path / which, keep=None)
-    try:
-        iterations = checkpoints.iterations()
-        if not iterations:
-            raise FileNotFoundError(
-                f"{folder.path / which} holds no checkpoint: the run was stopped before its "
-                "first one; resume it."
-            )
-        host = checkpoints.read_host(iterations[-1])
+    with contextlib.closing(Checkpoints(folder.path)) as checkpoints:
+        iteration = checkpoints.find(which)
+        if iteration is None:
+            stopped = "the run was stopped before its first one; resume it"
+            why = stopped if which == "newest" else "it was run without --keep-best"
+            raise FileNotFoundError(f"{checkpoints.path} has no {which} checkpoint: {why}.")
+        host = checkpoints.read_host(iteration)
         check_run(experiment.to_json(), host["run"], str(checkpoints.path))
         template = learned_shapes(experiment, len(host["failed"]))
-        state = checkpoints.restore_policy(iterations[-1], template)
-    finally:
-        checkpoints.close()
-    return state, host
+        return experiment, checkpoints.restore_policy(iteration, template), host
 
 
 def learned_shapes(experiment: Experiment, seeds: int) -> TrainState:
@@ -296,7 +285,7 @@ def learned_shapes(experiment: Experiment, seeds: int) -> TrainState:
 
 
 def learned_part(state: TrainState) -> TrainState:
-    """What of a state acting needs: learner and normalizer.
+    """Learner and normalizer of a state: all that acting needs; the other fields are None.
 
     Args:
         state: Of one seed or many.

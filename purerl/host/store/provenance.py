@@ -13,13 +13,14 @@ import numpy as np
 
 from purerl.host.devices import Shard, from_hosts
 
-PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy", "scipy")
 FLAGS = (  # of JAX
     "enable_x64",
     "default_matmul_precision",
     "default_prng_impl",
     "threefry_partitionable",
 )
+HERE = pathlib.Path(__file__)
 
 
 def provenance() -> dict[str, Any]:
@@ -49,7 +50,7 @@ def circumstances(shard: Shard) -> dict[str, Any]:
     told = from_hosts(np.frombuffer(kind.encode()[:64].ljust(64), np.uint8))
     kinds = sorted({bytes(row).decode(errors="replace").strip() for row in told})
     return {
-        "versions": _versions() | {"scipy": importlib.metadata.version("scipy")},
+        "versions": _versions(),
         "source": _source(),
         **{name: getattr(jax.config, f"jax_{name}") for name in FLAGS},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
@@ -60,45 +61,39 @@ def circumstances(shard: Shard) -> dict[str, Any]:
 
 def _source() -> str:
     """CRC-32 of purerl's own files: an edited checkout is another version."""
-    here, crc = pathlib.Path(__file__).parents[2], 0
-    for path in sorted(here.rglob("*.py")):
-        crc = zlib.crc32(path.relative_to(here).as_posix().encode() + path.read_bytes(), crc)
+    folder, crc = HERE.parents[2], 0
+    for path in sorted(folder.rglob("*.py")):
+        crc = zlib.crc32(path.relative_to(folder).as_posix().encode() + path.read_bytes(), crc)
     return f"{crc:08x}"
 
 
 def commit() -> str | None:
     """The commit purerl runs from, with "-dirty" after changes; None outside a git checkout."""
-    here = pathlib.Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(HERE.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        result = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        tracked = subprocess.run(
-            ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__],
-            capture_output=True,
-        )
+        git("ls-files", "--error-unmatch", str(HERE))  # not installed below another project's
+        return git("describe", "--always", "--abbrev=40", "--dirty")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return result.stdout.strip() if tracked.returncode == 0 else None
 
 
 def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
+    return {package: _version(package) for package in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # purerl itself may be on the path only
+        return None
 
 
 def _cpu_model() -> str:
     cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

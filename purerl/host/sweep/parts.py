@@ -22,11 +22,11 @@ from purerl.host.programs import Driver
 from purerl.host.report import frame
 from purerl.host.resources import memory_bytes, tree_bytes
 from purerl.host.runs import OPTIONS
+from purerl.host.store.checkpoint import INEXACT, read_host
 from purerl.host.store.folder import RunFolder, check_same
 from purerl.host.store.provenance import circumstances
-from purerl.host.store.retention import INEXACT
 from purerl.host.sweep.points import Group, grid as combinations, make_groups
-from purerl.host.sweep.result import Collected, SweepResult, read_host, read_sweep
+from purerl.host.sweep.result import Collected, SweepResult, read_sweep
 from purerl.training.seeds import use_all_cores
 
 TABLE = "sweep.csv"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from purerl.config import check_integer, plain, swept_fields
+from purerl.config import check_integer, plain
 from purerl.host.experiment import Experiment
 
 
@@ -91,5 +91,6 @@ def make_groups(experiments: list[Experiment]) -> list[Group]:
 
 def _swept(experiment: Experiment) -> dict[str, float]:
     """The fields of a configuration that may be tracers, and are numbers."""
-    numbers = {name: getattr(experiment.config, name) for name in swept_fields(experiment.config)}
+    config = experiment.config
+    numbers = {name: getattr(config, name) for name, spec in config.specs.items() if spec.swept}
     return {k: float(x) for k, x in numbers.items() if isinstance(x, int | float)}

@@ -9,7 +9,7 @@ import numpy as np
 from purerl.host.options import Stopped
 from purerl.host.report import frame
 from purerl.host.report.aggregate import iqm, iqm_interval
-from purerl.host.store.checkpoint import NEWEST, Checkpoints
+from purerl.host.store.checkpoint import read_host
 from purerl.host.store.folder import RunFolder
 
 
@@ -252,23 +252,6 @@ def sweep_parts(folder: RunFolder) -> list[RunFolder]:
     """
     found = [RunFolder(path) for path in sorted(folder.path.glob("group-*/rows-*"))]
     return [part for part in found if part.begun()]
-
-
-def read_host(folder: RunFolder, which: str = NEWEST) -> dict[str, Any] | None:
-    """What the newest checkpoint of a run says of itself; None if there is none.
-
-    Args:
-        folder: The run's.
-        which: The folder in it, ``checkpoints`` or ``best``.
-    """
-    if not (folder.path / which).is_dir():
-        return None
-    checkpoints = Checkpoints(folder.path / which, keep=None)
-    try:
-        iterations = checkpoints.iterations()
-        return checkpoints.read_host(iterations[-1]) if iterations else None
-    finally:
-        checkpoints.close()
 
 
 def _short(x: Any) -> str:
