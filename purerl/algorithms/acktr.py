@@ -188,10 +188,8 @@ def acktr(
         The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``,
         ``explained_variance``, ``kl`` (old || new), ``learning_rate`` (eta_max at this update),
         ``trust`` and, without a shared trunk, ``critic_trust`` (what the KL clip multiplied the
-        last step by), ``damping``, ``condition`` (of the worst damped block), ``finite``.
-
-    Raises:
-        ValueError: By ``init``, if the network has a matrix that K-FAC cannot factor.
+        last step by), ``damping``, ``condition`` (of the worst damped block), ``finite``. ``init``
+        raises ValueError if the network has a matrix that K-FAC cannot factor.
 
     Example:
         >>> import jax, purerl
