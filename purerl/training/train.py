@@ -82,7 +82,8 @@ def _sizes(algorithm: Any, sizes: dict[str, Any]) -> Any:
     if type(algorithm) not in kinds:
         raise TypeError(
             f"make_train: algorithm is a {type(algorithm).__name__}, wanted an OnPolicyAlgorithm "
-            "or OffPolicyAlgorithm, such as purerl.ppo_clip(config, env.action_space)."
+            "or OffPolicyAlgorithm: purerl.ppo_clip(config, env.action_space) is one; purerl.run "
+            "takes names."
         )
     config, other = kinds[type(algorithm)]
     known, others = ([f.name for f in dataclasses.fields(c)] for c in (config, other))
