@@ -105,8 +105,8 @@ def find_layers(
     jax.eval_shape(forward, params, obs, *args)
     if not found:
         raise ValueError(
-            f"the network {type(network).__name__} has no nn.Dense or nn.Conv layer of flax.linen "
-            "for K-FAC to factor; build it of these, or choose an algorithm such as trpo."
+            f"the network {type(network).__name__} has no nn.Dense or nn.Conv layer of flax.linen, "
+            "which are all that K-FAC can factor; choose an algorithm such as trpo for others."
         )
     _check_the_rest(params, found)
     return tuple(found.values())
@@ -218,9 +218,8 @@ def _check(module: Any, x: jax.Array, batch: int, lifted: bool) -> None:
         raise ValueError(f"{where}: it has groups or a mask; use neither.")
     axes = len(_kernel_size(module)) + 2 if conv else max(x.ndim, 2)
     if x.ndim != axes or x.shape[0] != batch:
-        raise ValueError(
-            f"{where}: its input has shape {x.shape}, wanted one batch axis [{batch}, ...]."
-        )
+        wanted = "one batch axis" if conv else f"[{batch}, ...], one row a sample"
+        raise ValueError(f"{where}: its input has shape {x.shape}, wanted {wanted}.")
 
 
 def _check_the_rest(params: PyTree, found: Iterable[str]) -> None:
