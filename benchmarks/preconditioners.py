@@ -49,6 +49,24 @@ class Options:
     """Whether to overwrite the result files."""
 
 
+def fisher_diagonal(policy, params, obs):
+    """The diagonal of the matrix of ``purerl.fisher_vector_product``, exactly."""
+    import jax
+    import jax.numpy as jnp
+    from jax.flatten_util import ravel_pytree
+
+    def of_one(observation):
+        distribution = policy(params, observation[None])
+        z, unravel = ravel_pytree(distribution)
+        curvature = jax.hessian(lambda z: jnp.sum(distribution.kl(unravel(z))))(z)
+        jacobian = jax.jacrev(lambda p: ravel_pytree(policy(p, observation[None]))[0])(params)
+        return jax.tree.map(lambda j: jnp.einsum("i...,ij,j...->...", j, curvature, j), jacobian)
+
+    # In chunks: a Jacobian for every sample at once could be far larger than the network.
+    diagonals = jax.lax.map(of_one, obs, batch_size=64)
+    return jax.tree.map(lambda x: jnp.mean(x, axis=0), diagonals)
+
+
 def iterations_needed(network, params, obs, b, action, tolerance, damping, preconditioner: str):
     """Of conjugate gradient on (F + damping I) x = b, and the residual of the solution itself."""
     import jax
@@ -61,7 +79,7 @@ def iterations_needed(network, params, obs, b, action, tolerance, damping, preco
     product = purerl.fisher_vector_product(policy, params, obs)
 
     def divide():
-        diagonal = purerl.fisher_diagonal(policy, params, obs)
+        diagonal = fisher_diagonal(policy, params, obs)
         return lambda r: jax.tree.map(lambda x, d: x / (d + damping), r, diagonal)
 
     def kronecker():

@@ -89,7 +89,6 @@ from purerl.second_order.line_search import (
     backtracking_line_search as backtracking_line_search,
 )
 from purerl.second_order.products import (
-    fisher_diagonal as fisher_diagonal,
     fisher_vector_product as fisher_vector_product,
     hvp as hvp,
 )

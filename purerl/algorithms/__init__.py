@@ -1,4 +1,4 @@
-"""One paper a file; none imports another."""
+"""The algorithms, one paper a file; none imports another."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

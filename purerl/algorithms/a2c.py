@@ -22,20 +22,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, check_kind, field
 from purerl.pieces import advantages, gradient, losses
-from purerl.pieces.returns import n_step_return
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies import acting
-from purerl.policies.networks import NetworkConfig
+from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 
 
 class A2CState(NamedTuple):
-    """What A2C learns.
+    """State of A2C.
 
     Attributes:
         params: The network's parameters.
@@ -44,33 +41,6 @@ class A2CState(NamedTuple):
 
     params: PyTree
     opt_state: Any
-
-
-def make_batch(
-    network: Any, config: "A2CConfig", params: PyTree, rollout: Rollout
-) -> OnPolicyBatch:
-    """A rollout as samples with advantages and targets, under the current parameters.
-
-    Args:
-        network: ``obs [B, *O] -> (distribution, value [B])``.
-        config: Hyper-parameters.
-        params: Parameters that collected the rollout.
-        rollout: ``[T, N]``.
-
-    Returns:
-        Samples ``[T * N]``.
-    """
-    rollout = jax.tree.map(jnp.asarray, rollout)
-    batch = advantages.on_policy_batch(network, params, rollout, config.gamma, config.gae_lambda)
-    if config.n_step is not None:
-        flags = rollout.terminated, rollout.truncated
-        _, next_value = advantages.values(network, params, rollout)
-        target = n_step_return(rollout.reward, next_value, *flags, config.gamma, config.n_step)
-        target = target.reshape(-1)
-        batch = batch._replace(target=target, advantage=target - batch.value)
-    if config.normalize_advantage:
-        batch = batch._replace(advantage=advantages.standardize(batch.advantage))
-    return batch
 
 
 def make_loss(
@@ -132,7 +102,10 @@ def a2c(config: "A2CConfig", action_space: ActionSpace, network: Any = None) -> 
     ) -> tuple[A2CState, Info]:
         check_rollout(rollout, action_space)
         # 1. Advantages and targets.
-        batch = make_batch(network, config, state.params, rollout)
+        discounts, normalize = (config.gamma, config.gae_lambda), config.normalize_advantage
+        batch = advantages.on_policy_batch(
+            network, state.params, rollout, *discounts, n_step=config.n_step, normalize=normalize
+        )
         # 2. One gradient step.
         loss = make_loss(network, config, progress=progress)
         grads, info = jax.grad(loss, has_aux=True)(state.params, batch)
@@ -158,25 +131,20 @@ class A2CConfig(Config):
         0.5, "Bound on the gradient's global norm; None: no bound.", "(0, inf)"
     )
     gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
-    gae_lambda: Number = field(
-        1.0, "GAE's lambda; 1: n-step returns to the rollout's end, as in the paper.", "[0, 1]"
-    )
+    gae_lambda: Number = field(1.0, "GAE's lambda; 1, as in the paper: n-step returns.", "[0, 1]")
     n_step: int | None = field(
         None, "Instead of GAE: returns of so many rewards; 1: one-step actor-critic."
     )
-    normalize_advantage: bool = field(
-        False, "Bring a rollout's advantages to mean 0 and standard deviation 1."
-    )
+    normalize_advantage: bool = field(False, "Standardize the advantages of a rollout.")
     value_coef: Number = field(0.5, "c1.", "[0, inf)")
     entropy_coef: Schedule = field(0.0, "c2.", "[0, inf)")
     entropy_coef_schedule: Shape = field("constant", "How it falls to 0 at the run's end.")
-    network: NetworkConfig = field(NetworkConfig(), "Shape of the default network.")
+    network: networks.NetworkConfig = field(networks.NetworkConfig(), "Of the default network.")
 
     def check(self) -> None:
-        """Returns of ``n_step`` rewards have no lambda."""
+        """Refuses a ``gae_lambda`` beside ``n_step``."""
         given = isinstance(self.gae_lambda, jax.core.Tracer) or self.gae_lambda != 1
         if self.n_step is not None and given:
             raise ValueError(
-                f"A2CConfig: n_step={self.n_step} replaces GAE, so gae_lambda={self.gae_lambda} "
-                "would do nothing; leave out n_step, or set gae_lambda=1.0."
+                f"A2CConfig: n_step={self.n_step} replaces GAE: leave it out or set gae_lambda=1.0."
             )

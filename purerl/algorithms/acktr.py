@@ -15,11 +15,10 @@ Kronecker-factored approximation". The loss is A2C's; an update of a rollout is
 F is the Fisher matrix of the policy and of the critic, taken as a Gaussian around V(s), of actions
 and returns from the model: the rollout's actions are, returns are drawn here.
 
-Actor and critic with nothing in common have a trust region each. The Gaussian's standard deviation
-then cancels out of the critic's direction and only sets how far it may go: with the size of the
-rollout's errors for it, the critic's steps do not depend on the unit of the rewards. With a shared
-trunk the standard deviation (1, as in the paper) weighs the two against each other, and there is
-one joint Fisher matrix and one trust region.
+Actor and critic with nothing in common have a trust region each. The Gaussian's sigma then cancels
+out of the critic's direction and only sets how far it may go: the size of the rollout's errors, so
+that the critic's steps do not depend on the unit of the rewards. With a shared trunk sigma (1, as
+in the paper) weighs the two against each other, in one joint Fisher matrix and trust region.
 
 Differs from:
     The constants are those of OpenAI baselines. Drawn returns are one standard deviation off, with
@@ -27,7 +26,7 @@ Differs from:
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -36,12 +35,9 @@ import optax
 
 from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, field
-from purerl.pieces.advantages import explained_variance, on_policy_batch
-from purerl.pieces.gradient import gradient_step, keep_if_finite
-from purerl.pieces.losses import actor_critic_loss
+from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies import acting
-from purerl.policies.networks import NetworkConfig
+from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 from purerl.second_order import kfac
 
@@ -50,7 +46,7 @@ TRUST = {kfac.ALL: "trust", "actor": "trust", "critic": "critic_trust"}  # in th
 
 
 class ACKTRState(NamedTuple):
-    """What ACKTR learns.
+    """State of ACKTR.
 
     Attributes:
         params: Of the network.
@@ -64,9 +60,9 @@ class ACKTRState(NamedTuple):
 
 
 def make_loss(
-    network: Any, config: "ACKTRConfig", *, progress: float | jax.Array = 0.0
+    network: Any, config: "ACKTRConfig", *, progress: Number = 0.0
 ) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
-    r"""``loss(params, batch) -> (scalar, info)``.
+    r"""``loss(params, batch) -> (scalar, info)``; :math:`\sigma` counts with a shared trunk only.
 
     .. math::
         \frac1B \sum_b \Big[-\log \pi(a_b|s_b) \hat A_b
@@ -79,25 +75,20 @@ def make_loss(
     """
 
     def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        shared = _trust_regions(network, params, batch.obs) is None
-        of_output = _make_output_loss(config, shared, progress)
-        return of_output(network.apply(params, batch.obs), batch)
+        shared = _trust_regions(network, params, batch.obs) == kfac.ALL
+        return _loss(config, network.apply(params, batch.obs), batch, shared, progress)
 
     return loss
 
 
-def _make_output_loss(
-    config: "ACKTRConfig", shared: bool, progress: float | jax.Array
-) -> Callable[[Any, OnPolicyBatch], tuple[jax.Array, Info]]:
-    """``loss((distribution, value), batch)``: the same of the network's outputs."""
+def _loss(
+    config: "ACKTRConfig", output: Any, batch: OnPolicyBatch, shared: bool, progress: Number
+) -> tuple[jax.Array, Info]:
+    """The same loss as a function of the network's output ``(distribution, value)``."""
     entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
-
-    def loss(output: Any, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        distribution, value = output
-        value_coef = config.value_coef / _joint_variance(config, shared)
-        return actor_critic_loss(distribution, value, batch, value_coef, entropy_coef)
-
-    return loss
+    value_coef = config.value_coef / _joint_variance(config, shared)
+    distribution, value = output
+    return losses.actor_critic_loss(distribution, value, batch, value_coef, entropy_coef)
 
 
 def score(
@@ -125,17 +116,14 @@ def score(
 
 
 def _joint_variance(config: "ACKTRConfig", shared: bool) -> jax.Array:
-    """Of the critic's Gaussian, in Fisher matrix and loss; where nothing is shared it cancels out.
-    Constant, since a batch of a much smaller variance would stay long in the factors' averages.
-    """
+    """sigma^2 in Fisher matrix and loss; 1 without a shared trunk, where it cancels out."""
+    # Constant: a batch of a much smaller variance would stay long in the factors' averages.
     std = config.critic_std if shared and config.critic_std is not None else 1.0
     return jnp.square(jnp.asarray(std, jnp.result_type(float)))
 
 
 def _critic_bound(config: "ACKTRConfig", batch: OnPolicyBatch) -> Number | None:
-    """On a separate critic's step, for the Fisher matrix of N(V, 1): sigma^2 times that of
-    N(V, sigma^2), and so is the bound.
-    """
+    """KL clip of a separate critic, times sigma^2, since its Fisher matrix is that of N(V, 1)."""
     if config.critic_kl_clip is None:
         return None
     if config.critic_std is not None:
@@ -144,13 +132,36 @@ def _critic_bound(config: "ACKTRConfig", batch: OnPolicyBatch) -> Number | None:
     return config.critic_kl_clip * jnp.maximum(error, 1e-8)
 
 
-def _trust_regions(network: Any, params: PyTree, obs: jax.Array) -> PyTree | None:
-    """Labels shaped like the parameters; None if there is one that both outputs depend on."""
+def _trust_regions(network: Any, params: PyTree, obs: jax.Array) -> PyTree:
+    """``actor`` or ``critic`` for each parameter; ``all`` if both outputs depend on one of them."""
     of_actor = kfac.reaching(lambda p: network.apply(p, obs)[0], params)
     of_critic = kfac.reaching(lambda p: network.apply(p, obs)[1], params)
     if any(jax.tree.leaves(jax.tree.map(lambda a, c: a and c, of_actor, of_critic))):
-        return None
+        return kfac.ALL
     return jax.tree.map(lambda a: "actor" if a else "critic", of_actor)
+
+
+def _optimizer(
+    config: "ACKTRConfig",
+    layers: Sequence[kfac.Layer],
+    regions: PyTree,
+    bound: Number | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """K-FAC, with ``bound`` as the KL clip of a separate critic, followed by momentum."""
+    kl_clip = {kfac.ALL: config.kl_clip, "actor": config.kl_clip, "critic": bound}
+    natural = kfac.scale_by_kfac(
+        layers,
+        damping=config.damping,
+        damping_kind=config.damping_kind,
+        decay=config.decay,
+        stats_every=config.stats_every,
+        inverse_every=config.inverse_every,
+        cold_start=config.cold_start,
+        cold_max_norm=config.cold_max_norm,
+        kl_clip=kl_clip,
+        regions=regions,
+    )
+    return optax.chain(natural, optax.ema(config.momentum, debias=False))
 
 
 def _adapt(config: "ACKTRConfig", learning_rate: jax.Array, kl: jax.Array) -> jax.Array:
@@ -165,7 +176,7 @@ def _adapt(config: "ACKTRConfig", learning_rate: jax.Array, kl: jax.Array) -> ja
 def acktr(
     config: "ACKTRConfig", action_space: ActionSpace, network: Any = None
 ) -> OnPolicyAlgorithm:
-    """ACKTR.
+    """Actor-critic with a Kronecker-factored trust region.
 
     Args:
         config: Hyper-parameters.
@@ -177,11 +188,8 @@ def acktr(
         The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``,
         ``explained_variance``, ``kl`` (old || new), ``learning_rate`` (eta_max at this update),
         ``trust`` and, without a shared trunk, ``critic_trust`` (what the KL clip multiplied the
-        last step by), ``damping``, ``condition`` (of the worst damped block), ``finite``.
-
-    Raises:
-        ValueError: By ``init``, if the network has no layer that K-FAC can factor, or a matrix that
-            belongs to no such layer.
+        last step by), ``damping``, ``condition`` (of the worst damped block), ``finite``. ``init``
+        raises ValueError if the network has a matrix that K-FAC cannot factor.
 
     Example:
         >>> import jax, purerl
@@ -193,46 +201,30 @@ def acktr(
     """
     network = acting.default_network(action_space, config.network, network)
 
-    def parts(params: PyTree, obs: jax.Array) -> tuple[Any, Any, Any]:
-        """Layers, trust regions, and K-FAC within them followed by momentum."""
-        layers = kfac.find_layers(network, params, obs)
-        regions = _trust_regions(network, params, obs)
-        natural = kfac.scale_by_kfac(
-            layers,
-            damping=config.damping,
-            damping_kind=config.damping_kind,
-            decay=config.decay,
-            stats_every=config.stats_every,
-            inverse_every=config.inverse_every,
-            cold_start=config.cold_start,
-            cold_max_norm=config.cold_max_norm,
-            regions=regions,
-        )
-        return layers, regions, optax.chain(natural, optax.ema(config.momentum, debias=False))
-
     def init(obs: jax.Array, key: jax.Array) -> ACKTRState:
         params = acting.init_params(network, action_space, obs, key)
-        *_, optimizer = parts(params, obs)
+        layers = kfac.find_layers(network, params, obs)
+        optimizer = _optimizer(config, layers, _trust_regions(network, params, obs))
         rate = scheduled(config.learning_rate, "constant", 0.0)
-        opt_state = optimizer.init(params)
-        return ACKTRState(params, opt_state, jnp.asarray(rate, jnp.result_type(float)))
+        return ACKTRState(params, optimizer.init(params), jnp.asarray(rate, jnp.result_type(float)))
 
     def update(
-        state: ACKTRState, rollout: Rollout, key: jax.Array, *, progress: float | jax.Array = 0.0
+        state: ACKTRState, rollout: Rollout, key: jax.Array, *, progress: Number = 0.0
     ) -> tuple[ACKTRState, Info]:
         check_rollout(rollout, action_space)
-        normalize = config.normalize_advantage
-        batch = on_policy_batch(
-            network, state.params, rollout, config.gamma, config.gae_lambda, normalize=normalize
+        discounts, normalize = (config.gamma, config.gae_lambda), config.normalize_advantage
+        batch = advantages.on_policy_batch(
+            network, state.params, rollout, *discounts, normalize=normalize
         )
-        layers, regions, optimizer = parts(state.params, batch.obs)
-        shared = regions is None
+        layers = kfac.find_layers(network, state.params, batch.obs)
+        regions = _trust_regions(network, state.params, batch.obs)
+        shared = regions == kfac.ALL
 
         # 1. The gradient.
         tapped = kfac.tap(network, layers, state.params, batch.obs)
-        loss = _make_output_loss(config, shared, progress)
-        slope, info = jax.grad(loss, has_aux=True)(tapped.output, batch)
-        gradient, _ = tapped.pullback(slope)
+        slope_of = jax.grad(_loss, argnums=1, has_aux=True)
+        slope, info = slope_of(config, tapped.output, batch, shared, progress)
+        grads, _ = tapped.pullback(slope)
 
         # 2. The factors, where they are due.
         def some_steps(x: jax.Array) -> jax.Array:
@@ -253,25 +245,22 @@ def acktr(
         rate: Number = state.learning_rate
         if config.target_kl is None:
             rate = scheduled(config.learning_rate, config.learning_rate_schedule, progress)
-        bounds: Any = config.kl_clip
-        if not shared:
-            bounds = {"actor": config.kl_clip, "critic": _critic_bound(config, batch)}
-        extra = {"statistics": statistics, "kl_clip": bounds}
-        params, (natural, momentum) = gradient_step(
-            optimizer, gradient, state.opt_state, state.params, rate, **extra
+        optimizer = _optimizer(config, layers, regions, _critic_bound(config, batch))
+        params, (natural, momentum) = gradient.gradient_step(
+            optimizer, grads, state.opt_state, state.params, rate, statistics=statistics
         )
-
         old = jax.tree.map(some_steps, tapped.output[0])
         kl = jnp.mean(old.kl(network.apply(params, some_obs)[0]))
         warm = natural.clock.iteration > config.cold_start
         eta = jnp.where(warm, _adapt(config, state.learning_rate, kl), state.learning_rate)
+
         # K-FAC's own state is large, and takes nothing in that is not finite.
         before = state.params, state.opt_state[1], state.learning_rate
-        (params, momentum, eta), finite = keep_if_finite((params, momentum, eta), before)
+        (params, momentum, eta), finite = gradient.keep_if_finite((params, momentum, eta), before)
         return ACKTRState(params, (natural, momentum), eta), {
             **info,
             **{TRUST[region]: x for region, x in natural.trust.items()},
-            "explained_variance": explained_variance(batch.value, batch.target),
+            "explained_variance": advantages.explained_variance(batch.value, batch.target),
             "kl": kl,
             "learning_rate": jnp.asarray(rate, eta.dtype),
             "damping": jnp.asarray(config.damping, eta.dtype),
@@ -286,17 +275,16 @@ def acktr(
 class ACKTRConfig(Config):
     """Configuration of :func:`acktr`.
 
-    A ``target_kl`` needs a ``kl_clip`` of more than four times it, which would otherwise decide,
-    and a constant learning rate.
+    After a step of more than twice ``target_kl`` eta_max is divided by 1.5, after less than half of
+    it multiplied, within [1e-8, 1]; this needs a ``kl_clip`` of more than four times it and a
+    constant learning rate. Without a ``critic_std`` sigma is the root of the rollout's mean squared
+    error, or with a shared trunk 1.
     """
 
     learning_rate: Schedule = field(0.25, "eta_max.", "(0, inf)")
     learning_rate_schedule: Shape = field("linear", "How it falls to 0 at the run's end.")
     target_kl: Number | None = field(
-        None,
-        "Wanted KL of a step, in nats: after more than twice this eta_max is divided by 1.5, after "
-        "less than half of it multiplied, within [1e-8, 1].",
-        "(0, inf)",
+        None, "Wanted KL of a step in nats, to which eta_max adapts.", "(0, inf)"
     )
     momentum: Number = field(0.9, "Weight of the past in the moving average of steps.", "[0, 1)")
     kl_clip: Number = field(0.001, "Twice the largest predicted KL of a step, in nats.", "(0, inf)")
@@ -304,14 +292,11 @@ class ACKTRConfig(Config):
         0.01, "The same for a separate critic; None: no bound.", "(0, inf)"
     )
     critic_std: Number | None = field(
-        None,
-        "sigma of the critic's Gaussian, in units of return; None: the root of the rollout's mean "
-        "squared error, or with a shared trunk 1, as in the paper.",
-        "(0, inf)",
+        None, "sigma of the critic's Gaussian, in units of return.", "(0, inf)"
     )
     damping: Number = field(0.01, "epsilon, added to the Fisher matrix's diagonal.", "(0, inf)")
     damping_kind: kfac.DampingKind = field(
-        "factored", "To each factor, as in the paper, or exactly, which is slower."
+        "factored", "To each factor, as in the paper; or exactly, but slower."
     )
     decay: Number = field(0.99, "Decay of the factors' moving averages.", "[0, 1)")
     stats_every: int = field(1, "Updates between two measurements of the factors.")
@@ -326,16 +311,16 @@ class ACKTRConfig(Config):
     value_coef: Number = field(0.5, "c1, weight of the value loss.", "[0, inf)")
     entropy_coef: Schedule = field(0.0, "c2, weight of the entropy.", "[0, inf)")
     entropy_coef_schedule: Shape = field("constant", "How it falls to 0 at the run's end.")
-    network: NetworkConfig = field(NetworkConfig(), "Shape of the default network.")
+    network: networks.NetworkConfig = field(networks.NetworkConfig(), "Of the default network.")
 
     def check(self) -> None:
-        """A wanted KL needs a bound that admits it, and a learning rate that nothing anneals."""
+        """Refuses a ``target_kl`` beyond ``kl_clip``, or with an annealed learning rate."""
         if self.target_kl is None:
             return
         if self.learning_rate_schedule != "constant" or callable(self.learning_rate):
             raise ValueError(
-                "ACKTRConfig: target_kl adapts the learning rate, which must not be annealed "
-                'besides; set learning_rate_schedule="constant" and a number for learning_rate.'
+                "ACKTRConfig: target_kl adapts the learning rate; set "
+                'learning_rate_schedule="constant" and a number for learning_rate.'
             )
         least = 4 * self.target_kl
         if not isinstance(self.kl_clip + least, jax.core.Tracer) and self.kl_clip <= least:

@@ -27,14 +27,14 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from purerl import records
 from purerl.checks import REPLAYED, check_action_space, check_fields
 from purerl.config import Config, Number, Schedule, check_kind, field
 from purerl.pieces import gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies.acting import apply_network, init_q_params
-from purerl.policies.networks import NetworkConfig, QNetwork
+from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Clock, Discrete, Info, OffPolicyAlgorithm, PyTree
 from purerl.replay import buffers
 
@@ -42,7 +42,7 @@ LossName = Literal["huber", "squared"]
 
 
 class DQNState(NamedTuple):
-    """What DQN learns.
+    """State of DQN.
 
     Attributes:
         params: The online network's parameters.
@@ -69,14 +69,14 @@ def make_loss(
     """
 
     def loss(params: PyTree, batch: records.OffPolicyBatch) -> tuple[jax.Array, Info]:
-        q = losses.taken(apply_network(network, params, batch.obs), batch.action)
-        next_q = apply_network(network, target_params, batch.next_obs)
+        q = losses.taken(acting.apply_network(network, params, batch.obs), batch.action)
+        next_q = acting.apply_network(network, target_params, batch.next_obs)
         if config.double:
-            selector = apply_network(network, params, batch.next_obs)
+            selector = acting.apply_network(network, params, batch.next_obs)
             y = losses.double_q_target(batch.reward, batch.discount, next_q, selector)
         else:
             y = losses.q_target(batch.reward, batch.discount, next_q)
-        error_loss = losses.huber_loss if config.loss == "huber" else losses.value_loss
+        error_loss = optax.losses.huber_loss if config.loss == "huber" else losses.value_loss
         total = jnp.mean(batch.weight * error_loss(q, y))
         return total, {"loss": total, "q": jnp.mean(q), "td_error": q - y}
 
@@ -151,7 +151,7 @@ def epsilon_greedy(
 
 
 def make_replay(config: "DQNConfig") -> buffers.Replay:
-    """The buffer that a configuration asks for.
+    """The replay buffer of a configuration.
 
     Args:
         config: Hyper-parameters.
@@ -197,18 +197,18 @@ def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> 
             "environment with Discrete actions, or a policy-gradient algorithm."
         )
     if network is None:
-        network = QNetwork(action_space, config.network, config.dueling)
+        network = networks.QNetwork(action_space, config.network, config.dueling)
     optimizer = gradient.make_optimizer(
         "adam", eps=config.adam_eps, max_grad_norm=config.max_grad_norm
     )
 
     def init(obs: jax.Array, key: jax.Array) -> DQNState:
-        params = init_q_params(network, action_space, obs, key)
+        params = acting.init_q_params(network, action_space, obs, key)
         copy = jax.tree.map(jnp.copy, params)  # of its own, so that both may be donated
         return DQNState(params, copy, optimizer.init(params), Clock(jnp.zeros((), jnp.int32)))
 
     def act(state, obs, key, *, greedy: bool = False, progress: Number = 1.0):
-        q = apply_network(network, state.params, obs)
+        q = acting.apply_network(network, state.params, obs)
         best = jnp.argmax(q, axis=-1).astype(jnp.int32)
         epsilon = 0.0 if greedy else epsilon_at(config, progress)
         return epsilon_greedy(best, epsilon, q.shape[-1], key)
@@ -259,9 +259,7 @@ class DQNConfig(Config):
         1.0, "How far the target network then goes towards the online one; 1: a copy.", "(0, 1]"
     )
     epsilon_start: Schedule = field(
-        1.0,
-        "Probability of a random action at the run's start; a function decides it alone.",
-        "[0, 1]",
+        1.0, "Probability of a random action at the run's start.", "[0, 1]"
     )
     epsilon_end: Number = field(0.05, "The same at the end of the exploration.", "[0, 1]")
     epsilon_schedule: Shape = field("linear", "Its way from start to end.")
@@ -271,14 +269,12 @@ class DQNConfig(Config):
         0.4, "Exponent of the importance weights at the start; rises linearly to 1.", "[0, 1]"
     )
     priority_eps: Number = field(1e-6, "Added to a priority's absolute TD error.", "(0, inf)")
-    network: NetworkConfig = field(NetworkConfig(), "Shape of the default network.")
+    network: networks.NetworkConfig = field(networks.NetworkConfig(), "Of the default network.")
 
     def check(self) -> None:
-        """The buffer must hold a batch, and more steps than a return has rewards."""
+        """Refuses a buffer that holds less than a batch, or than the steps of a return."""
         for name in ("batch_size", "n_step"):
-            least = getattr(self, name)
-            if self.capacity < least:
+            if self.capacity < (least := getattr(self, name)):
                 raise ValueError(
-                    f"DQNConfig: capacity={self.capacity} is less than {name}={least}; the buffer "
-                    "must hold at least one batch, and the steps of one return."
+                    f"DQNConfig: capacity={self.capacity} is less than {name}={least}; enlarge it."
                 )

@@ -29,9 +29,8 @@ exact for discrete actions, over samples for Box actions (expected Sarsa; Sutton
 eq. 6.9).
 
 The gradient of the discounted objective has another factor :math:`\gamma^t` (Sutton and Barto,
-section 13.3; ``discount_states``). It is off by default: with it, late states hardly count, and in
-practice the factor is left out everywhere. total_return needs no such factor: its discount counts
-from the episode's start.
+section 13.3; ``discount_states``), off by default: with it late states hardly count. total_return
+needs no such factor: its discount counts from the episode's start.
 """
 
 import dataclasses
@@ -41,21 +40,20 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purerl.checks import check_action_space, check_rollout
+from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, check_kind, field
 from purerl.pieces import advantages, gradient, losses, returns
 from purerl.pieces.advantages import flatten_time
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies import acting
-from purerl.policies.networks import ActorQCritic, NetworkConfig
-from purerl.records import ActionSpace, Discrete, Info, OnPolicyAlgorithm, PyTree, Rollout
+from purerl.policies import acting, networks
+from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, PyTree, Rollout
 
 Estimator = Literal["total_return", "return_to_go", "baseline", "q_critic", "advantage", "td_error"]
 Advantage = Literal["gae", "q_minus_v"]
 
 
 class PolicyGradientState(NamedTuple):
-    """What the policy gradient learns.
+    """State of the policy gradient.
 
     Attributes:
         params: The network's parameters.
@@ -85,14 +83,9 @@ class PolicyGradientBatch(NamedTuple):
 
 
 def estimate(
-    network: Any,
-    config: "PolicyGradientConfig",
-    params: PyTree,
-    rollout: Rollout,
-    key: jax.Array,
-    action_space: ActionSpace,
+    network: Any, config: "PolicyGradientConfig", params: PyTree, rollout: Rollout, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Psi and the critic's target, as the module's table has them.
+    """Psi and the critic's target, by the table in the module's docstring.
 
     Args:
         network: See :func:`policy_gradient`.
@@ -100,7 +93,6 @@ def estimate(
         params: The parameters that collected the rollout.
         rollout: ``[T, N]``.
         key: PRNG key, for the expectation of Q over a Gaussian policy.
-        action_space: Of the environment.
 
     Returns:
         ``(weight [T, N], target [T, N])``.
@@ -118,8 +110,7 @@ def estimate(
     if config.critic == "q":
 
         def expected(obs: PyTree, key: jax.Array) -> jax.Array:
-            options = key, action_space, config.q_samples
-            q = expected_q(network, params, flatten_time(obs), *options)
+            q = expected_q(network, params, flatten_time(obs), key, config.q_samples)
             return q.reshape(reward.shape)
 
         now, then = jax.random.split(key)
@@ -138,12 +129,7 @@ def estimate(
 
 
 def expected_q(
-    network: Any,
-    params: PyTree,
-    obs: PyTree,
-    key: jax.Array,
-    action_space: ActionSpace,
-    samples: int,
+    network: Any, params: PyTree, obs: PyTree, key: jax.Array, samples: int
 ) -> jax.Array:
     r""":math:`E_{a \sim \pi(\cdot|s)} Q(s, a)`: a sum over discrete actions, else a sample mean.
 
@@ -152,14 +138,13 @@ def expected_q(
         params: Its parameters.
         obs: ``[B, *O]``.
         key: PRNG key.
-        action_space: Of the environment.
         samples: How many actions a sample mean takes.
 
     Returns:
         ``[B]``.
     """
     distribution, q = acting.apply_network(network, params, obs)
-    if isinstance(action_space, Discrete):
+    if q.ndim == 2:  # of every discrete action
         actions = jnp.broadcast_to(jnp.arange(q.shape[-1])[:, None], q.shape[::-1])
         log_probs = jax.vmap(distribution.log_prob)(actions)  # [K, B]
         return jnp.sum(jnp.exp(log_probs).T * q, axis=-1)
@@ -171,12 +156,7 @@ def expected_q(
 
 
 def make_batch(
-    network: Any,
-    config: "PolicyGradientConfig",
-    params: PyTree,
-    rollout: Rollout,
-    key: jax.Array,
-    action_space: ActionSpace,
+    network: Any, config: "PolicyGradientConfig", params: PyTree, rollout: Rollout, key: jax.Array
 ) -> PolicyGradientBatch:
     """A rollout as samples for the loss.
 
@@ -186,13 +166,12 @@ def make_batch(
         params: The parameters that collected the rollout.
         rollout: ``[T, N]``.
         key: PRNG key.
-        action_space: Of the environment.
 
     Returns:
         Samples ``[T * N]``.
     """
     rollout = jax.tree.map(jnp.asarray, rollout)
-    weight, target = estimate(network, config, params, rollout, key, action_space)
+    weight, target = estimate(network, config, params, rollout, key)
     share = jnp.ones_like(weight)
     if config.critic == "none":
         first = first_episode(rollout.terminated | rollout.truncated)
@@ -207,13 +186,10 @@ def make_batch(
 
 
 def first_episode(done: jax.Array) -> jax.Array:
-    """Which steps belong to each environment's first episode.
+    """Which steps ``[T, N]`` belong to each environment's first episode.
 
     Args:
         done: Terminated or truncated, bool ``[T, N]``.
-
-    Returns:
-        bool ``[T, N]``.
     """
     ended_before = jnp.cumsum(done, axis=0) - done
     return ended_before == 0
@@ -224,7 +200,7 @@ def make_loss(
 ) -> Callable[[PyTree, PolicyGradientBatch], tuple[jax.Array, Info]]:
     r"""``loss(params, batch) -> (scalar, info)``, whose gradient is the negative policy gradient.
 
-    The mean, each sample counting its share, of
+    Without a critic a sum over each episode's steps, a mean over episodes; else a mean over steps:
 
     .. math::
         -\Psi \log \pi_\theta(a|s) + c_1 \tfrac12 (V(s) - \hat G)^2
@@ -245,7 +221,7 @@ def make_loss(
         distribution, value = network.apply(params, batch.obs, *action)
         log_prob, entropy = distribution.log_prob(batch.action), distribution.entropy()
         policy = mean(losses.policy_gradient_loss(log_prob, batch.weight))
-        total = policy + entropy_coef * losses.entropy_loss(mean(entropy))
+        total = policy - entropy_coef * mean(entropy)
         info = {"policy_loss": policy, "entropy": jnp.average(entropy, weights=batch.share)}
         if config.critic != "none":
             info["value_loss"] = mean(losses.value_loss(value, batch.target))
@@ -284,8 +260,7 @@ def policy_gradient(
     """
     check_kind("policy_gradient", config, PolicyGradientConfig)
     if config.critic == "q" and network is None:
-        check_action_space(action_space)
-        network = ActorQCritic(action_space, config.network)
+        network = networks.ActorQCritic(action_space, config.network)
     network = acting.default_network(action_space, config.network, network)
     optimizer = gradient.make_optimizer(
         config.optimizer, eps=config.optimizer_eps, max_grad_norm=config.max_grad_norm
@@ -300,7 +275,7 @@ def policy_gradient(
     ) -> tuple[PolicyGradientState, Info]:
         check_rollout(rollout, action_space)
         # 1. Psi and the critic's target.
-        batch = make_batch(network, config, state.params, rollout, key, action_space)
+        batch = make_batch(network, config, state.params, rollout, key)
         # 2. One gradient step.
         loss = make_loss(network, config, progress=progress)
         grads, info = jax.grad(loss, has_aux=True)(state.params, batch)
@@ -324,24 +299,17 @@ class PolicyGradientConfig(Config):
     optimizer: gradient.OptimizerName = field("adam", "The optimizer.")
     optimizer_eps: Number = field(1e-5, "Added to the root of the squared gradient.", "(0, inf)")
     max_grad_norm: Number | None = field(
-        None,
-        "Bound on the gradient's global norm; None: no bound. Without a critic the loss is a sum "
-        "over each episode's steps, with one a mean over steps.",
-        "(0, inf)",
+        None, "Bound on the gradient's global norm; None: no bound.", "(0, inf)"
     )
     gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
     gae_lambda: Number = field(0.95, "GAE's lambda, for estimator 'advantage'.", "[0, 1]")
-    discount_states: bool = field(
-        False, "Weigh step t of an episode by gamma^t, as the discounted objective has it."
-    )
-    normalize_weight: bool = field(
-        True, "Bring Psi to mean 0 and standard deviation 1 over the rollout's samples."
-    )
+    discount_states: bool = field(False, "Weigh step t of an episode by gamma^t.")
+    normalize_weight: bool = field(True, "Standardize Psi over the rollout's samples.")
     value_coef: Number = field(0.5, "Weight of the critic's loss.", "[0, inf)")
     entropy_coef: Schedule = field(0.0, "Weight of the entropy bonus.", "[0, inf)")
     entropy_coef_schedule: Shape = field("linear", "How it falls to 0 at the run's end.")
     q_samples: int = field(8, "Actions that estimate an expectation of Q over a Gaussian policy.")
-    network: NetworkConfig = field(NetworkConfig(), "Shape of the default network.")
+    network: networks.NetworkConfig = field(networks.NetworkConfig(), "Of the default network.")
 
     @property
     def critic(self) -> Literal["none", "v", "q"]:
@@ -351,7 +319,7 @@ class PolicyGradientConfig(Config):
         return "q" if self.estimator == "q_critic" or self.advantage == "q_minus_v" else "v"
 
     def check(self) -> None:
-        """Another estimator has no kind of advantage."""
+        """Refuses ``advantage='q_minus_v'`` with an estimator that does not use it."""
         if self.advantage == "q_minus_v" and self.estimator != "advantage":
             raise ValueError(
                 f"PolicyGradientConfig: advantage='q_minus_v' does nothing with "

@@ -22,8 +22,7 @@ from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, check_kind, field
 from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies import acting
-from purerl.policies.networks import NetworkConfig
+from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 
 Normalization = Literal["minibatch", "batch", "none"]
@@ -31,7 +30,7 @@ Loss = Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]
 
 
 class PPOState(NamedTuple):
-    """What PPO learns.
+    """State of PPO.
 
     Attributes:
         params: The network's parameters.
@@ -70,54 +69,30 @@ def make_loss(
     """
     entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
 
-    def surrogate(distribution, log_prob, batch, advantage) -> tuple[jax.Array, Info]:
-        if isinstance(config, PPOClipConfig):
-            clip = scheduled(config.clip, config.clip_schedule, progress)
-            outside = jnp.abs(jnp.exp(log_prob - batch.log_prob) - 1) > clip
-            loss = losses.clipped_surrogate_loss(log_prob, batch.log_prob, advantage, clip)
-            return jnp.mean(loss), {"clip_fraction": jnp.mean(outside, dtype=log_prob.dtype)}
-        kl = batch.distribution.kl(distribution)
-        loss = losses.kl_penalized_surrogate_loss(log_prob, batch.log_prob, advantage, kl, beta)
-        return jnp.mean(loss), {}
-
     def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
         distribution, value = network.apply(params, batch.obs)
-        log_prob = distribution.log_prob(batch.action)
-        advantage = batch.advantage
+        log_prob, advantage = distribution.log_prob(batch.action), batch.advantage
         if config.normalize_advantage == "minibatch":
             advantage = advantages.standardize(advantage)
-        policy, info = surrogate(distribution, log_prob, batch, advantage)
-        entropy = jnp.mean(distribution.entropy())
-        total = policy + entropy_coef * losses.entropy_loss(entropy)
+        info = {}
+        if isinstance(config, PPOClipConfig):
+            clip = scheduled(config.clip, config.clip_schedule, progress)
+            each = losses.clipped_surrogate_loss(log_prob, batch.log_prob, advantage, clip)
+            outside = jnp.abs(jnp.exp(log_prob - batch.log_prob) - 1) > clip
+            info["clip_fraction"] = jnp.mean(outside, dtype=log_prob.dtype)
+        else:
+            kl = batch.distribution.kl(distribution)
+            each = losses.surrogate_loss(log_prob, batch.log_prob, advantage) + beta * kl
+        policy, entropy = jnp.mean(each), jnp.mean(distribution.entropy())
+        total = policy - entropy_coef * entropy
         info |= {"policy_loss": policy, "entropy": entropy}
         info["kl"] = jnp.mean(losses.approximate_kl(log_prob, batch.log_prob))
         if not config.value_epochs:
-            info["value_loss"] = _value_loss(config, value, batch)
+            info["value_loss"] = losses.critic_loss(value, batch, config.clip_value)
             total += config.value_coef * info["value_loss"]
         return total, info | {"loss": total}
 
     return loss
-
-
-def make_value_loss(network: Any, config: "PPOConfig") -> Loss:
-    """``loss(params, batch) -> (scalar, info)``: the value loss alone, for separate value epochs.
-
-    Args:
-        network: ``obs [B, *O] -> (distribution, value [B])``.
-        config: Hyper-parameters.
-    """
-
-    def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        value = _value_loss(config, network.apply(params, batch.obs)[1], batch)
-        return value, {"value_loss": value}
-
-    return loss
-
-
-def _value_loss(config: "PPOConfig", value: jax.Array, batch: OnPolicyBatch) -> jax.Array:
-    if config.clip_value is None:
-        return jnp.mean(losses.value_loss(value, batch.target))
-    return jnp.mean(losses.clipped_value_loss(value, batch.value, batch.target, config.clip_value))
 
 
 def adapt_beta(beta: Number, kl: Number, target: Number) -> jax.Array:
@@ -162,9 +137,9 @@ def _make_algorithm(
         _check(config, rollout, action_space)
         # 1. Advantages and targets, under the old parameters.
         discounts = config.gamma, config.gae_lambda
-        whole = config.normalize_advantage == "batch"
+        normalize = config.normalize_advantage == "batch"
         batch = advantages.on_policy_batch(
-            network, state.params, rollout, *discounts, normalize=whole
+            network, state.params, rollout, *discounts, normalize=normalize
         )
         if isinstance(config, PPOPenaltyConfig):
             batch = batch._replace(distribution=network.apply(state.params, batch.obs)[0])
@@ -184,9 +159,9 @@ def _make_algorithm(
         )
         value_opt_state, beta = state.value_opt_state, state.beta
         if config.value_epochs:
-            loss, epochs = make_value_loss(network, config), config.value_epochs
+            loss = losses.make_critic_loss(network, config.clip_value)
             params, value_opt_state, value_info = fit(
-                loss, params, value_opt_state, batch, value_key, num_epochs=epochs
+                loss, params, value_opt_state, batch, value_key, num_epochs=config.value_epochs
             )
             info |= value_info
         # 3. The penalty coefficient follows the KL divergence of the whole update.
@@ -271,7 +246,7 @@ def ppo_penalty(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PPOConfig(Config):
-    """What PPO-Clip and PPO-Penalty share."""
+    """Fields that PPO-Clip and PPO-Penalty share."""
 
     learning_rate: Schedule = field(3e-4, "Adam's step size.", "(0, inf)")
     learning_rate_schedule: Shape = field("linear", "How it falls to 0 at the run's end.")
@@ -297,11 +272,9 @@ class PPOConfig(Config):
     entropy_coef: Schedule = field(0.0, "c2 of eq. 9.", "[0, inf)")
     entropy_coef_schedule: Shape = field("constant", "How it falls to 0 at the run's end.")
     max_kl: Number | None = field(
-        None,
-        "After an epoch of more approximate KL (nats) no further epoch is made; None: never.",
-        "(0, inf)",
+        None, "Approximate KL (nats) of an epoch that is the last one.", "(0, inf)"
     )
-    network: NetworkConfig = field(NetworkConfig(), "Shape of the default network.")
+    network: networks.NetworkConfig = field(networks.NetworkConfig(), "Of the default network.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

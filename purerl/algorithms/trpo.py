@@ -17,8 +17,7 @@ an update solves "maximize L within :math:`\bar D \le \delta`" approximately (ap
    :math:`\bar D \le \delta`; none of them does: no step. Natural policy gradient: the full step.
 5. The critic is fitted to the rollout's lambda-returns, by minibatches of Adam.
 
-Steps 1 to 4 are :func:`make_policy_step`: pure functions ``(params, batch) -> (params, info)``
-without a memory.
+Steps 1 to 4 are :func:`make_policy_step`: a pure function ``(params, batch) -> (params, info)``.
 
 Differs from:
     The paper has no damping c, without which F is singular (the softmax does not see a constant
@@ -28,8 +27,8 @@ Differs from:
     sb3-contrib 2.9 constrains KL(new || old) in its line search, starts conjugate gradient from
     small random numbers and stops it at an absolute residual, divides advantages by the sample
     standard deviation, takes a Gaussian's KL as the mean over the action's dimensions, and has no
-    1/2 in the critic's loss; otherwise a whole update is the same (the tests compare them). OpenAI
-    baselines accepts a KL of up to 1.5 times the bound.
+    1/2 in the critic's loss; otherwise a whole update is the same (tests compare them). OpenAI
+    baselines accepts a KL of 1.5 times the bound.
 """
 
 import dataclasses
@@ -42,12 +41,9 @@ import optax
 
 from purerl.checks import SAMPLES, check_fields, check_rollout
 from purerl.config import Config, Number, Schedule, field
-from purerl.pieces import gradient as steps
-from purerl.pieces.advantages import explained_variance, on_policy_batch
-from purerl.pieces.losses import surrogate_loss, value_loss
+from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.schedules import Shape, scheduled
-from purerl.policies import acting
-from purerl.policies.networks import NetworkConfig
+from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 from purerl.second_order.conjugate_gradient import CGStop, conjugate_gradient
 from purerl.second_order.line_search import backtracking_line_search
@@ -55,7 +51,7 @@ from purerl.second_order.products import fisher_vector_product
 
 
 class TRPOState(NamedTuple):
-    """What TRPO and the natural policy gradient learn.
+    """State of TRPO and of the natural policy gradient.
 
     Attributes:
         params: Of the network.
@@ -67,7 +63,7 @@ class TRPOState(NamedTuple):
 
 
 def make_surrogate(network: Any) -> Callable[[PyTree, OnPolicyBatch], jax.Array]:
-    r"""``L(params, batch)``, to be maximized.
+    r"""``surrogate(params, batch) -> L``, to be maximized.
 
     .. math::
         L(\theta) = \frac1B \sum_b \frac{\pi_\theta(a_b|s_b)}{\pi_{\theta_k}(a_b|s_b)} \hat A_b
@@ -82,23 +78,9 @@ def make_surrogate(network: Any) -> Callable[[PyTree, OnPolicyBatch], jax.Array]
     def surrogate(params: PyTree, batch: OnPolicyBatch) -> jax.Array:
         distribution, _ = acting.apply_network(network, params, batch.obs)
         log_prob = distribution.log_prob(batch.action)
-        return -jnp.mean(surrogate_loss(log_prob, batch.log_prob, batch.advantage))
+        return -jnp.mean(losses.surrogate_loss(log_prob, batch.log_prob, batch.advantage))
 
     return surrogate
-
-
-def make_critic_loss(network: Any) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
-    r"""``loss(params, batch) -> (scalar, info)``: :math:`\tfrac1{2B} \sum_b (V(s_b) - \hat G_b)^2`.
-
-    Args:
-        network: ``obs [B, *O] -> (distribution, value [B])``.
-    """
-
-    def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        mean = jnp.mean(value_loss(network.apply(params, batch.obs)[1], batch.target))
-        return mean, {"value_loss": mean}
-
-    return loss
 
 
 def make_policy_step(
@@ -106,10 +88,9 @@ def make_policy_step(
 ) -> Callable[[PyTree, OnPolicyBatch], tuple[PyTree, Info]]:
     r"""``policy_step(params, batch) -> (params, info)``: the module's steps 1 to 4.
 
-    A pure function without a memory. Of the batch it reads ``obs``, ``action``, ``log_prob`` and
-    ``advantage``; the old policy is that of ``params``. Parameters that the policy does not depend
-    on (a separate critic's) come back as they were, bit for bit; so do all, where the step is
-    refused.
+    A pure function. Of the batch it reads ``obs``, ``action``, ``log_prob`` and ``advantage``; the
+    old policy is that of ``params``. Parameters that the policy does not depend on (a separate
+    critic's) come back bit for bit; so do all, where the step is refused.
 
     Args:
         network: ``obs [B, *O] -> (distribution, value [B])``.
@@ -117,12 +98,9 @@ def make_policy_step(
 
     Returns:
         The step. Its info: ``kl`` (mean KL(old || new), nats), ``expected_improvement`` (of L, by
-        its gradient) and ``improvement`` (what came), ``cg_residual`` (relative),
-        ``cg_iterations``, ``step_fraction`` (:math:`\alpha^j`), ``accepted``, ``finite`` (gradient
-        and conjugate gradient). Of a refused step the first three and the fraction are 0.
-
-    Raises:
-        ValueError: If a field of the batch has another shape than one row a sample.
+        its gradient) and ``improvement``, ``cg_residual`` (relative), ``cg_iterations``,
+        ``step_fraction`` (:math:`\alpha^j`), ``accepted``, ``finite`` (gradient and conjugate
+        gradient). Of a refused step the first three and the fraction are 0.
 
     Example:
         >>> import jax, jax.numpy as jnp, purerl
@@ -138,12 +116,11 @@ def make_policy_step(
         (True, True)
     """
     surrogate = make_surrogate(network)
+    search: dict[str, Any] = dict(bound=jnp.inf, least_improvement=-jnp.inf, max_tries=1)
     if isinstance(config, TRPOConfig):
-        search: dict[str, Any] = dict(
+        search = dict(
             bound=config.max_kl, factor=config.backtrack_factor, max_tries=config.backtrack_steps
         )
-    else:
-        search = dict(bound=jnp.inf, least_improvement=-jnp.inf, max_tries=1)
 
     def policy(params: PyTree, obs: jax.Array) -> Any:
         return acting.apply_network(network, params, obs)[0]
@@ -153,23 +130,21 @@ def make_policy_step(
         batch = jax.tree.map(jnp.asarray, batch)
 
         # 1. The gradient and the Fisher matrix.
-        objective, gradient = jax.value_and_grad(surrogate)(params, batch)
-        gradient = jax.tree.map(
-            lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), gradient
-        )
+        objective, g = jax.value_and_grad(surrogate)(params, batch)
+        g = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), g)
         fisher = fisher_vector_product(policy, params, batch.obs, fraction=config.fisher_fraction)
 
         # 2. The direction.
         solution = conjugate_gradient(
             fisher,
-            gradient,
+            g,
             tolerance=config.cg_tolerance,
             max_iterations=config.cg_iterations,
             damping=config.damping,
         )
 
         # 3. The full step. (F + c I) x = g - residual: its length needs no further product.
-        product = optax.tree.sub(gradient, solution.residual)
+        product = optax.tree.sub(g, solution.residual)
         step, multiplier = trust_region_step(solution.x, product, config.max_kl)
 
         # 4. The line search.
@@ -181,9 +156,9 @@ def make_policy_step(
         objective = jnp.where(multiplier > 0, objective, jnp.inf)  # a step of zero is refused
         found = backtracking_line_search(evaluate, params, step, objective=objective, **search)
 
-        norm = optax.tree.norm(gradient)
-        expected = found.fraction * optax.tree.vdot(gradient, step)
-        info = {
+        norm = optax.tree.norm(g)
+        expected = found.fraction * optax.tree.vdot(g, step)
+        return found.params, {
             "kl": found.constraint,
             "expected_improvement": jnp.where(found.accepted, expected, 0.0),
             "improvement": found.improvement,
@@ -191,16 +166,13 @@ def make_policy_step(
             "cg_iterations": solution.iterations,
             "step_fraction": found.fraction,
             "accepted": found.accepted,
-            "finite": steps.all_finite(gradient) & (solution.reason != CGStop.NON_FINITE),
+            "finite": gradient.all_finite(g) & (solution.reason != CGStop.NON_FINITE),
         }
-        return found.params, info
 
     return policy_step
 
 
-def trust_region_step(
-    x: PyTree, product: PyTree, max_kl: float | jax.Array
-) -> tuple[PyTree, jax.Array]:
+def trust_region_step(x: PyTree, product: PyTree, max_kl: Number) -> tuple[PyTree, jax.Array]:
     r"""The :math:`\Delta` that maximizes :math:`g^\top \Delta` within
     :math:`\tfrac12 \Delta^\top A \Delta \le \delta`.
 
@@ -214,8 +186,8 @@ def trust_region_step(
         max_kl: :math:`\delta`.
 
     Returns:
-        The step, and the constraint's Lagrange multiplier :math:`\lambda`, ``[]``. Where
-        :math:`x^\top A x` is not positive, a step of zero.
+        The step (zero where :math:`x^\top A x` is not positive), and the constraint's Lagrange
+        multiplier :math:`\lambda`, ``[]``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -224,8 +196,7 @@ def trust_region_step(
         ([1.0], 2.0)
 
     References:
-        Schulman et al. 2015, appendix C, by the Karush-Kuhn-Tucker conditions of the problem. The
-        multiplier is positive where g is not 0.
+        Schulman et al. 2015, appendix C, by the Karush-Kuhn-Tucker conditions of the problem.
     """
     curvature = optax.tree.vdot(x, product)
     multiplier = jnp.sqrt(jnp.maximum(curvature, 0) / (2 * max_kl))
@@ -236,26 +207,26 @@ def trust_region_step(
 def _build(config: "NPGConfig", action_space: ActionSpace, network: Any) -> OnPolicyAlgorithm:
     network = acting.default_network(action_space, config.network, network)
     policy_step = make_policy_step(network, config)
-    critic_loss = make_critic_loss(network)
-    optimizer = steps.make_optimizer("adam", eps=config.adam_eps)
+    critic_loss = losses.make_critic_loss(network)
+    optimizer = gradient.make_optimizer("adam", eps=config.adam_eps)
 
     def init(obs: jax.Array, key: jax.Array) -> TRPOState:
         params = acting.init_params(network, action_space, obs, key)
         return TRPOState(params, optimizer.init(params))
 
     def update(
-        state: TRPOState, rollout: Rollout, key: jax.Array, *, progress: float | jax.Array = 0.0
+        state: TRPOState, rollout: Rollout, key: jax.Array, *, progress: Number = 0.0
     ) -> tuple[TRPOState, Info]:
         check_rollout(rollout, action_space)
-        normalize = config.normalize_advantage
-        batch = on_policy_batch(
-            network, state.params, rollout, config.gamma, config.gae_lambda, normalize=normalize
+        discounts, normalize = (config.gamma, config.gae_lambda), config.normalize_advantage
+        batch = advantages.on_policy_batch(
+            network, state.params, rollout, *discounts, normalize=normalize
         )
         # Steps 1 to 4.
         params, info = policy_step(state.params, batch)
         # Step 5.
         shape = config.critic_learning_rate_schedule
-        *learned, of_critic = steps.fit(
+        *learned, of_critic = gradient.fit(
             critic_loss,
             params,
             state.critic_opt_state,
@@ -266,16 +237,11 @@ def _build(config: "NPGConfig", action_space: ActionSpace, network: Any) -> OnPo
             num_epochs=config.critic_epochs,
             num_minibatches=config.critic_minibatches,
         )
-        new, finite = steps.keep_if_finite(TRPOState(*learned), state, also=info["finite"])
-        old, _ = network.apply(state.params, batch.obs)
-        return new, {
-            **info,
-            **of_critic,
-            "entropy": jnp.mean(old.entropy()),
-            "explained_variance": explained_variance(batch.value, batch.target),
-            "accepted": info["accepted"] & finite,
-            "finite": finite,
-        }
+        new, finite = gradient.keep_if_finite(TRPOState(*learned), state, also=info["finite"])
+        info |= of_critic
+        info["entropy"] = jnp.mean(network.apply(state.params, batch.obs)[0].entropy())
+        info["explained_variance"] = advantages.explained_variance(batch.value, batch.target)
+        return new, info | {"accepted": info["accepted"] & finite, "finite": finite}
 
     return OnPolicyAlgorithm(init, acting.make_act(network), update, gamma=config.gamma)
 
@@ -284,8 +250,7 @@ def trpo(config: "TRPOConfig", action_space: ActionSpace, network: Any = None) -
     """Trust region policy optimization (the module's steps 1 to 5).
 
     With separate networks the constraint covers all that happens to the policy. With a shared
-    trunk (``NetworkConfig(shared=True)``) it covers the policy's step, trunk included; the critic's
-    fit that follows moves the trunk, and the policy with it, without any bound.
+    trunk the critic's fit that follows moves the trunk, and the policy with it, without any bound.
 
     Args:
         config: Hyper-parameters.
@@ -314,21 +279,12 @@ def npg(config: "NPGConfig", action_space: ActionSpace, network: Any = None) -> 
     The step length is that of a quadratic model of the KL, so ``max_kl`` is met about, not kept.
 
     Args:
-        config: Hyper-parameters.
+        config: Hyper-parameters; no :class:`TRPOConfig`.
         action_space: Of the environment.
         network: ``obs [B, *O] -> (distribution, value [B])``; None: :class:`purerl.ActorCritic`.
 
     Returns:
         The algorithm, with the info of :func:`trpo`.
-
-    Raises:
-        TypeError: If ``config`` is a :class:`TRPOConfig`.
-
-    Example:
-        >>> import purerl
-        >>> algorithm = npg(NPGConfig(), purerl.Discrete(2))
-        >>> algorithm.whole_episodes
-        False
 
     References:
         Kakade 2001; Rajeswaran et al. 2017, "Towards Generalization and Simplicity in Continuous
@@ -360,7 +316,7 @@ class NPGConfig(Config):
     critic_epochs: int = field(10, "Passes of the critic over a rollout's samples.")
     critic_minibatches: int = field(8, "Minibatches a pass; must divide the samples of a rollout.")
     adam_eps: Number = field(1e-5, "Adam's epsilon.", "(0, inf)")
-    network: NetworkConfig = field(NetworkConfig(), "Shape of the default network.")
+    network: networks.NetworkConfig = field(networks.NetworkConfig(), "Of the default network.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""What algorithms are composed of; each usable alone."""
+"""Building blocks of the algorithms; each is usable alone."""

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl.pieces.returns import gae
+from purerl.config import Number
+from purerl.pieces import returns
 from purerl.policies.acting import apply_network
 from purerl.records import OnPolicyBatch, PyTree, Rollout
 
@@ -42,19 +43,21 @@ def on_policy_batch(
     network: Any,
     params: PyTree,
     rollout: Rollout,
-    gamma: float | jax.Array,
-    gae_lambda: float | jax.Array,
+    gamma: Number,
+    gae_lambda: Number,
     *,
+    n_step: int | None = None,
     normalize: bool = False,
 ) -> OnPolicyBatch:
-    """A rollout as samples, with GAE advantages and lambda-returns as the critic's targets.
+    """A rollout as samples with advantages, and the returns that are the critic's targets.
 
     Args:
         network: ``obs [B, *O] -> (distribution, value [B])``.
         params: The parameters that collected the rollout.
         rollout: ``[T, N]``, of JAX's or NumPy's arrays.
         gamma: Discount factor.
-        gae_lambda: GAE's lambda.
+        gae_lambda: GAE's lambda; the targets are lambda-returns.
+        n_step: Instead: returns of so many rewards; the advantages are these minus V.
         normalize: Whether to :func:`standardize` the advantages; the targets are not changed.
 
     Returns:
@@ -63,9 +66,13 @@ def on_policy_batch(
     rollout = jax.tree.map(jnp.asarray, rollout)
     value, next_value = values(network, params, rollout)
     flags = rollout.terminated, rollout.truncated
-    advantage = gae(rollout.reward, value, next_value, *flags, gamma, gae_lambda)
+    advantage = returns.gae(rollout.reward, value, next_value, *flags, gamma, gae_lambda)
     played = rollout.obs, rollout.action, rollout.log_prob
     batch = OnPolicyBatch(*flatten_time((*played, value, advantage, advantage + value)))
+    if n_step is not None:
+        target = returns.n_step_return(rollout.reward, next_value, *flags, gamma, n_step)
+        target = target.reshape(-1)
+        batch = batch._replace(target=target, advantage=target - batch.value)
     return batch._replace(advantage=standardize(batch.advantage)) if normalize else batch
 
 

@@ -147,22 +147,11 @@ def keep_if_finite(
         ``(state, finite)`` with a bool scalar.
     """
     finite = all_finite(new) & also
-    return keep_where(finite, new, old), finite
-
-
-def keep_where(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """``new`` where the condition holds, else ``old``, for all leaves but Clocks, which go on.
-
-    Args:
-        condition: Bool scalar.
-        new: A pytree.
-        old: Of the same structure.
-    """
 
     def keep(new, old):
-        return new if isinstance(new, Clock) else jnp.where(condition, new, old)
+        return new if isinstance(new, Clock) else jnp.where(finite, new, old)
 
-    return jax.tree.map(keep, new, old, is_leaf=lambda x: isinstance(x, Clock))
+    return jax.tree.map(keep, new, old, is_leaf=lambda x: isinstance(x, Clock)), finite
 
 
 def all_finite(tree: PyTree) -> jax.Array:

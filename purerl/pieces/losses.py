@@ -2,17 +2,17 @@ r"""The losses, one equation each.
 
 Each returns one number a sample, ``[B]``, to be *minimized*; the caller takes the mean, so that
 masks and importance weights need no second version of an equation. Gradients flow through what is
-computed from the parameters (``log_prob``, ``value``, ``kl``, ``entropy``); everything else is
-treated as constant.
+computed from the parameters (``log_prob``, ``value``); everything else is treated as constant.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from purerl.records import Info, OnPolicyBatch
+from purerl.config import Number
+from purerl.records import Info, OnPolicyBatch, PyTree
 
 stop = jax.lax.stop_gradient
 
@@ -59,7 +59,7 @@ def value_loss(value: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def clipped_value_loss(
-    value: jax.Array, old_value: jax.Array, target: jax.Array, clip: float | jax.Array
+    value: jax.Array, old_value: jax.Array, target: jax.Array, clip: Number
 ) -> jax.Array:
     r""":math:`\tfrac12 \max\{(V - \hat G)^2, (V_{old} + clip(V - V_{old}, \pm c) - \hat G)^2\}`.
 
@@ -82,6 +82,36 @@ def clipped_value_loss(
     """
     clipped = stop(old_value) + jnp.clip(value - stop(old_value), -clip, clip)
     return jnp.maximum(value_loss(value, target), value_loss(clipped, target))
+
+
+def critic_loss(value: jax.Array, batch: OnPolicyBatch, clip: Number | None = None) -> jax.Array:
+    r"""The mean of :func:`value_loss`, or of :func:`clipped_value_loss`, over a batch.
+
+    Args:
+        value: :math:`V_\phi(s)`, ``[B]``.
+        batch: ``[B]``.
+        clip: None: not clipped.
+    """
+    if clip is None:
+        return jnp.mean(value_loss(value, batch.target))
+    return jnp.mean(clipped_value_loss(value, batch.value, batch.target, clip))
+
+
+def make_critic_loss(
+    network: Any, clip: Number | None = None
+) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
+    """``loss(params, batch) -> (scalar, info)``: :func:`critic_loss`, to fit the critic alone.
+
+    Args:
+        network: ``obs [B, *O] -> (distribution, value [B])``.
+        clip: As in :func:`critic_loss`.
+    """
+
+    def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
+        mean = critic_loss(network.apply(params, batch.obs)[1], batch, clip)
+        return mean, {"value_loss": mean}
+
+    return loss
 
 
 MAX_LOG_RATIO = 40.0  # exp(40) = 2e17, whose square is finite in float32 too
@@ -126,10 +156,7 @@ def surrogate_loss(log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.
 
 
 def clipped_surrogate_loss(
-    log_prob: jax.Array,
-    old_log_prob: jax.Array,
-    advantage: jax.Array,
-    clip: float | jax.Array,
+    log_prob: jax.Array, old_log_prob: jax.Array, advantage: jax.Array, clip: Number
 ) -> jax.Array:
     r""":math:`-\min(\ell A, clip(\ell, 1 - \epsilon, 1 + \epsilon) A)`, with
     :math:`\ell = \pi_\theta(a|s) / \pi_{old}(a|s)`.
@@ -155,77 +182,6 @@ def clipped_surrogate_loss(
     ratio = probability_ratio(log_prob, old_log_prob)
     advantage = stop(advantage)
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
-
-
-def kl_penalized_surrogate_loss(
-    log_prob: jax.Array,
-    old_log_prob: jax.Array,
-    advantage: jax.Array,
-    kl: jax.Array,
-    beta: float | jax.Array,
-) -> jax.Array:
-    r""":math:`-\ell A + \beta \, KL(\pi_{old} \| \pi_\theta)`.
-
-    Args:
-        log_prob: :math:`\log \pi_\theta(a|s)`, ``[B]``.
-        old_log_prob: :math:`\log \pi_{old}(a|s)`, ``[B]``; constant.
-        advantage: ``[B]``; constant.
-        kl: :math:`KL(\pi_{old}(\cdot|s) \| \pi_\theta(\cdot|s))` in nats, ``[B]``.
-        beta: Penalty coefficient; constant.
-
-    Returns:
-        ``[B]``.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> one, zero = jnp.ones(1), jnp.zeros(1)
-        >>> kl_penalized_surrogate_loss(zero, zero, one, 0.5 * one, 3.0).tolist()
-        [0.5]
-
-    References:
-        Schulman et al. 2017 (PPO), eq. 8. The old policy comes first in the KL.
-    """
-    return surrogate_loss(log_prob, old_log_prob, advantage) + stop(beta) * kl
-
-
-def entropy_loss(entropy: jax.Array) -> jax.Array:
-    r""":math:`-H(\pi_\theta(\cdot|s))`; times a coefficient it keeps a policy from collapsing.
-
-    Args:
-        entropy: In nats, ``[B]``.
-
-    Returns:
-        ``[B]``.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> entropy_loss(jnp.array([0.5])).tolist()
-        [-0.5]
-    """
-    return -entropy
-
-
-def huber_loss(value: jax.Array, target: jax.Array, delta: float | jax.Array = 1.0) -> jax.Array:
-    r""":math:`\tfrac12 e^2` for :math:`|e| \le \delta`, else :math:`\delta(|e| - \tfrac12 \delta)`,
-    with :math:`e` = value - target.
-
-    Args:
-        value: ``[B]``.
-        target: ``[B]``; constant.
-        delta: Where the square becomes linear, in the unit of the values.
-
-    Returns:
-        ``[B]``.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> huber_loss(jnp.array([0.5, 3.0]), jnp.zeros(2)).tolist()
-        [0.125, 2.5]
-
-    References:
-        Huber 1964; Mnih et al. 2015 clip the TD error to [-1, 1], which is this loss's gradient.
-    """
-    return optax.losses.huber_loss(value, stop(target), delta=delta)
 
 
 def q_target(reward: jax.Array, discount: jax.Array, next_q: jax.Array) -> jax.Array:
@@ -299,8 +255,8 @@ def actor_critic_loss(
     distribution: Any,
     value: jax.Array,
     batch: OnPolicyBatch,
-    value_coef: float | jax.Array,
-    entropy_coef: float | jax.Array,
+    value_coef: Number,
+    entropy_coef: Number,
 ) -> tuple[jax.Array, Info]:
     r"""The mean of :math:`-\log \pi(a|s) \hat A + c_1 \tfrac12 (V(s) - \hat G)^2 - c_2 H(\pi)`.
 
@@ -316,9 +272,9 @@ def actor_critic_loss(
     """
     log_prob = distribution.log_prob(batch.action)
     policy = jnp.mean(policy_gradient_loss(log_prob, batch.advantage))
-    critic = jnp.mean(value_loss(value, batch.target))
+    critic = critic_loss(value, batch)
     entropy = jnp.mean(distribution.entropy())
-    total = policy + value_coef * critic + entropy_coef * entropy_loss(entropy)
+    total = policy + value_coef * critic - entropy_coef * entropy
     info = {"loss": total, "policy_loss": policy, "value_loss": critic, "entropy": entropy}
     return total, info
 

@@ -28,7 +28,7 @@ class Moments(NamedTuple):
 
 
 def init_moments(shape: tuple[int, ...] = (), dtype: jnp.dtype | None = None) -> Moments:
-    """Moments of nothing: normalizing with them changes nothing.
+    """Moments of no samples; normalizing with them is the identity.
 
     Args:
         shape: Of one sample.
@@ -94,7 +94,7 @@ class RewardScaler(NamedTuple):
 
 
 def init_reward_scaler(num_envs: int, dtype: jnp.dtype | None = None) -> RewardScaler:
-    """A scaler that has seen nothing.
+    """A scaler of no rewards.
 
     Args:
         num_envs: N.

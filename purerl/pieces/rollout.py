@@ -1,7 +1,7 @@
 """Unrolling environments, and statistics of the episodes they finish."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ def reset(env: Env, num_envs: int, key: jax.Array) -> Actors:
 
 
 def unroll(
-    act: Callable[[jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
+    act: Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]],
     env: Env,
     actors: Actors,
     key: jax.Array,
@@ -84,7 +84,8 @@ def unroll(
     ``env.resets`` changes the cost and not the numbers.
 
     Args:
-        act: ``(obs [N, *O], key) -> (action [N, *A], {"log_prob": [N]})``.
+        act: ``(obs [N, *O], key) -> (action [N, *A], {"log_prob": [N]})``; without one the
+            rollout's is None.
         env: Environment.
         actors: Where the environments are.
         key: PRNG key.
@@ -120,7 +121,7 @@ def unroll(
         seen = Rollout(
             obs=actors.obs,
             action=action,
-            log_prob=extras["log_prob"],
+            log_prob=extras.get("log_prob"),  # nothing off-policy reads it
             reward=result.reward,
             terminated=result.terminated,
             truncated=result.truncated,

@@ -35,7 +35,7 @@ def default_network(action_space: ActionSpace, config: NetworkConfig, network: A
 
 
 def check_network(network: Any) -> Any:
-    """The network, if it has the functions of one.
+    """Returns the network; raises TypeError unless it has ``init`` and ``apply``.
 
     Args:
         network: A :class:`purerl.Network`.
@@ -47,10 +47,9 @@ def check_network(network: Any) -> Any:
         raise TypeError(f"network is the class {network.__name__}; give an instance of it.")
     if not all(callable(getattr(network, name, None)) for name in ("init", "apply")):
         raise TypeError(
-            f"network is a {type(network).__name__}, wanted init(key, obs) -> params and "
-            "apply(params, obs): a flax.linen module has both; give networks of flax.nnx and "
-            "equinox as purerl.from_nnx(...) and purerl.from_equinox(...); the default network's "
-            "shape is set by a NetworkConfig in the algorithm's configuration."
+            f"network is a {type(network).__name__}, wanted init(key, obs) and apply(params, obs), "
+            "as flax.linen modules have; wrap others by purerl.from_nnx or purerl.from_equinox; a "
+            "NetworkConfig goes into the algorithm's configuration."
         )
     return network
 
@@ -71,8 +70,8 @@ def apply_network(network: Any, params: PyTree, obs: jax.Array, *args: Any) -> A
         return network.apply(params, obs, *args)
     except ScopeParamShapeError as error:
         raise ValueError(
-            f"obs has shape {obs.shape}, but the parameters were made for observations of another "
-            f"shape; give observations [B, *O] as given to init. ({error})"
+            f"obs has shape {obs.shape}, but the parameters were made for another one; give "
+            f"observations [B, *O] as given to init. ({error})"
         ) from error
 
 
@@ -133,7 +132,7 @@ def init_q_params(network: Any, action_space: Discrete, obs: jax.Array, key: jax
 
 
 def _init(network: Any, obs: jax.Array, key: jax.Array, outputs: Any, space: ActionSpace) -> PyTree:
-    """Parameters, if the outputs have the shapes that they say; nothing but those is computed."""
+    """Initializes parameters, and checks the outputs' shapes by tracing."""
 
     def check(params: PyTree) -> None:
         for name, got, wanted in outputs(params, obs.shape[:1]):
@@ -156,23 +155,22 @@ def _init(network: Any, obs: jax.Array, key: jax.Array, outputs: Any, space: Act
 
 
 def _pair(output: Any, action_space: ActionSpace) -> Any:
-    """What a network returned, if it is a distribution for these actions and something else."""
+    """Returns a network's output; raises TypeError unless it is (distribution, value)."""
+    wanted = "(distribution [B], value [B])"
     if type(output) not in (tuple, list) or len(output) != 2:
-        raise TypeError(
-            f"the network returns a {type(output).__name__}, wanted a pair (distribution [B], "
-            "value [B]); see help(purerl.Network)."
-        )
-    policy, discrete = output[0], isinstance(action_space, Discrete)
-    fitting = "Categorical" if discrete else "DiagGaussian"
+        raise TypeError(f"the network returns a {type(output).__name__}, wanted a pair {wanted}.")
+    policy, kind = output[0], type(output[0]).__name__
+    fitting, actions = "DiagGaussian", "a Box"
+    if isinstance(action_space, Discrete):
+        fitting, actions = "Categorical", "Discrete"
     if not all(callable(getattr(policy, name, None)) for name in METHODS):
         raise TypeError(
-            f"the network's policy is a {type(policy).__name__}, wanted a distribution with "
-            f"{', '.join(METHODS)}; return purerl.{fitting}(...), see help(purerl.Distribution)."
+            f"the network's policy is a {kind}, wanted a distribution with {', '.join(METHODS)}; "
+            f"return purerl.{fitting}(...), see help(purerl.Distribution)."
         )
-    if isinstance(policy, Categorical | DiagGaussian) and type(policy).__name__ != fitting:
+    if isinstance(policy, Categorical | DiagGaussian) and kind != fitting:
         raise TypeError(
-            f"the network returns a {type(policy).__name__}, but the actions are "
-            f"{'Discrete' if discrete else 'a Box'}; return a {fitting}."
+            f"the network returns a {kind}, but the actions are {actions}; return a {fitting}."
         )
     return output
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 class Distribution(Protocol):
-    """What a policy is: a distribution over actions, one for each row of a batch.
+    """Protocol of policies: a distribution over actions for each row of a batch.
 
     One of your own has these five methods and is a pytree (a ``NamedTuple`` is one) whose leaves
     have the batch axes first. Everything but ``sample`` is differentiated.
@@ -34,7 +34,7 @@ class Distribution(Protocol):
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    """In float32 at least."""
+    """At least float32."""
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 

@@ -1,4 +1,4 @@
-"""What a network is, and the default ones, in flax.linen, built from ``nn.Dense`` alone.
+"""The protocol of networks, and the default ones: flax.linen modules of ``nn.Dense`` alone.
 
 What a caller does not use of a network's outputs is never computed: under ``jit`` the compiler
 drops it.
@@ -149,7 +149,7 @@ def convolved(config: NetworkConfig, x: jax.Array) -> jax.Array:
 
 
 class Torso(nn.Module):
-    """Everything before the heads: ``[B, *O] -> [B, hidden_sizes[-1]]``."""
+    """Trunk of a network: ``[B, *O] -> [B, hidden_sizes[-1]]``."""
 
     config: NetworkConfig = NetworkConfig()
 
@@ -270,10 +270,11 @@ class QNetwork(nn.Module):
             return dense(count, 1.0, orthogonal, name="q_head")(
                 Torso(self.config, name="torso")(obs)
             )
-        *shared, last = self.config.hidden_sizes or (None,)
-        config = dataclasses.replace(self.config, hidden_sizes=tuple(shared))
+        sizes = self.config.hidden_sizes
+        config, streams = (
+            dataclasses.replace(self.config, hidden_sizes=part) for part in (sizes[:-1], sizes[-1:])
+        )
         features = Torso(config, name="torso")(obs)
-        streams = dataclasses.replace(self.config, hidden_sizes=() if last is None else (last,))
         value = dense(1, 1.0, orthogonal, name="value_head")(MLP(streams, name="value")(features))
         advantage = dense(count, 1.0, orthogonal, name="advantage_head")(
             MLP(streams, name="advantage")(features)

@@ -28,13 +28,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purerl.config import check_integer, check_range
+from purerl.config import Number, check_integer, check_range
 from purerl.records import Cursor, PyTree
 from purerl.replay.tree import draw, empty_tree, set_leaves, stratified, take
 
 
 class ReplayState(NamedTuple):
-    """A buffer.
+    """State of a :class:`Replay` buffer.
 
     Attributes:
         items: Leaves ``[C, ...]``.
@@ -78,7 +78,7 @@ class Replay(NamedTuple):
 
 
 def uniform(capacity: int) -> Replay:
-    """Every item that is held is equally probable; drawn with replacement.
+    """Uniform replay: items are drawn with replacement and equal probability.
 
     Args:
         capacity: C, how many items are held; the oldest are overwritten.
@@ -105,9 +105,7 @@ def uniform(capacity: int) -> Replay:
     def add(state: ReplayState, items: PyTree) -> ReplayState:
         return _add(state, items, capacity)[0]
 
-    def sample(
-        state: ReplayState, key: jax.Array, size: int, *, progress: float | jax.Array = 0.0
-    ) -> Sample:
+    def sample(state: ReplayState, key: jax.Array, size: int, *, progress: Number = 0) -> Sample:
         return Sample(jax.random.randint(key, (size,), 0, state.cursor.size), jnp.ones(size))
 
     return Replay(init, add, sample, lambda state, *_: state, capacity)
@@ -116,11 +114,11 @@ def uniform(capacity: int) -> Replay:
 def prioritized(
     capacity: int,
     *,
-    alpha: float | jax.Array = 0.6,
-    beta: float | jax.Array = 0.4,
-    eps: float | jax.Array = 1e-6,
+    alpha: Number = 0.6,
+    beta: Number = 0.4,
+    eps: Number = 1e-6,
 ) -> Replay:
-    """Items with a large TD error are drawn more often, and weighed less.
+    """Prioritized replay: items with a large TD error are drawn more often, and weighed less.
 
     A new item has the largest priority so far. An index that occurs several times in one update
     gets the largest of its new priorities. An item whose TD error is not finite gets the smallest
@@ -148,8 +146,8 @@ def prioritized(
         [0, 0, 0, 1, 1, 2, 3]
     """
     check_integer("prioritized", "capacity", capacity, 1)
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        check_range("prioritized", name, value, "[0, 1]")
+    check_range("prioritized", "alpha", alpha, "[0, 1]")
+    check_range("prioritized", "beta", beta, "[0, 1]")
     check_range("prioritized", "eps", eps, "[0, inf)")
 
     def init(item: PyTree) -> ReplayState:
@@ -160,9 +158,7 @@ def prioritized(
         priority = jnp.broadcast_to(state.tree.largest, index.shape)
         return state._replace(tree=set_leaves(state.tree, index, priority))
 
-    def sample(
-        state: ReplayState, key: jax.Array, size: int, *, progress: float | jax.Array = 0.0
-    ) -> Sample:
+    def sample(state: ReplayState, key: jax.Array, size: int, *, progress: Number = 0) -> Sample:
         tree = state.tree
         index = draw(tree, *stratified(key, size))
         exponent = beta + progress * (1 - beta)
@@ -185,9 +181,9 @@ def prioritized(
 
 
 def _empty(item: PyTree, capacity: int, tree: Any) -> ReplayState:
-    empty = lambda x: jnp.zeros((capacity, *jnp.shape(x)), jnp.result_type(x))  # noqa: E731
+    items = jax.tree.map(lambda x: jnp.zeros((capacity, *jnp.shape(x)), jnp.result_type(x)), item)
     zero = jnp.zeros((), jnp.int32)
-    return ReplayState(jax.tree.map(empty, item), Cursor(zero, zero), tree)
+    return ReplayState(items, Cursor(zero, zero), tree)
 
 
 def _add(state: ReplayState, items: PyTree, capacity: int) -> tuple[ReplayState, jax.Array]:
@@ -195,14 +191,14 @@ def _add(state: ReplayState, items: PyTree, capacity: int) -> tuple[ReplayState,
     counts = {jnp.shape(x)[:1] for x in jax.tree.leaves(items)}
     if len(counts) != 1 or () in counts:
         raise ValueError(
-            f"add got leading axes {sorted(counts)}, wanted [N, ...] with the same N on every "
-            "leaf; give a single item an axis: x[None]."
+            f"add got leading axes {sorted(counts)}, wanted [N, ...] on every leaf; give a single "
+            "item an axis: x[None]."
         )
     ((count,),) = counts
     if count > capacity:
         raise ValueError(
-            f"add got {count} items at once, wanted at most the capacity, {capacity}; make the "
-            "capacity larger, or num_envs * rollout_length smaller."
+            f"add got {count} items at once, wanted at most the capacity, {capacity}; enlarge it, "
+            "or make num_envs * rollout_length smaller."
         )
 
     def write(old: jax.Array, new: jax.Array) -> jax.Array:

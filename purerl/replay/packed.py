@@ -20,7 +20,7 @@ from purerl.replay.tree import take
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """Where a leaf of an item lies; a leaf of pytrees.
+    """Place of one leaf of an item within the packed words.
 
     Attributes:
         array: Which array of words.
@@ -43,7 +43,7 @@ class Field:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """Items, packed.
+    """Packed items.
 
     Attributes:
         words: Arrays ``[..., W]``, each of words of one width.
@@ -65,7 +65,7 @@ class Packed:
 
 
 def empty(item: PyTree) -> Packed:
-    """One item packed, as shapes and dtypes.
+    """Shapes and dtypes of one packed item.
 
     Args:
         item: Arrays, or their shapes and dtypes.
@@ -89,7 +89,7 @@ def empty(item: PyTree) -> Packed:
 
 
 def pack(items: PyTree, like: Packed) -> Packed:
-    """Items side by side.
+    """Packs items.
 
     Args:
         items: Leaves ``[*S, ...]``; cast to the dtypes of ``like``.
@@ -162,7 +162,7 @@ def take_fields(packed: Packed, index: jax.Array, fields: PyTree) -> PyTree:
 
 
 def _word(dtype: Any) -> Any:
-    """The unsigned integer that is as wide; what has no such one is its own word."""
+    """The unsigned integer of the same width; the dtype itself where there is none."""
     real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
     return jnp.dtype(f"uint{8 * dtype.itemsize}") if real or dtype == jnp.bool_ else dtype
 

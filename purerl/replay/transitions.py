@@ -17,12 +17,12 @@ An observation is one array here; the buffers of :mod:`purerl.replay.buffers` ho
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from purerl.config import check_integer
+from purerl.config import Number, check_integer
 from purerl.pieces.advantages import flatten_time
 from purerl.records import Clock, OffPolicyBatch, Transition
 from purerl.replay.buffers import Replay, ReplayState, Sample
@@ -30,29 +30,12 @@ from purerl.replay.packed import empty, pack, take_fields
 from purerl.replay.tree import put, take
 
 
-class Held(NamedTuple):
-    """An item of the buffer, which holds it packed: a transition without ``next_obs``.
-
-    Attributes:
-        obs: ``[*O]``.
-        action: ``[*A]``.
-        reward: ``[]``.
-        terminated: ``[]`` bool.
-        truncated: ``[]`` bool.
-    """
-
-    obs: jax.Array
-    action: jax.Array
-    reward: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-
-
 class ReplayMemoryState(NamedTuple):
-    """A replay memory.
+    """State of a :class:`ReplayMemory`.
 
     Attributes:
-        replay: Of packed :class:`Held` items; :func:`purerl.replay.packed.unpack` gives them.
+        replay: Of packed transitions without ``next_obs``, which
+            :func:`purerl.replay.packed.unpack` gives.
         last_obs: Observations after truncations, of W intervals, and after the newest step,
             ``[W + 1, N, *O]``.
         steps: Steps of each environment that were added.
@@ -120,15 +103,20 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
     """
     check_integer("replay_memory", "num_envs", num_envs, 1)
     check_integer("replay_memory", "interval", interval, 1)
+    nothing: Any = None  # for next_obs, which the buffer does not hold
     capacity = replay.capacity
-    held = -(-capacity // num_envs)  # steps, the oldest perhaps not of all environments
-    windows = -(-(held - 1) // interval) + 1  # intervals that so many steps can have a part in
+    steps_held = -(-capacity // num_envs)  # the oldest perhaps not of all environments
+    windows = (
+        -(-(steps_held - 1) // interval) + 1
+    )  # intervals that so many steps can have a part in
 
     def init(item: Transition) -> ReplayMemoryState:
         shape = (windows + 1, num_envs, *item.next_obs.shape)
         last_obs = jnp.zeros(shape, item.next_obs.dtype)
         start = Clock(jnp.zeros((), jnp.int32))
-        return ReplayMemoryState(replay.init(empty(Held(*item[:-1]))), last_obs, start)
+        return ReplayMemoryState(
+            replay.init(empty(item._replace(next_obs=nothing))), last_obs, start
+        )
 
     def add(state: ReplayMemoryState, steps: Transition) -> ReplayMemoryState:
         length, count = steps.truncated.shape
@@ -137,7 +125,7 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
                 f"add got steps of {count} environments, wanted [T, N, ...] with N = {num_envs}; "
                 "give replay_memory the right num_envs."
             )
-        items = pack(flatten_time(Held(*steps[:-1])), state.replay.items)
+        items = pack(flatten_time(steps._replace(next_obs=nothing)), state.replay.items)
 
         def remember(last_obs, step):
             time, truncated, obs = step
@@ -160,24 +148,19 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
         return replay.sample(state.replay, *args, **kwargs)
 
     def batch(
-        state: ReplayMemoryState,
-        sample: Sample,
-        *,
-        gamma: float | jax.Array,
-        n_step: int = 1,
+        state: ReplayMemoryState, sample: Sample, *, gamma: Number, n_step: int = 1
     ) -> OffPolicyBatch:
         if n_step > max(1, capacity // num_envs):
             raise ValueError(
                 f"n_step={n_step}, but of {num_envs} environments a buffer of capacity={capacity} "
-                f"holds {capacity // num_envs} steps each; choose a capacity of at least "
-                f"{n_step * num_envs}, or a smaller n_step."
+                f"holds {capacity // num_envs} steps each; choose at least {n_step * num_envs}."
             )
         items = state.replay.items
-        field: Held = items.fields
+        field: Transition = items.fields
         flags = field.reward, field.terminated, field.truncated
         last = sample.indices  # place of the last step so far
         age = (state.replay.cursor.next - 1 - last) % capacity  # items added after it
-        first: Held = take_fields(items, last, field)
+        first: Transition = take_fields(items, last, field)
         reward, terminated, truncated = first.reward, first.terminated, first.truncated
         discount = jnp.full_like(reward, gamma)
         for _ in range(1, n_step):

@@ -61,7 +61,7 @@ def _children(level: jax.Array, node: jax.Array) -> jax.Array:
 
 
 def set_leaves(tree: Tree, index: jax.Array, power: jax.Array) -> Tree:
-    """Writes leaves, and computes what is above them anew from the level below.
+    """Writes leaves, and recomputes the nodes above them from the level below.
 
     Nothing is added to a sum that is there, so rounding errors do not pile up.
 

@@ -27,7 +27,7 @@ class CGStop(enum.IntEnum):
 
 
 class CGResult(NamedTuple):
-    """What :func:`conjugate_gradient` found.
+    """Result of :func:`conjugate_gradient`.
 
     Attributes:
         x: The solution, shaped like b; finite, if x0 is.
@@ -121,7 +121,7 @@ def conjugate_gradient(
     rr = optax.tree.vdot(residual, residual).astype(dtype)
 
     def reason(rr, iterations):
-        """Of having stopped after a good iteration, or _RUNNING."""
+        """The CGStop after an iteration without failure, or _RUNNING."""
         going = jnp.where(iterations < max_iterations, _RUNNING, CGStop.MAX_ITERATIONS)
         return jnp.where(rr <= threshold, CGStop.CONVERGED, going).astype(jnp.int32)
 

@@ -12,7 +12,7 @@ from purerl.records import PyTree
 
 
 class LineSearchResult(NamedTuple):
-    """What :func:`backtracking_line_search` found; refused, all numbers but ``tries`` are 0.
+    """Result of :func:`backtracking_line_search`; all numbers but ``tries`` are 0 if refused.
 
     Attributes:
         params: The accepted point, or the old one.

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from purerl.config import check_range
 from purerl.records import PyTree
@@ -91,8 +90,8 @@ def fisher_vector_product(
     """
     obs = _subsample(obs, fraction)
     distribution = policy(params, obs)
-    z, rebuild = _floating_leaves(distribution)
-    _, push = jax.linearize(lambda p: _floating_leaves(policy(p, obs))[0], params)
+    z, rebuild = floating_leaves(distribution)
+    _, push = jax.linearize(lambda p: floating_leaves(policy(p, obs))[0], params)
     pull = jax.linear_transpose(push, params)
     kl_gradient = jax.grad(lambda z: jnp.mean(distribution.kl(rebuild(z))))
     _, curvature = jax.linearize(kl_gradient, z)
@@ -104,52 +103,12 @@ def fisher_vector_product(
     return product
 
 
-def fisher_diagonal(policy: Policy, params: PyTree, obs: jax.Array) -> PyTree:
-    """The diagonal of the matrix of :func:`fisher_vector_product`, exactly.
-
-    Costs as many gradients as the distribution has parameters (a Categorical its number of actions,
-    a DiagGaussian twice its dimensions), for each sample.
+def floating_leaves(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]:
+    """The leaves that can be differentiated, and the function that puts others in their places.
 
     Args:
-        policy: ``(params, obs [B, *O]) -> distribution``.
-        params: The old parameters.
-        obs: ``[B, *O]``.
-
-    Returns:
-        Shaped like ``params``.
-
-    Example:
-        >>> import jax.numpy as jnp, purerl
-        >>> policy = lambda logits, obs: purerl.Categorical(obs @ logits)
-        >>> fisher_diagonal(policy, jnp.zeros((1, 2)), 2 * jnp.ones((3, 1))).tolist()
-        [[1.0, 1.0]]
+        tree: Such as a distribution.
     """
-
-    def of_one(observation):
-        def flat(p):
-            return ravel_pytree(_floating_leaves(policy(p, observation[None]))[0])[0]
-
-        distribution = policy(params, observation[None])
-        leaves, rebuild = _floating_leaves(distribution)
-        z, unravel = ravel_pytree(leaves)
-        curvature = jax.hessian(lambda z: jnp.sum(distribution.kl(rebuild(unravel(z)))))(z)
-        jacobian = jax.jacrev(flat)(params)
-        return jax.tree.map(lambda j: jnp.einsum("i...,ij,j...->...", j, curvature, j), jacobian)
-
-    def add(total, chunk):
-        each = jax.vmap(of_one)(chunk)
-        return jax.tree.map(lambda t, x: t + jnp.sum(x, axis=0), total, each), None
-
-    # In chunks: a Jacobian for every sample at once could be far larger than the network.
-    size = obs.shape[0]
-    chunk = max(n for n in range(1, min(size, 64) + 1) if size % n == 0)
-    zero = jax.tree.map(jnp.zeros_like, params)
-    total, _ = jax.lax.scan(add, zero, obs.reshape(size // chunk, chunk, *obs.shape[1:]))
-    return jax.tree.map(lambda x: x / size, total)
-
-
-def _floating_leaves(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]:
-    """The leaves that can be differentiated, and what makes the tree of them, the rest as it is."""
     leaves, treedef = jax.tree.flatten(tree)
     real = [jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves]
 

@@ -1,23 +1,22 @@
-"""The off-policy loop: act, remember, learn from what is remembered, again."""
+"""The off-policy loop: act, add to the replay memory, learn from batches of it."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from purerl.config import Number
 from purerl.envs.make import Env
 from purerl.pieces import rollout as rollouts
-from purerl.pieces.normalize import init_moments, merge_moments
 from purerl.records import Box, Clock, OffPolicyAlgorithm, PyTree, Transition
 from purerl.replay.transitions import ReplayMemoryState, replay_memory
 from purerl.training import state as states
 from purerl.training.sizes import OffPolicyLoopConfig
-from purerl.training.state import Loop, Metrics, Normalizer, TrainState
+from purerl.training.state import Loop, Metrics, TrainState
 
 
 def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfig) -> Loop:
-    """The beginning of a run and one iteration of it.
+    """How a run starts, and one iteration.
 
     Args:
         algorithm: Off-policy.
@@ -28,34 +27,22 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         ValueError: If the sizes do not fit the algorithm's batch or buffer.
     """
     _check(algorithm, env, sizes)
-    num_envs = sizes.num_envs
-    real = jnp.result_type(float)
-    memory = replay_memory(algorithm.replay, num_envs, env.truncation_interval)
-    held = {"float": real, "uint8": jnp.dtype("uint8"), "bool": jnp.dtype("bool")}[sizes.replay_obs]
+    memory = replay_memory(algorithm.replay, sizes.num_envs, env.truncation_interval)
 
-    def play(state: TrainState, key: jax.Array, length: int, progress: float | jax.Array):
-        """Acts for so many steps, and remembers them."""
-
-        def act(obs, key):
-            obs = state.normalizer.observe(obs)
-            acted = algorithm.act(state.learner, obs, key, progress=progress)
-            action = states.checked_act(acted, num_envs, env)[0]
-            return action, {"log_prob": jnp.zeros(num_envs)}  # nothing off-policy reads it
-
+    def play(state: TrainState, key: jax.Array, length: int, progress: Number):
+        """Acts for ``length`` steps, which go into the replay memory."""
+        act = states.make_act(algorithm, env, state, progress)
         actors, rollout, statistics = rollouts.unroll(act, env, state.actors, key, length)
         transitions = Transition(*(getattr(rollout, name) for name in Transition._fields))
         replay = memory.add(state.replay, transitions)
-        normalizer = state.normalizer
-        if normalizer.obs is not None:
-            normalizer = Normalizer(merge_moments(normalizer.obs, rollout.obs), None)
+        normalizer = state.normalizer.merge(rollout.obs)
         return state._replace(actors=actors, normalizer=normalizer, replay=replay), statistics
 
     def init(key: jax.Array) -> TrainState:
         key, play_key = jax.random.split(key)
-        moments = init_moments(env.obs_shape, real) if sizes.normalize_obs else None
-        state = states.start(algorithm, env, num_envs, Normalizer(moments, None), key)
-        state = state._replace(replay=memory.init(_item(env, held)))
-        return play(state, play_key, sizes.warmup_steps // num_envs, 0.0)[0]
+        state = states.start(algorithm, env, sizes, key)
+        state = state._replace(replay=memory.init(_item(env, sizes.replay_obs)))
+        return play(state, play_key, sizes.warmup_steps // sizes.num_envs, 0.0)[0]
 
     def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
         progress = state.clock.iteration / sizes.iterations
@@ -65,7 +52,7 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         observe = state.normalizer.observe
 
         def learn(carry: tuple[PyTree, ReplayMemoryState], key: jax.Array):
-            """One update, and the priorities after it."""
+            """One update of the learner, then of the priorities."""
             learner, replay = carry
             sample_key, update_key = jax.random.split(key)
             size = algorithm.batch_size
@@ -81,25 +68,21 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         keys = jax.random.split(learn_key, sizes.updates)
         (learner, replay), info = jax.lax.scan(learn, (state.learner, state.replay), keys)
         refused = state.refused + jnp.sum(~info["finite"], dtype=jnp.int32)
-        mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), info)
-        info = mean | {"finite": info["finite"].all()}
-        iteration = state.clock.iteration + 1
-        state = state._replace(
-            clock=Clock(iteration), learner=learner, replay=replay, refused=refused
-        )
-        return state, Metrics(sizes.step(iteration), statistics, info)
+        every = info["finite"].all()
+        info = jax.tree.map(lambda x: jnp.mean(x, axis=0), info) | {"finite": every}
+        clock = Clock(state.clock.iteration + 1)
+        state = state._replace(clock=clock, learner=learner, replay=replay, refused=refused)
+        return state, Metrics(sizes.step(clock.iteration), statistics, info)
 
     return Loop(init, iterate)
 
 
-def _item(env: Env, obs_dtype: Any) -> Transition:
+def _item(env: Env, replay_obs: str) -> Transition:
     """Shapes and dtypes of one transition."""
     real, space = jnp.result_type(float), env.action_space
-    obs = jax.ShapeDtypeStruct(env.obs_shape, obs_dtype)
-    number, flag = (jax.ShapeDtypeStruct((), x) for x in (real, jnp.bool_))
-    kind = (space.shape, real) if isinstance(space, Box) else ((), jnp.int32)
-    parts: Any = obs, jax.ShapeDtypeStruct(*kind), number, flag, flag, obs
-    return Transition(*parts)
+    action = jnp.zeros(space.shape, real) if isinstance(space, Box) else jnp.int32(0)
+    obs = jnp.zeros(env.obs_shape, real if replay_obs == "float" else replay_obs)
+    return Transition(obs, action, jnp.zeros((), real), jnp.array(False), jnp.array(False), obs)
 
 
 def _check(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfig) -> None:

@@ -1,10 +1,11 @@
-"""The on-policy loop: unroll, update, again."""
+"""The on-policy loop: collect a rollout, update."""
 
 import jax
 import jax.numpy as jnp
 
 from purerl.envs.make import Env
-from purerl.pieces import normalize, rollout as rollouts
+from purerl.pieces import rollout as rollouts
+from purerl.pieces.normalize import scale_rewards
 from purerl.records import Clock, OnPolicyAlgorithm
 from purerl.training import state as states
 from purerl.training.sizes import OnPolicyLoopConfig
@@ -14,7 +15,7 @@ _MOMENTS = 2**32 - 2  # folded into the run's key: no iteration has this number
 
 
 def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig) -> Loop:
-    """The beginning of a run and one iteration of it.
+    """How a run starts, and one iteration.
 
     Args:
         algorithm: On-policy.
@@ -30,33 +31,19 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
         _check_whole_episodes(env, rollout_length)
     if sizes.normalize_reward and algorithm.gamma is None:
         raise ValueError(
-            "make_train: normalize_reward needs the algorithm's discount factor, and its gamma is "
-            "None; set the field: OnPolicyAlgorithm(init, act, update, gamma=0.99)."
+            "make_train: normalize_reward needs a discount factor, and gamma is None; set the "
+            "field: OnPolicyAlgorithm(init, act, update, gamma=0.99)."
         )
-    real = jnp.result_type(float)
-
-    def act_with(state: TrainState, progress: float | jax.Array):
-        def act(obs, key):
-            obs = state.normalizer.observe(obs)
-            acted = algorithm.act(state.learner, obs, key, progress=progress)
-            return states.checked_act(acted, num_envs, env, "log_prob")
-
-        return act
 
     def init(key: jax.Array) -> TrainState:
-        normalizer = Normalizer(
-            normalize.init_moments(env.obs_shape, real) if sizes.normalize_obs else None,
-            normalize.init_reward_scaler(num_envs, real) if sizes.normalize_reward else None,
-        )
-        state = states.start(algorithm, env, num_envs, normalizer, key)
-        if normalizer.obs is None:
+        state = states.start(algorithm, env, sizes, key)
+        if not sizes.normalize_obs:
             return state
         # Moments for the first rollout are those of another one, as long, which is forgotten.
         key = jax.random.fold_in(state.key, _MOMENTS)
-        act = act_with(state, 0.0)
+        act = states.make_act(algorithm, env, state, 0.0, "log_prob")
         _, rollout, _ = rollouts.unroll(act, env, state.actors, key, rollout_length)
-        moments = normalize.merge_moments(normalizer.obs, rollout.obs)
-        return state._replace(normalizer=normalizer._replace(obs=moments))
+        return state._replace(normalizer=state.normalizer.merge(rollout.obs))
 
     def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
         progress = state.clock.iteration / sizes.iterations
@@ -69,8 +56,9 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
             if normalizer.reward is not None:  # its running return was of the abandoned episodes
                 nothing = jnp.zeros_like(normalizer.reward.running)
                 normalizer = normalizer._replace(reward=normalizer.reward._replace(running=nothing))
+        act = states.make_act(algorithm, env, state, progress, "log_prob")
         actors, rollout, statistics = rollouts.unroll(
-            act_with(state, progress), env, actors, unroll_key, rollout_length, first_only=whole
+            act, env, actors, unroll_key, rollout_length, first_only=whole
         )
         rollout, normalizer = _normalize_rollout(rollout, normalizer, algorithm.gamma)
         updated = algorithm.update(state.learner, rollout, update_key, progress=progress)
@@ -84,26 +72,21 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
 
 
 def _normalize_rollout(rollout, normalizer: Normalizer, gamma):
-    """The rollout as the learner sees it, under the moments it was collected with; and the moments
-    after it.
-    """
-    (moments, scaler), raw, observe = normalizer, rollout, normalizer.observe
-    if moments is not None:
-        rollout = rollout._replace(obs=observe(raw.obs), next_obs=observe(raw.next_obs))
-        moments = normalize.merge_moments(moments, raw.obs)
+    """Normalizes a rollout by the moments it was collected with; also the moments after it."""
+    observe, scaler = normalizer.observe, normalizer.reward
+    seen = rollout._replace(obs=observe(rollout.obs), next_obs=observe(rollout.next_obs))
     if scaler is not None:
-        done = raw.terminated | raw.truncated
-        reward, scaler = normalize.scale_rewards(scaler, raw.reward, done, gamma)
-        rollout = rollout._replace(reward=reward)
-    return rollout, Normalizer(moments, scaler)
+        done = rollout.terminated | rollout.truncated
+        reward, scaler = scale_rewards(scaler, rollout.reward, done, gamma)
+        seen, normalizer = seen._replace(reward=reward), normalizer._replace(reward=scaler)
+    return seen, normalizer.merge(rollout.obs)
 
 
 def _check_whole_episodes(env: Env, rollout_length: int) -> None:
     limit = env.max_episode_steps
     if limit is None or rollout_length < limit:
         raise ValueError(
-            f"make_train: this estimator has no critic to continue an unfinished episode with, so "
-            f"rollout_length={rollout_length} must be at least the time limit of {env.name} "
-            f"({limit} steps); set rollout_length, make_env(..., max_steps_in_episode=...), or an "
-            "estimator with a critic."
+            f"make_train: without a critic rollout_length={rollout_length} must be at least the "
+            f"time limit of {env.name} ({limit} steps); set it, make_env(..., "
+            "max_steps_in_episode=...), or an estimator with a critic."
         )

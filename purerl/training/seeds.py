@@ -42,11 +42,11 @@ def use_all_cores() -> int:
     except RuntimeError:  # JAX has been used
         devices = jax.device_count()
         if jax.default_backend() == "cpu" and devices < (cores or 1):
-            message = (
+            warnings.warn(
                 f"use_all_cores: JAX was used before, with {devices} CPU devices for {cores} "
-                f"cores: many seeds take up to {cores}/{devices} times as long. Call it first."
+                f"cores: many seeds take up to {cores}/{devices} times as long. Call it first.",
+                stacklevel=2,
             )
-            warnings.warn(message, stacklevel=2)
     return jax.device_count()
 
 
@@ -90,28 +90,24 @@ def vectorize(
     """
 
     def mapped(*args):
-        leaves, treedef = jax.tree.flatten(args, is_leaf=is_clock)
-        batched, clocks = _partition(leaves)
+        batched, clocks, join = _split(args)
         size = _leading_axis(batched)
         if any(jnp.ndim(x) for x in jax.tree.leaves(clocks)):
             raise ValueError(
-                "vectorize got a Clock or Cursor with an axis of seeds; it is the same for all and "
-                "must not be batched: use jax.jit(purerl.vectorize(train.init)), not jax.vmap."
+                "vectorize got a Clock or Cursor with an axis of seeds; it must not be batched: "
+                "use jax.jit(purerl.vectorize(train.init)), not jax.vmap."
             )
-        of_clocks = [is_clock(x) for x in leaves]
-        out_structure: list[Any] = []
+        join_out: Callable[..., Any] = join
 
         def of_one(batched, clocks):
-            out = function(*jax.tree.unflatten(treedef, _merge(of_clocks, batched, clocks)))
-            out_leaves, out_treedef = jax.tree.flatten(out, is_leaf=is_clock)
-            out_structure[:] = [is_clock(x) for x in out_leaves], out_treedef
-            return _partition(out_leaves)
+            nonlocal join_out
+            batched, clocks, join_out = _split(function(*join(batched, clocks)))
+            return batched, clocks
 
         buffers = any(isinstance(clock, Cursor) for clock in clocks)  # never copied
         mesh = None
         if shard and _AXIS not in jax.sharding.get_abstract_mesh().axis_names:
-            padded = pad and not buffers and jax.process_count() == 1
-            mesh = seed_mesh(size, pad=padded)
+            mesh = seed_mesh(size, pad=pad and not buffers and jax.process_count() == 1)
         devices = mesh.size if mesh else 1
         each = -(-size // devices)
         extra = each * devices - size
@@ -122,8 +118,7 @@ def vectorize(
         if size == 1:  # a batch of one is slower than none, and compiles for longer
             of_many = _alone(of_one)
         elif mesh and mesh.size > 1:
-            seeds, everyone = PartitionSpec(_AXIS), PartitionSpec()
-            specs = (seeds, everyone)
+            specs = PartitionSpec(_AXIS), PartitionSpec()
             of_many = jax.shard_map(
                 of_many, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=False
             )
@@ -132,8 +127,7 @@ def vectorize(
         out_batched, out_clocks = of_many(batched, clocks)
         if extra:
             out_batched = [x[:size] for x in out_batched]
-        out_of_clocks, out_treedef = out_structure
-        return jax.tree.unflatten(out_treedef, _merge(out_of_clocks, out_batched, out_clocks))
+        return join_out(out_batched, out_clocks)
 
     return mapped
 
@@ -158,13 +152,14 @@ def take_seeds(tree: Any, seeds: Any) -> Any:
         (1.0, 7)
     """
     if not isinstance(seeds, jax.core.Tracer):
-        batched = _partition(jax.tree.leaves(tree, is_leaf=is_clock))[0]
-        seeds = np.arange(_leading_axis(batched, "take_seeds"))[seeds]  # JAX clips what is beyond
+        seeds = np.arange(_leading_axis(_split(tree)[0], "take_seeds"))[
+            seeds
+        ]  # JAX clips what is beyond
     return jax.tree.map(lambda x: x if is_clock(x) else x[seeds], tree, is_leaf=is_clock)
 
 
 def _in_groups(of_many: Callable[..., Any], groups: int) -> Callable[..., Any]:
-    """A CPU core trains its seeds eight at a time: more of them do not fit into its caches."""
+    """Maps groups of seeds one after another: more do not fit into a CPU core's caches."""
 
     def grouped(batched, clocks):
         apart = [x.reshape(groups, len(x) // groups, *x.shape[1:]) for x in batched]
@@ -176,7 +171,7 @@ def _in_groups(of_many: Callable[..., Any], groups: int) -> Callable[..., Any]:
 
 
 def _alone(of_one: Callable[..., Any]) -> Callable[..., Any]:
-    """What ``vmap`` over one element gives, without a batch axis inside."""
+    """``vmap`` over one element, without a batch axis inside."""
 
     def of_many(batched, clocks):
         out, out_clocks = of_one([x[0] for x in batched], clocks)
@@ -194,13 +189,18 @@ def is_clock(x: Any) -> bool:
     return isinstance(x, Clock | Cursor)
 
 
-def _partition(leaves: list[Any]) -> tuple[list[Any], list[Clock | Cursor]]:
-    return [x for x in leaves if not is_clock(x)], [x for x in leaves if is_clock(x)]
+def _split(tree: Any) -> tuple[list[Any], list[Clock | Cursor], Callable[..., Any]]:
+    """The arrays of a tree, its Clocks and Cursors, and the function that joins such again."""
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_clock)
+    unbatched = [is_clock(x) for x in leaves]
 
+    def join(batched, clocks):
+        rest, times = iter(batched), iter(clocks)
+        parts = [next(times) if x else next(rest) for x in unbatched]
+        return jax.tree.unflatten(treedef, parts)
 
-def _merge(of_clocks: list[bool], batched: list[Any], clocks: list[Clock | Cursor]) -> list[Any]:
-    rest, times = iter(batched), iter(clocks)
-    return [next(times) if is_time else next(rest) for is_time in of_clocks]
+    clocks = [x for x in leaves if is_clock(x)]
+    return [x for x in leaves if not is_clock(x)], clocks, join
 
 
 def _leading_axis(leaves: list[Any], where: str = "vectorize") -> int:

@@ -1,4 +1,4 @@
-"""The records of a run: its state, and what comes of it."""
+"""State and results of a run; what its loops ask of an algorithm."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,30 +6,37 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purerl.pieces import rollout as rollouts
-from purerl.pieces.normalize import Moments, RewardScaler, normalize
+from purerl.config import Number
+from purerl.pieces import normalize as moments, rollout as rollouts
 from purerl.records import Clock, Info, PyTree
 from purerl.training.evaluation import Evaluation
+from purerl.training.sizes import LoopConfig
 
 
 class Normalizer(NamedTuple):
-    """Running moments.
+    """Running moments of observations and rewards.
 
     Attributes:
         obs: Of observations, ``[*O]``; None where they are not normalized.
         reward: The scale of rewards; None where they are not normalized.
     """
 
-    obs: Moments | None
-    reward: RewardScaler | None
+    obs: moments.Moments | None
+    reward: moments.RewardScaler | None
 
     def observe(self, obs: jax.Array) -> jax.Array:
         """Observations as the learner sees them."""
-        return obs if self.obs is None else normalize(obs, self.obs)
+        return obs if self.obs is None else moments.normalize(obs, self.obs)
+
+    def merge(self, obs: jax.Array) -> "Normalizer":
+        """With the moments of further observations ``[..., *O]``."""
+        if self.obs is None:
+            return self
+        return self._replace(obs=moments.merge_moments(self.obs, obs))
 
 
 class TrainState(NamedTuple):
-    """All that the rest of a run depends on; nothing in it depends on the run's length.
+    """State of a run; nothing in it depends on the run's length.
 
     Attributes:
         clock: Iterations finished; unbatched under :func:`purerl.vectorize`.
@@ -51,7 +58,7 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What happened in each of I iterations.
+    """Metrics of each of I iterations.
 
     Attributes:
         step: Environment steps finished, ``[I]``.
@@ -81,7 +88,7 @@ class LearningCurve(NamedTuple):
 
     Attributes:
         step: Environment steps before each evaluation, ``[E]`` int32.
-        evaluation: What came of it, ``[E]`` each.
+        evaluation: Their results, ``[E]`` each.
     """
 
     step: jax.Array
@@ -142,7 +149,7 @@ class Train(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """What a regime of data makes a run of.
+    """How a run starts, and one iteration of it.
 
     Attributes:
         init: ``(key) -> state``.
@@ -153,21 +160,23 @@ class Loop(NamedTuple):
     iterate: Callable[[TrainState], tuple[TrainState, Metrics]]
 
 
-def start(
-    algorithm: Any, env: Any, num_envs: int, normalizer: Normalizer, key: jax.Array
-) -> TrainState:
-    """A run before its first iteration.
+def start(algorithm: Any, env: Any, sizes: LoopConfig, key: jax.Array) -> TrainState:
+    """State of a run before its first iteration.
 
     Args:
         algorithm: On-policy or off-policy.
         env: Environment.
-        num_envs: N.
-        normalizer: That has seen nothing.
+        sizes: Of the run.
         key: The run's key.
     """
     run_key, reset_key, learner_key = jax.random.split(key, 3)
-    actors = rollouts.reset(env, num_envs, reset_key)
+    actors = rollouts.reset(env, sizes.num_envs, reset_key)
     learner = algorithm.init(actors.obs, learner_key)
+    real, reward = jnp.result_type(float), getattr(sizes, "normalize_reward", False)
+    normalizer = Normalizer(
+        moments.init_moments(env.obs_shape, real) if sizes.normalize_obs else None,
+        moments.init_reward_scaler(sizes.num_envs, real) if reward else None,
+    )
     zero = jnp.zeros((), jnp.int32)
     return TrainState(Clock(zero), run_key, learner, actors, normalizer, zero)
 
@@ -179,27 +188,41 @@ _OWED = {
 }
 
 
-def checked_act(acted: Any, num_envs: int, env: Any, *owed: str) -> Any:
-    """What ``act`` returned; raises TypeError or ValueError unless it is what a loop needs.
+def make_act(
+    algorithm: Any, env: Any, state: TrainState, progress: Number, *owed: str
+) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, Info]]:
+    """How a run's algorithm acts within a rollout, as :func:`purerl.unroll` takes it.
 
     Args:
-        acted: What the algorithm's ``act`` returned.
-        num_envs: N.
+        algorithm: On-policy or off-policy.
         env: Environment.
-        *owed: Entries of the extras, of shape ``[N]``.
+        state: With the learner, and the moments that observations are normalized with.
+        progress: Finished fraction of the run.
+        *owed: What the rollout needs of the extras, each ``[N]``.
+
+    Returns:
+        The function. It raises TypeError or ValueError unless the algorithm's ``act`` returns what
+        a loop needs.
     """
-    _check_returned("act", "(action, extras)", acted, dict.fromkeys(owed, (num_envs,)))
-    wanted = (num_envs, *getattr(env.action_space, "shape", ()))
-    if jnp.shape(acted[0]) != wanted:
-        raise ValueError(
-            f"the algorithm's act returned actions of shape {jnp.shape(acted[0])}, wanted {wanted}:"
-            f" one of {env.action_space} for each of {num_envs} environments."
-        )
-    return acted
+
+    def act(obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Info]:
+        num_envs = len(obs)
+        acted = algorithm.act(state.learner, state.normalizer.observe(obs), key, progress=progress)
+        _check_returned("act", "(action, extras)", acted, dict.fromkeys(owed, (num_envs,)))
+        action, extras = acted
+        wanted = (num_envs, *getattr(env.action_space, "shape", ()))
+        if jnp.shape(action) != wanted:
+            raise ValueError(
+                f"the algorithm's act returned actions of shape {jnp.shape(action)}, wanted "
+                f"{wanted}: one of {env.action_space} for each of {num_envs} environments."
+            )
+        return action, {name: extras[name] for name in owed}
+
+    return act
 
 
 def checked_update(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> Any:
-    """What ``update`` returned; raises TypeError or ValueError unless it is what a loop needs.
+    """Returns ``updated``; raises TypeError or ValueError unless it is what a loop needs.
 
     Args:
         before: The algorithm's state that it was given.
@@ -207,11 +230,12 @@ def checked_update(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> Any
         **owed: Shapes of entries of its info, besides ``finite``.
     """
     _check_returned("update", "(state, info)", updated, {"finite": ()} | owed)
-    kinds = []
-    for state in (before, updated[0]):
-        leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda state=state: state))
-        kinds.append({jax.tree_util.keystr(k): f"{x.dtype}{list(x.shape)}" for k, x in leaves})
-    old, new = kinds
+
+    def kinds(state):
+        leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda: state))
+        return {jax.tree_util.keystr(k): f"{x.dtype}{list(x.shape)}" for k, x in leaves}
+
+    old, new = kinds(before), kinds(updated[0])
     changed = [
         f"{name} from {old.get(name, 'nothing')} to {new.get(name, 'nothing')}"
         for name in old | new

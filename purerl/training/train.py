@@ -1,4 +1,4 @@
-"""A whole run as pure functions of a key, out of an algorithm, an environment and sizes."""
+"""A whole run as pure functions of a key, from an algorithm, an environment and sizes."""
 
 import dataclasses
 from typing import Any
@@ -9,21 +9,12 @@ import jax.numpy as jnp
 from purerl.checks import check_key
 from purerl.config import suggest
 from purerl.envs.make import Env, make_env
-from purerl.pieces import rollout as rollouts
 from purerl.pieces.gradient import all_finite
 from purerl.records import Clock, OffPolicyAlgorithm, OnPolicyAlgorithm
-from purerl.training import off_policy, on_policy
+from purerl.training import off_policy, on_policy, state as states
 from purerl.training.evaluation import Evaluation, evaluate
 from purerl.training.sizes import LoopConfig, OffPolicyLoopConfig, OnPolicyLoopConfig
-from purerl.training.state import (
-    LearningCurve,
-    Loop,
-    Metrics,
-    Totals,
-    Train,
-    TrainResult,
-    TrainState,
-)
+from purerl.training.state import Metrics, Totals, Train, TrainResult, TrainState
 
 _EVALUATION = 2**32 - 1  # folded into the run's key: no iteration has this number
 
@@ -86,22 +77,17 @@ def make_train(
 
 def _sizes(algorithm: Any, sizes: dict[str, Any]) -> Any:
     """The sizes of a run of this algorithm's kind."""
-    kinds: dict[type, type[LoopConfig]] = {
-        OnPolicyAlgorithm: OnPolicyLoopConfig,
-        OffPolicyAlgorithm: OffPolicyLoopConfig,
-    }
+    on, off = OnPolicyLoopConfig, OffPolicyLoopConfig
+    kinds: dict[type, Any] = {OnPolicyAlgorithm: (on, off), OffPolicyAlgorithm: (off, on)}
     if type(algorithm) not in kinds:
         raise TypeError(
             f"make_train: algorithm is a {type(algorithm).__name__}, wanted an OnPolicyAlgorithm "
-            "or OffPolicyAlgorithm: purerl.ppo_clip(config, env.action_space) and "
-            "purerl.dqn(config, env.action_space) return one; purerl.run takes names."
+            "or OffPolicyAlgorithm: purerl.ppo_clip(config, env.action_space) is one; purerl.run "
+            "takes names."
         )
-    config = kinds.pop(type(algorithm))
-    (other,) = kinds.values()
+    config, other = kinds[type(algorithm)]
     known, others = ([f.name for f in dataclasses.fields(c)] for c in (config, other))
-    for name in sizes:
-        if name in known:
-            continue
+    for name in (name for name in sizes if name not in known):
         why = f". {suggest(name, known)}"
         if name in others:
             why = f": it is one of {other.__name__}, and this is no algorithm of that kind."
@@ -109,8 +95,8 @@ def _sizes(algorithm: Any, sizes: dict[str, Any]) -> Any:
     return config(**sizes)
 
 
-def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: Loop) -> Train:
-    """A run out of its beginning and one iteration."""
+def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) -> Train:
+    """The functions of a run, from its start and one iteration."""
     real = jnp.result_type(float)
     iterate, evaluate_at = loop.iterate, sizes.evaluate_at
     episodes, limit = sizes.episodes(env), sizes.max_episode_steps
@@ -125,9 +111,9 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: Loop) -> Train:
     def totals(state: TrainState) -> Totals:
         metrics = jax.eval_shape(iterate, state)[1]
         info = {name: x for name, x in metrics.info.items() if name != "finite"}
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.result_type(x, real)), info)
-        count = jnp.zeros((), jnp.int32)
-        return Totals(rollouts.EpisodeStatistics(count, jnp.zeros((), real), count), zeros)
+        sums = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.result_type(x, real)), info)
+        none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics.episodes)
+        return Totals(none, sums)
 
     def accumulate(state: TrainState, totals: Totals, count: Clock) -> tuple[TrainState, Totals]:
         def step(_, carry):
@@ -159,19 +145,16 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: Loop) -> Train:
         return state, (metrics, evaluation)
 
     def train(key: jax.Array) -> TrainResult:
-        state = init(key)
         if evaluate_at:
             length = sizes.iterations
-            state, (metrics, seen) = jax.lax.scan(iterate_and_evaluate, state, length=length)
-        else:
-            state, metrics = advance(state, sizes.iterations)
-            seen = jax.tree.map(lambda x: jnp.zeros(0, x.dtype), _empty_evaluation(real))
-        if evaluate_at:
+            state, (metrics, seen) = jax.lax.scan(iterate_and_evaluate, init(key), length=length)
             seen = jax.tree.map(lambda x: x[jnp.array(evaluate_at) - 1], seen)
+        else:
+            state, metrics = advance(init(key), sizes.iterations)
+            seen = jax.tree.map(lambda x: jnp.zeros(0, x.dtype), _empty_evaluation(real))
         # Constants: XLA of JAX 0.11 crashes where arrays of no elements are computed.
         step = jnp.array([sizes.step(i) for i in evaluate_at], jnp.int32)
-        curve = LearningCurve(step, seen)
-        return TrainResult(state, metrics, curve, failed(state))
+        return TrainResult(state, metrics, states.LearningCurve(step, seen), failed(state))
 
     return Train(
         *(init, advance, totals, accumulate, evaluate_state, train, failed),

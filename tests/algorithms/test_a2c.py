@@ -7,7 +7,8 @@ import pytest
 from test_policy_gradient import GAMMA, OBS, SPACE, Mdp, Table, random_rollout
 
 import purerl
-from purerl.algorithms.a2c import A2CConfig, a2c, make_batch, make_loss
+from purerl.algorithms.a2c import A2CConfig, a2c, make_loss
+from purerl.pieces.advantages import on_policy_batch
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +48,11 @@ def by_hand(config, params, rollout):
     return target - v, target
 
 
+def make_batch(config, params, rollout):
+    discounts = config.gamma, config.gae_lambda
+    return on_policy_batch(Table(), params, rollout, *discounts, n_step=config.n_step)
+
+
 ESTIMATES = {
     "n_step_to_the_end": {},
     "gae": {"gae_lambda": 0.7},
@@ -60,7 +66,7 @@ def test_advantages_and_targets_by_hand(estimate, x64):
     config = A2CConfig(gamma=GAMMA, **ESTIMATES[estimate])
     params, rollout = Mdp().params(False), random_rollout()
     advantage, target = by_hand(config, params, rollout)
-    batch = make_batch(Table(), config, params, rollout)
+    batch = make_batch(config, params, rollout)
     np.testing.assert_allclose(batch.advantage, advantage.reshape(-1), atol=1e-12)
     np.testing.assert_allclose(batch.target, target.reshape(-1), atol=1e-12)
 
@@ -159,7 +165,7 @@ def test_every_switch_changes_the_update(name, x64):
 def test_zero_advantage_leaves_the_policy_alone(x64):
     config = A2CConfig(entropy_coef=0.0)
     params = Mdp().params(False)
-    batch = make_batch(Table(), config, params, random_rollout())
+    batch = make_batch(config, params, random_rollout())
     batch = batch._replace(advantage=jnp.zeros_like(batch.advantage))
     gradient = jax.grad(lambda p: make_loss(Table(), config)(p, batch)[0])(params)["params"]
     assert not np.any(gradient["logits"])
@@ -169,7 +175,7 @@ def test_zero_advantage_leaves_the_policy_alone(x64):
 def test_nothing_but_the_parameters_has_a_gradient(x64):
     """The advantage and the target are constants: the critic's step is the semi-gradient."""
     config, params = A2CConfig(entropy_coef=0.1), Mdp().params(False)
-    batch = make_batch(Table(), config, params, random_rollout())
+    batch = make_batch(config, params, random_rollout())
     loss = lambda a, t: make_loss(Table(), config)(  # noqa: E731
         params, batch._replace(advantage=a, target=t)
     )[0]
@@ -217,8 +223,8 @@ def test_numpy_rollouts_give_the_same_samples(n_step):
         lambda x: np.asarray(x, np.float64 if x.dtype.kind == "f" else None), rollout
     )
     for one, other in zip(
-        jax.tree.leaves(make_batch(Table(), config, params, rollout)),
-        jax.tree.leaves(make_batch(Table(), config, params, plain)),
+        jax.tree.leaves(make_batch(config, params, rollout)),
+        jax.tree.leaves(make_batch(config, params, plain)),
         strict=True,
     ):
         assert one.dtype == other.dtype

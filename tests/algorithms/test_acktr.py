@@ -207,7 +207,7 @@ def test_step_stays_within_its_bounds():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "learning rate, which must not be annealed besides; set learning_rate_schedule="),
+        ({}, "target_kl adapts the learning rate; set learning_rate_schedule="),
         ({"learning_rate": lambda p: 0.1}, "and a number for learning_rate"),
         ({"learning_rate_schedule": "constant"}, r"kl_clip=0.001 keeps every KL below half of it"),
         ({"learning_rate_schedule": "constant", "kl_clip": 0.008}, r"set kl_clip above 0.008"),

@@ -122,7 +122,7 @@ def expected_gradient(mdp, config):
     q = config.critic == "q"
     network, params = Table(q), mdp.params(q)
     rollout, weight = mdp.trajectories()
-    batch = make_batch(network, config, params, rollout, jax.random.key(0), SPACE)
+    batch = make_batch(network, config, params, rollout, jax.random.key(0))
     # The mean over samples becomes the expectation over courses, of each one's first episode.
     first = first_episode(rollout.terminated | rollout.truncated)
     chance = jnp.broadcast_to(weight, first.shape) * weight.size
@@ -185,7 +185,7 @@ def test_true_critics_are_the_fixed_points_of_their_targets(x64):
     for variant in ("baseline", "gae_0.5", "td_error", "q_critic", "q_minus_v"):
         config = PolicyGradientConfig(**EXACT, **VARIANTS[variant])
         is_q = config.critic == "q"
-        target = estimate(Table(is_q), config, mdp.params(is_q), rollout, jax.random.key(0), SPACE)[
+        target = estimate(Table(is_q), config, mdp.params(is_q), rollout, jax.random.key(0))[
             1
         ].reshape(-1)
         if is_q:
@@ -244,7 +244,7 @@ def test_sampled_episodes_give_the_same_gradient(x64):
             reset_key, key = jax.random.split(key)
             actors = rollouts.reset(env, 1000, reset_key)
             _, rollout, _ = rollouts.unroll(act, env, actors, key, HORIZON)
-            batch = make_batch(Table(), config, params, rollout, key, SPACE)
+            batch = make_batch(Table(), config, params, rollout, key)
             return jax.grad(lambda p: make_loss(Table(), config)(p, batch)[0])(params)
 
         return jax.lax.map(gradient, jax.random.split(key, blocks))["params"]["logits"]
@@ -284,7 +284,7 @@ def test_update_is_one_step_down_the_loss(variant, x64):
     algorithm = policy_gradient(config, SPACE, Table(q))
     state = algorithm.init(rollout.obs[0], key)._replace(params=params)
     new, info = algorithm.update(state, rollout, key, progress=0.25)
-    batch = make_batch(Table(q), config, params, rollout, key, SPACE)
+    batch = make_batch(Table(q), config, params, rollout, key)
     gradient = jax.grad(lambda p: make_loss(Table(q), config, progress=0.25)(p, batch)[0])(params)
     for name in ("logits", "value"):
         step = new.params["params"][name] - params["params"][name]
@@ -299,7 +299,7 @@ def test_weights_and_targets_by_hand(variant, x64):
     mdp, rollout = Mdp(), random_rollout()
     q = config.critic == "q"
     params = mdp.params(q)
-    weight, target = estimate(Table(q), config, params, rollout, jax.random.key(0), SPACE)
+    weight, target = estimate(Table(q), config, params, rollout, jax.random.key(0))
     value = np.asarray(params["params"]["value"])
     v, w = np.asarray(rollout.obs) @ value, np.asarray(rollout.next_obs) @ value
     steps, envs = rollout.reward.shape
@@ -349,7 +349,7 @@ def test_only_the_first_episode_counts_without_a_critic(x64):
     )
 
     def gradient(rollout):
-        batch = make_batch(Table(), config, params, rollout, jax.random.key(0), SPACE)
+        batch = make_batch(Table(), config, params, rollout, jax.random.key(0))
         return jax.grad(lambda p: make_loss(Table(), config)(p, batch)[0])(params)
 
     one, other = gradient(rollout), gradient(changed)
@@ -367,7 +367,7 @@ def test_normalized_weights_have_mean_0_and_deviation_1(variant, x64):
     config = PolicyGradientConfig(gamma=GAMMA, **VARIANTS[variant])
     q = config.critic == "q"
     rollout, params = random_rollout(), Mdp().params(q)
-    batch = make_batch(Table(q), config, params, rollout, jax.random.key(0), SPACE)
+    batch = make_batch(Table(q), config, params, rollout, jax.random.key(0))
     used = np.asarray(batch.weight)[np.asarray(batch.share) > 0]
     assert used.mean() == pytest.approx(0, abs=1e-12)
     assert used.std() == pytest.approx(1, abs=1e-7)
@@ -383,7 +383,7 @@ def test_a_terminal_observation_may_be_anything(variant, x64):
 
     def of(value):
         changed = rollout._replace(next_obs=jnp.where(last, value, rollout.next_obs))
-        return estimate(Table(q), config, params, changed, jax.random.key(0), SPACE)
+        return estimate(Table(q), config, params, changed, jax.random.key(0))
 
     for nan, zero in zip(of(jnp.nan), of(0.0), strict=True):
         np.testing.assert_array_equal(nan, zero)
@@ -397,7 +397,7 @@ def test_equal_returns_have_weight_0(estimator):
     end = no.at[-1].set(True)
     rollout = Rollout(one[..., None], no, one, reward, end, no, one[..., None], no.astype(int))
     config = PolicyGradientConfig(estimator=estimator, gamma=1.0)
-    batch = make_batch(None, config, None, rollout, jax.random.key(0), SPACE)
+    batch = make_batch(None, config, None, rollout, jax.random.key(0))
     np.testing.assert_array_equal(batch.weight, 0)
 
 
@@ -407,7 +407,7 @@ def test_a_second_episode_without_a_critic_may_be_nan(normalize):
     later = ~first_episode(rollout.terminated | rollout.truncated)
     rollout = rollout._replace(reward=jnp.where(later, jnp.nan, rollout.reward))
     config = PolicyGradientConfig(estimator="return_to_go", normalize_weight=normalize)
-    batch = make_batch(None, config, None, rollout, jax.random.key(0), SPACE)
+    batch = make_batch(None, config, None, rollout, jax.random.key(0))
     assert np.isfinite(batch.weight).all()
 
 
@@ -419,7 +419,7 @@ def test_a_kind_of_advantage_belongs_to_the_estimator_advantage():
 def test_nothing_but_the_parameters_has_a_gradient(x64):
     config = PolicyGradientConfig(**EXACT | {"value_coef": 0.5})
     params, rollout = Mdp().params(False), random_rollout()
-    batch = make_batch(Table(), config, params, rollout, jax.random.key(0), SPACE)
+    batch = make_batch(Table(), config, params, rollout, jax.random.key(0))
     loss = lambda w, t: make_loss(Table(), config)(  # noqa: E731
         params, batch._replace(weight=w, target=t)
     )[0]
@@ -437,7 +437,7 @@ def test_expected_q_of_a_gaussian_is_the_mean_over_samples(x64, key):
             q = jnp.zeros(obs.shape[0]) if action is None else jnp.sum(action, axis=1)
             return purerl.DiagGaussian(mean, jnp.zeros_like(mean)), q
 
-    q = expected_q(Linear(), {}, jnp.zeros((4, 1)), key, purerl.Box((2,)), 10_000)
+    q = expected_q(Linear(), {}, jnp.zeros((4, 1)), key, 10_000)
     np.testing.assert_allclose(q, 0.6, atol=4 * (2 / 10_000) ** 0.5)
     assert len(np.unique(q)) == 4  # each observation has samples of its own
 

@@ -13,13 +13,12 @@ from purerl.algorithms.ppo import (
     PPOPenaltyConfig,
     adapt_beta,
     make_loss,
-    make_value_loss,
     ppo_clip,
     ppo_penalty,
 )
 from purerl.pieces.advantages import explained_variance, on_policy_batch
 from purerl.pieces.gradient import fit, make_optimizer
-from purerl.pieces.losses import approximate_kl
+from purerl.pieces.losses import approximate_kl, make_critic_loss
 from purerl.policies.distributions import DiagGaussian
 
 PLAIN = {
@@ -224,7 +223,7 @@ def test_policy_epochs_leave_the_value_alone_where_value_epochs_follow(x64):
     loss = make_loss(Table(), PPOClipConfig(value_epochs=1))
     gradient = jax.grad(lambda p: loss(p, batch)[0])(state.params)["params"]
     assert not np.any(gradient["value"])
-    value_loss = make_value_loss(Table(), PPOClipConfig(value_epochs=1))
+    value_loss = make_critic_loss(Table())
     gradient = jax.grad(lambda p: value_loss(p, batch)[0])(state.params)["params"]
     assert not np.any(gradient["logits"])
 
@@ -233,11 +232,11 @@ def test_value_epochs_have_an_order_of_their_own(x64):
     """Minibatches of the value's pass are drawn by another key than those of the policy's."""
     sizes = {"num_epochs": 1, "num_minibatches": 2, "shuffle": True}
     algorithm, state, rollout = setup(value_epochs=1, **sizes)
-    config, key = PPOClipConfig(**PLAIN | sizes), jax.random.key(3)
+    key = jax.random.key(3)
     batch, optimizer = make_batch(state.params, rollout), make_optimizer("adam")
 
     def fitted(key):
-        loss, opt_state = make_value_loss(Table(), config), optimizer.init(state.params)
+        loss, opt_state = make_critic_loss(Table()), optimizer.init(state.params)
         rate = {"optimizer": optimizer, "learning_rate": 0.05}
         return fit(loss, state.params, opt_state, batch, key, **rate, **sizes)[0]
 

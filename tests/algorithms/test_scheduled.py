@@ -16,6 +16,7 @@ from test_policy_gradient import SPACE, Mdp, Table, random_rollout
 
 import purerl
 from purerl.algorithms import a2c, dqn, policy_gradient, ppo
+from purerl.pieces.advantages import on_policy_batch
 
 COSINE = 0.5 * (1 + 0.5**0.5)  # (1 + cos(pi / 4)) / 2
 SCHEDULES = {
@@ -87,8 +88,8 @@ def same_batch(module, config):
     params, rollout = Mdp().params(False), random_rollout()
     if module is policy_gradient:
         key = jax.random.key(0)
-        return params, module.make_batch(Table(), config, params, rollout, key, SPACE)
-    batch = a2c.make_batch(Table(), a2c.A2CConfig(), params, rollout)
+        return params, module.make_batch(Table(), config, params, rollout, key)
+    batch = on_policy_batch(Table(), params, rollout, 0.99, 1.0)
     return params, batch._replace(distribution=Table().apply(params, batch.obs)[0])
 
 

@@ -12,10 +12,10 @@ from jax.flatten_util import ravel_pytree
 
 import purerl
 from purerl import Box, Discrete, NetworkConfig, OnPolicyBatch, Rollout
-from purerl.algorithms.trpo import make_critic_loss, make_policy_step, trust_region_step
+from purerl.algorithms.trpo import make_policy_step, trust_region_step
 from purerl.pieces.advantages import on_policy_batch, standardize
 from purerl.pieces.gradient import fit, make_optimizer
-from purerl.pieces.losses import surrogate_loss
+from purerl.pieces.losses import make_critic_loss, surrogate_loss
 
 DATA = pathlib.Path(__file__).parents[1] / "data" / "sb3_trpo.npz"
 CASES = ("categorical", "gaussian", "shrinking", "refused")

@@ -180,7 +180,7 @@ def test_fisher_in_float32(space):
     np.testing.assert_allclose(fisher, hessian, atol=1e-5)
 
 
-@pytest.mark.parametrize("what", ["hvp", "product", "diagonal"])
+@pytest.mark.parametrize("what", ["hvp", "product"])
 def test_sixteen_at_once(what, x64):
     """Equal to sixteen alone; one of NaN touches none of the others."""
     policy = problem("categorical")[0]
@@ -191,8 +191,6 @@ def test_sixteen_at_once(what, x64):
         if what == "hvp":
             loss = lambda p: jnp.mean(policy(p, obs).log_probs()[:, 0])  # noqa: E731
             return purerl.hvp(loss, params, random_like(params))
-        if what == "diagonal":
-            return purerl.fisher_diagonal(policy, params, obs)
         return purerl.fisher_vector_product(policy, params, obs)(random_like(params))
 
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *cases)
@@ -225,8 +223,6 @@ def test_distribution_with_a_boolean_leaf(x64):
         dense(purerl.fisher_vector_product(f, params, obs), params) for f in (masked, two)
     )
     np.testing.assert_allclose(got, wanted, atol=1e-15)
-    diagonal = ravel_pytree(purerl.fisher_diagonal(masked, params, obs))[0]
-    np.testing.assert_allclose(diagonal, np.diag(wanted), atol=1e-15)
 
 
 def test_the_network_is_linearized_once_for_all_products():
@@ -279,16 +275,3 @@ def test_fractions_out_of_range(fraction):
     policy, params, obs = problem("categorical")
     with pytest.raises(ValueError, match=r"fraction=.* is out of range; set it within \(0, 1\]"):
         purerl.fisher_vector_product(policy, params, obs, fraction=fraction)
-
-
-# The diagonal.
-
-
-@EACH_SPACE
-@pytest.mark.parametrize("samples", [1, 7, 66])
-def test_diagonal(space, samples, x64):
-    policy, params, obs = problem(space, samples)
-    wanted = np.diag(dense(purerl.fisher_vector_product(policy, params, obs), params))
-    got = purerl.fisher_diagonal(policy, params, obs)
-    assert jax.tree.structure(got) == jax.tree.structure(params)
-    np.testing.assert_allclose(ravel_pytree(got)[0], wanted, atol=1e-14)

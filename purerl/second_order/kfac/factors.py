@@ -139,7 +139,7 @@ def from_matrices(
 
 
 def identity_factors(layers: Sequence[Layer], params: PyTree) -> Factors:
-    """Factors of which every one is the identity.
+    """Factors that are identity matrices.
 
     Args:
         layers: Of the network.
@@ -155,7 +155,7 @@ def identity_factors(layers: Sequence[Layer], params: PyTree) -> Factors:
 
 
 class EigenbasisInverse(NamedTuple):
-    """Of one layer's block, in the basis of its eigenvectors.
+    """Inverse of one layer's block, in the basis of its eigenvectors.
 
     Attributes:
         vectors_a: Of A, ``[d + bias, d + bias]``.
@@ -174,7 +174,7 @@ class EigenbasisInverse(NamedTuple):
 
 
 class FactoredInverse(NamedTuple):
-    """Of one layer's block, as a Kronecker product.
+    """Inverse of one layer's block, as a Kronecker product.
 
     Attributes:
         a: Inverse of the damped A, ``[d + bias, d + bias]``.

@@ -1,4 +1,4 @@
-"""What K-FAC needs of a network's layers: their inputs, and the gradients of their outputs.
+"""Inputs of a network's layers, and gradients of their outputs, for K-FAC.
 
 No tracer and no graph matcher: ``flax.linen.intercept_methods`` sees every call of an ``nn.Dense``
 or ``nn.Conv``, records its input and adds a perturbation of zero to its output, whose gradient is
@@ -6,9 +6,8 @@ the output's. So any network of such layers will do, unchanged.
 """
 
 import contextlib
-import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax.core import tracers
 from flax.traverse_util import flatten_dict
-from jax.extend.core import Literal
+from jax.interpreters import partial_eval
 
 from purerl.records import PyTree
+from purerl.second_order.products import floating_leaves
 
 
 class Layer(NamedTuple):
@@ -44,7 +44,7 @@ class Layer(NamedTuple):
 
 
 class Tapped(NamedTuple):
-    """A network's output, and what its layers saw.
+    """A network's output, and the inputs and output gradients of its layers.
 
     Attributes:
         output: Of the network.
@@ -106,8 +106,7 @@ def find_layers(
     if not found:
         raise ValueError(
             f"the network {type(network).__name__} has no nn.Dense or nn.Conv layer of flax.linen, "
-            "which are all that K-FAC can factor; build it of these, or choose an algorithm that "
-            "takes any network, such as trpo or ppo_clip."
+            "which are all that K-FAC can factor; choose an algorithm such as trpo for others."
         )
     _check_the_rest(params, found)
     return tuple(found.values())
@@ -161,13 +160,12 @@ def tap(
 
 
 def reaching(function: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
-    """Whether each parameter has any influence on what a function returns, by its structure.
+    """Whether a function's output has a gradient for each parameter, by the gradient's structure.
 
-    Exact through ``jit``, ``remat``, custom derivatives, ``scan``, ``cond`` and ``while_loop``;
-    of another operation each output depends on all inputs.
+    A parameter's gradient is zero in structure where it does not depend on the output's cotangent.
 
     Args:
-        function: Of the parameters.
+        function: Of the parameters; differentiable.
         params: Their shapes matter, not their values.
 
     Returns:
@@ -179,66 +177,25 @@ def reaching(function: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
         >>> reaching(lambda p: both(p)[0], {"a": 1.0, "b": 1.0})
         {'a': True, 'b': False}
     """
-    jaxpr = jax.make_jaxpr(function)(params).jaxpr
-    return jax.tree.unflatten(jax.tree.structure(params), _used(jaxpr, [True] * len(jaxpr.outvars)))
 
+    def outputs(params):
+        return floating_leaves(function(params))[0]
 
-def _used(jaxpr: Any, outputs: Sequence[bool]) -> list[bool]:
-    """Which inputs of a jaxpr some of its outputs depend on."""
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # of a closed one
-    used: set[Any] = set()
+    def pull(cotangents):
+        return jax.vjp(outputs, params)[1](cotangents)
 
-    def use(variables: Sequence[Any], which: Sequence[bool]) -> None:
-        chosen = itertools.compress(variables, which)
-        used.update(x for x in chosen if not isinstance(x, Literal))
-
-    use(jaxpr.outvars, outputs)
-    for equation in reversed(jaxpr.eqns):
-        wanted = [x in used for x in equation.outvars]
-        if any(wanted):
-            use(equation.invars, _used_by(equation, wanted))
-    return [x in used for x in jaxpr.invars]
-
-
-def _used_by(equation: Any, outputs: list[bool]) -> list[bool]:
-    """The same of one operation."""
-    name, params = equation.primitive.name, equation.params
-    if name == "cond":
-        branches = [_used(branch, outputs) for branch in params["branches"]]
-        return [True, *map(any, zip(*branches, strict=True))]
-    if name == "scan":
-        body = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
-        # What is scanned over has one axis more outside. (JAX's versions differ in the parameters.)
-        same = lambda x, y: x.aval.ndim == y.aval.ndim  # noqa: E731
-        carried = sum(map(same, equation.outvars, body.outvars))
-        constants = sum(map(same, equation.invars, body.invars)) - carried
-        return _used_by_loop(body, outputs, constants, carried)
-    if name == "while":
-        constants, carried = params["cond_nconsts"], len(outputs)
-        predicate = _used(params["cond_jaxpr"], [True])
-        outputs = [a or b for a, b in zip(outputs, predicate[constants:], strict=True)]
-        body = _used_by_loop(params["body_jaxpr"], outputs, params["body_nconsts"], carried)
-        return predicate[:constants] + body
-    for inner in params.values():
-        inner = getattr(inner, "jaxpr", inner)
-        if hasattr(inner, "eqns") and len(inner.invars) == len(equation.invars):
-            return _used(inner, outputs)
-    return [True] * len(equation.invars)
-
-
-def _used_by_loop(body: Any, outputs: list[bool], constants: int, carried: int) -> list[bool]:
-    """The same of a loop, whose carry at one iteration depends on that of the one before."""
-    while True:
-        inputs = _used(body, outputs)
-        carry = [a or b for a, b in zip(outputs[:carried], inputs[constants:], strict=False)]
-        if carry == outputs[:carried]:
-            return inputs[:constants] + carry + inputs[constants + carried :]
-        outputs = carry + outputs[carried:]
+    jaxpr = jax.make_jaxpr(pull)(jax.eval_shape(outputs, params)).jaxpr
+    count = len(jaxpr.outvars)
+    # JAX's own dead-code elimination says which inputs an output needs.
+    needed = [
+        partial_eval.dce_jaxpr(jaxpr, [i == j for j in range(count)])[1] for i in range(count)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(params), map(any, needed))
 
 
 @contextlib.contextmanager
 def _visiting(visit: Callable[[Any, jax.Array, jax.Array], jax.Array]):
-    """Within it, every Dense and Conv layer's output y is ``visit(layer, input, y)``."""
+    """Context in which each Dense or Conv layer returns ``visit(layer, input, output)``."""
 
     def interceptor(call, args, kwargs, context):
         y = call(*args, **kwargs)
@@ -256,15 +213,13 @@ def _check(module: Any, x: jax.Array, batch: int, lifted: bool) -> None:
         raise ValueError(
             f"{where}: it is within nn.scan, nn.vmap, nn.remat or nn.jit; call it outside of them."
         )
-    if isinstance(module, nn.Conv):
-        if module.feature_group_count != 1 or module.mask is not None:
-            raise ValueError(f"{where}: it has groups or a mask; use neither.")
-        if x.ndim != len(_kernel_size(module)) + 2:
-            raise ValueError(f"{where}: its input has shape {x.shape}, wanted one batch axis.")
-    if x.ndim < 2 or x.shape[0] != batch:
-        raise ValueError(
-            f"{where}: its input has shape {x.shape}, wanted [{batch}, ...], one row a sample."
-        )
+    conv = isinstance(module, nn.Conv)
+    if conv and (module.feature_group_count != 1 or module.mask is not None):
+        raise ValueError(f"{where}: it has groups or a mask; use neither.")
+    axes = len(_kernel_size(module)) + 2 if conv else max(x.ndim, 2)
+    if x.ndim != axes or x.shape[0] != batch:
+        wanted = "one batch axis" if conv else f"[{batch}, ...], one row a sample"
+        raise ValueError(f"{where}: its input has shape {x.shape}, wanted {wanted}.")
 
 
 def _check_the_rest(params: PyTree, found: Iterable[str]) -> None:
@@ -274,12 +229,12 @@ def _check_the_rest(params: PyTree, found: Iterable[str]) -> None:
         if layer not in found and jnp.ndim(x) > 1:
             raise ValueError(
                 f"K-FAC cannot factor {name}, of shape {jnp.shape(x)}: {layer} is no nn.Dense or "
-                "nn.Conv layer; build the network of these, or choose a first-order algorithm."
+                "nn.Conv layer; build the network of these, or choose another algorithm."
             )
 
 
 def _locations(modules: list[Any], seen: list[jax.Array]) -> jax.Array:
-    """What one layer saw in all of its calls, ``[B, L, d + bias]``."""
+    """A layer's inputs in all of its calls, ``[B, L, d + bias]``."""
     rows = []
     for module, x in zip(modules, seen, strict=True):
         if isinstance(module, nn.Conv):
@@ -308,12 +263,12 @@ def _path(module: nn.Module) -> str:
 
 
 def _count(module: Any, y: jax.Array) -> int:
-    """Locations of one call."""
+    """Number of locations of one call."""
     return y.size // (len(y) * module.features)
 
 
 def _rows(module: Any, x: jax.Array) -> int:
-    """Of the layer's matrix, without the bias."""
+    """Number of rows of the layer's matrix, without the bias."""
     return x.shape[-1] * (math.prod(_kernel_size(module)) if isinstance(module, nn.Conv) else 1)
 
 

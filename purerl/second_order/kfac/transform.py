@@ -14,24 +14,15 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from purerl.config import check_choice, check_integer, check_range
+from purerl.config import Number, check_choice, check_integer, check_range
 from purerl.pieces.gradient import all_finite
 from purerl.records import Clock, PyTree
-from purerl.second_order.kfac.factors import (
-    INVERT,
-    Factors,
-    Inverse,
-    from_matrices,
-    identity_factors,
-    to_matrices,
-)
+from purerl.second_order.kfac import factors as blocks
 from purerl.second_order.kfac.layers import Layer
 from purerl.second_order.products import cast_like
 
 DampingKind = Literal["eigenbasis", "factored"]
-Number = float | jax.Array
 KLClip = Number | Mapping[str, Number | None] | None
 ALL = "all"  # the trust region, where there is only one
 
@@ -49,8 +40,8 @@ class KfacState(NamedTuple):
 
     clock: Clock
     weight: jax.Array
-    factors: Factors
-    inverse: Inverse
+    factors: blocks.Factors
+    inverse: blocks.Inverse
     trust: dict[str, jax.Array]
 
 
@@ -65,14 +56,14 @@ def scale_by_kfac(
     cold_start: int = 10,
     cold_max_norm: Number = 0.5,
     kl_clip: KLClip = 0.001,
-    regions: PyTree = None,
+    regions: PyTree = ALL,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradient to natural gradient, of unit learning rate, as optax's ``scale_by_*`` are.
 
-    ``update`` takes three more keywords: ``statistics``, a function without arguments that gives
-    this batch's :class:`Factors` and is called where they are due; ``learning_rate``, with which
-    the step will be multiplied *afterwards*, because the KL clip bounds the step and not its
-    direction; and, if another bound than the one given here is to hold, ``kl_clip``.
+    ``update`` takes two more keywords: ``statistics``, a function without arguments that gives
+    this batch's :class:`Factors` and is called where they are due; and ``learning_rate``, with
+    which the step will be multiplied *afterwards*, because the KL clip bounds the step and not its
+    direction.
 
     Curvature that is not finite is not taken in, and the last inverse stays in use; nor is any with
     a gradient that is not finite, when the state stays as it was, but for the clock. Averages and
@@ -93,9 +84,10 @@ def scale_by_kfac(
         cold_start: So many updates at first measure the factors and go along the plain gradient.
         cold_max_norm: Global norm to which the gradient is clipped during them.
         kl_clip: :math:`\delta` of :math:`\eta^2 \Delta^T F \Delta \le \delta`; predicted, by the
-            averaged blocks, is a KL of half of it. None: no bound. With ``regions``, a mapping
-            from each label to its bound.
-        regions: A tree like the parameters, of labels: each label is a trust region of its own.
+            averaged blocks, is a KL of half of it. None: no bound. A mapping from labels of
+            ``regions``: a bound for each.
+        regions: A tree like the parameters, or a prefix of one, of labels: each label is a trust
+            region of its own.
 
     Raises:
         ValueError: If a number is out of range.
@@ -139,26 +131,26 @@ def scale_by_kfac(
     """
     where = "scale_by_kfac"
     check_range(where, "damping", damping, "(0, inf)")
-    check_choice(where, "damping_kind", damping_kind, INVERT)
+    check_choice(where, "damping_kind", damping_kind, blocks.INVERT)
     check_range(where, "decay", decay, "[0, 1)")
     check_integer(where, "stats_every", stats_every, 1)
     check_integer(where, "inverse_every", inverse_every, 1)
     check_integer(where, "cold_start", cold_start, 0)
     check_range(where, "cold_max_norm", cold_max_norm, "(0, inf)")
-    for bound in kl_clip.values() if isinstance(kl_clip, Mapping) else (kl_clip,):
-        if bound is not None:
+    for bound in jax.tree.leaves(kl_clip):
+        if not isinstance(bound, jax.Array):  # one of a batch's errors may be NaN: no step then
             check_range(where, "kl_clip", bound, "(0, inf)")
-    invert = INVERT[damping_kind]
+    invert = blocks.INVERT[damping_kind]
 
     def init(params: PyTree) -> KfacState:
-        identity = identity_factors(layers, params)
+        identity = blocks.identity_factors(layers, params)
         one = jnp.ones((), identity.a[0].dtype)
         return KfacState(
             clock=Clock(jnp.zeros((), jnp.int32)),
             weight=jnp.zeros_like(one),
             factors=jax.tree.map(jnp.zeros_like, identity),
             inverse=invert(identity, jnp.asarray(damping, one.dtype)),
-            trust=dict.fromkeys({ALL} if regions is None else {*jax.tree.leaves(regions)}, one),
+            trust=dict.fromkeys(jax.tree.leaves(regions), one),
         )
 
     def update(
@@ -166,16 +158,14 @@ def scale_by_kfac(
         state: KfacState,
         params: PyTree = None,
         *,
-        statistics: Callable[[], Factors],
+        statistics: Callable[[], blocks.Factors],
         learning_rate: Number,
-        kl_clip: KLClip = kl_clip,
         **_: Any,
     ) -> tuple[PyTree, KfacState]:
-        now = state.clock.iteration
-        finite = all_finite(gradient)
+        now, finite = state.clock.iteration, all_finite(gradient)
         sums = state.factors, state.weight
 
-        # The factors are most of the state, so they are checked where they change and only then.
+        # 1. The moving averages; most of the state, so they are checked only where they change.
         def measured():
             new = statistics()
             # No entry of a second moment is larger than its largest diagonal entry.
@@ -185,6 +175,7 @@ def scale_by_kfac(
 
         factors, weight = _when(now % stats_every == 0, stats_every == 1, measured, sums)
 
+        # 2. Their damped inverse.
         def inverted():
             averages = jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1), factors)
             new = invert(averages, jnp.asarray(damping, weight.dtype))
@@ -194,6 +185,7 @@ def scale_by_kfac(
         due = (warm >= 0) & (warm % inverse_every == 0)
         inverse = _when(due, inverse_every == 1 and not cold_start, inverted, state.inverse)
 
+        # 3. and 4. The natural gradient, within the KL clip.
         natural = precondition(layers, inverse, gradient)
         natural, trust = clip_kl(gradient, natural, learning_rate, kl_clip, regions)
         if cold_start:
@@ -216,7 +208,7 @@ def _keep(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     return cast_like(kept, old)
 
 
-def precondition(layers: Sequence[Layer], inverse: Inverse, gradient: PyTree) -> PyTree:
+def precondition(layers: Sequence[Layer], inverse: blocks.Inverse, gradient: PyTree) -> PyTree:
     """The damped Fisher's inverse times a gradient, block by block; K-FAC without an optimizer.
 
     Args:
@@ -227,10 +219,10 @@ def precondition(layers: Sequence[Layer], inverse: Inverse, gradient: PyTree) ->
     References:
         Martens and Grosse 2015, section 4.2.
     """
-    matrices, rest = to_matrices(layers, gradient)
+    matrices, rest = blocks.to_matrices(layers, gradient)
     solved = [block.solve(matrix) for block, matrix in zip(inverse.layers, matrices, strict=True)]
     rest = {name: inverse.rest[name] * x for name, x in rest.items()}
-    return from_matrices(layers, solved, rest, gradient)
+    return blocks.from_matrices(layers, solved, rest, gradient)
 
 
 def clip_kl(
@@ -238,7 +230,7 @@ def clip_kl(
     natural: PyTree,
     learning_rate: Number,
     kl_clip: KLClip,
-    regions: PyTree = None,
+    regions: PyTree = ALL,
 ) -> tuple[PyTree, dict[str, jax.Array]]:
     r"""The natural gradient :math:`\Delta = F^{-1} g` times
     :math:`\min(1, \sqrt{\delta / (\eta^2 g^T F^{-1} g)})`, in each region.
@@ -247,8 +239,8 @@ def clip_kl(
         gradient: g.
         natural: :math:`\Delta`.
         learning_rate: :math:`\eta`.
-        kl_clip: :math:`\delta`; with regions, of each; None: no bound.
-        regions: Labels shaped like the parameters; None: there is one region, ``all``.
+        kl_clip: :math:`\delta`, or that of each region; None: no bound.
+        regions: Labels, a prefix of the parameters' tree.
 
     Returns:
         ``(scaled, {region: factor})``.
@@ -259,20 +251,20 @@ def clip_kl(
     References:
         Wu et al. 2017, section 3; with :math:`\delta` for the paper's :math:`2 \delta`.
     """
-    bounds = kl_clip if isinstance(kl_clip, Mapping) else {ALL: kl_clip}
-    flat = flatten_dict(natural, sep="/")
-    slope = jax.tree.map(lambda g, n: jnp.sum(g * n), flatten_dict(gradient, sep="/"), flat)
-    labels = dict.fromkeys(flat, ALL) if regions is None else flatten_dict(regions, sep="/")
-    if unknown := {*labels.values()} - {*bounds}:
+    labels = jax.tree.broadcast(regions, natural)
+    names = sorted({*jax.tree.leaves(labels)})
+    bounds = kl_clip if isinstance(kl_clip, Mapping) else dict.fromkeys(names, kl_clip)
+    if unknown := {*names} - {*bounds}:
         raise ValueError(
             f"kl_clip is given for {', '.join(bounds)}, but the regions are also "
             f"{', '.join(sorted(unknown))}; give each label of regions its bound, or None."
         )
+    slopes = jax.tree.map(lambda g, n: jnp.sum(g * n), gradient, natural)
+    slopes = list(zip(jax.tree.leaves(labels), jax.tree.leaves(slopes), strict=True))
     factor = {}
-    for region in {*labels.values()}:
-        squared = sum(slope[name] for name in flat if labels[name] == region)
+    for region in names:
+        squared = sum(slope for label, slope in slopes if label == region)
         squared = jnp.maximum(jnp.square(learning_rate) * squared, 0)  # rounding makes it negative
         one, bound = jnp.ones_like(squared), bounds[region]
         factor[region] = one if bound is None else jnp.minimum(1, jnp.sqrt(bound / squared))
-    scaled = {name: x * factor[labels[name]] for name, x in flat.items()}
-    return unflatten_dict(scaled, sep="/"), factor
+    return jax.tree.map(lambda x, label: x * factor[label], natural, labels), factor
