@@ -3,9 +3,6 @@
 import os
 import pathlib
 
-# Compiles in half the time; before JAX is imported, and for child processes too.
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
-
 import jax
 import pytest
 from threadpoolctl import threadpool_limits
@@ -15,6 +12,14 @@ import purerl
 collect_ignore = ["data"]  # the scripts there need other libraries
 
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
+
+# Compiling is what takes the time. Set before JAX is used, and for child processes too: level 1
+# and, where XLA still has them, the emitters of fusions that compile fast and run slower. Tests
+# without the mark "trains" compile at level 0.
+FLAGS = "--xla_backend_optimization_level=1"
+if jax.__version_info__ < (0, 10):
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
 # Two CPU devices, so that sharding over devices is tested wherever the tests run.
 jax.config.update("jax_num_cpu_devices", 2)
@@ -27,6 +32,21 @@ jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _choose_level(node):
+    quick = node.get_closest_marker("trains") is None
+    jax.config.update("jax_disable_most_optimizations", quick)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _level_of_a_module(request):
+    _choose_level(request.node)
+
+
+@pytest.fixture(autouse=True)
+def _level_of_a_test(request):
+    _choose_level(request.node)
 
 
 @pytest.fixture

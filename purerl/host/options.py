@@ -46,6 +46,9 @@ class RunOptions(Config):
     )
     on_failure: OnFailure = field("continue", "Go on without a non-finite seed, or stop the run.")
     shard: Shard = field("seeds", "What is spread over the devices; environments: of each seed.")
+    cache: str = field(
+        "", "Folder of compiled programs, or off; by default PURERL_CACHE, or the user's cache."
+    )
     inexact: bool = field(False, "Resume although versions or devices differ; equal to rounding.")
 
     def check(self) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purerl.host.compilation import compiler_options
 from purerl.host.devices import Layout, gathered
 from purerl.host.experiment import Experiment
 from purerl.host.store.checkpoint import Snapshot
@@ -36,12 +37,12 @@ class Programs(NamedTuple):
     Attributes:
         begin: ``(rows) -> (state, totals)``.
         advance: ``(rows, state, totals, count) -> (state, totals, report)``.
-        evaluate: ``(rows, state) -> evaluation``.
+        evaluate: ``(rows, state) -> evaluation``; None where nothing is evaluated.
     """
 
     begin: Any
     advance: Any
-    evaluate: Any
+    evaluate: Any = None
 
 
 class Driver:
@@ -96,8 +97,9 @@ class Driver:
         if self.programs is not None:
             return
         begin, threads = time.perf_counter(), 2 if jax.process_count() == 1 else 1
+        options = compiler_options()
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            jobs = [pool.submit(self._init.lower(self.rows).compile)]
+            jobs = [pool.submit(self._init.lower(self.rows).compile, options)]
             template = self.template()
             count = jax.eval_shape(lambda: Clock(jnp.int32(0)))
             given = self.rows, template.state, template.totals, count
@@ -106,9 +108,11 @@ class Driver:
                 *(given, self.layout.shardings(given)),
             )
             advance = jax.jit(self.layout.vectorize(self._advance_one), donate_argnums=1)
-            jobs.append(pool.submit(advance.lower(*arguments).compile))
-            evaluate = jax.jit(self.layout.vectorize(self._evaluate_one))
-            jobs.append(pool.submit(evaluate.lower(arguments[0], _seen(arguments[1])).compile))
+            jobs.append(pool.submit(advance.lower(*arguments).compile, options))
+            if self.train.evaluate_at:
+                evaluate = jax.jit(self.layout.vectorize(self._evaluate_one))
+                lowered = evaluate.lower(arguments[0], _seen(arguments[1]))
+                jobs.append(pool.submit(lowered.compile, options))
             self.programs = Programs(*(job.result() for job in jobs))
         self.seconds["compiling"] += time.perf_counter() - begin
 

@@ -13,6 +13,7 @@ import numpy as np
 from purerl.config import check_integer, plain, suggest
 from purerl.host import brought
 from purerl.host.chunks import OnRow, Session
+from purerl.host.compilation import cached_programs
 from purerl.host.devices import agreed, from_hosts, make_layout
 from purerl.host.experiment import Experiment, check_format, make_experiment
 from purerl.host.options import RunOptions, Terminated
@@ -251,11 +252,12 @@ def _train(
         _tell(train, seeds, layout.mesh.size, needed)
     from_hosts(np.zeros(()))  # all hosts have looked at the folder before one writes to it
     keys = jax.random.split(jax.random.key(seed), seeds)
-    driver = surroundings.driver(experiment, {}, keys, layout)
-    session = Session(
-        driver, folder, description, options, on_row, learned, chunk=surroundings.chunk
-    )
-    return from_record(session.run(config is not None), driver.state, experiment)
+    with cached_programs(options.cache):
+        driver = surroundings.driver(experiment, {}, keys, layout)
+        session = Session(
+            driver, folder, description, options, on_row, learned, chunk=surroundings.chunk
+        )
+        return from_record(session.run(config is not None), driver.state, experiment)
 
 
 def _tell(train: Train, seeds: int, used: int, replay_bytes: int) -> None:

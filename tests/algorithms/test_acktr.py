@@ -223,6 +223,7 @@ def test_a_wanted_kl_may_be_swept():
     assert jax.vmap(make)(jnp.array([0.01, 0.1])).tolist() == pytest.approx([0.01, 0.1])
 
 
+@pytest.mark.trains
 def test_a_desired_kl_is_reached():
     """End to end: the measured KL settles where the step was adapted to."""
     env = purerl.make_env("CartPole-v1")
@@ -237,6 +238,7 @@ def test_a_desired_kl_is_reached():
 
 
 @pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.trains
 def test_critic_learns_on_after_rewards_of_zero(shared):
     """Its curvature is an average over hundreds of updates: a phase without errors must not stay
     in it as if it were certain.
@@ -532,6 +534,7 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.parametrize("network", [None, Scaled()], ids=["plain", "ill_conditioned"])
+@pytest.mark.trains
 def test_16_seeds_for_250_updates_stay_finite(network):
     env = purerl.make_env("CartPole-v1")
     algorithm = acktr(ACKTRConfig(), env.action_space, network)

@@ -22,7 +22,6 @@ from purerl.records import Box, Clock, Discrete, Rollout
 TINY = NetworkConfig(hidden_sizes=(8,))
 SPACES = {"discrete": Discrete(3), "box": Box((2,), jnp.full(2, -2.0), jnp.full(2, 2.0))}
 STEPS, ENVS, OBS = 6, 4, 3
-QUICK = {"xla_backend_optimization_level": 0}  # compiles in two thirds of the time
 
 
 def ppo(name, space, rate, gamma, entropy, own):
@@ -144,8 +143,8 @@ class Compiled:
             out = {"old": state, "new": new, "info": info, "greedy": greedy, "action": action}
             return out | {"log_prob": extras["log_prob"], "default": default}
 
-        self.run = jax.jit(run, compiler_options=QUICK)
-        self.many = jax.jit(jax.vmap(run, in_axes=(0, 0, None, None)), compiler_options=QUICK)
+        self.run = jax.jit(run)
+        self.many = jax.jit(jax.vmap(run, in_axes=(0, 0, None, None)))
 
     def __call__(self, seed=0, hyper=HYPER, head_scale=1.0, **changes):
         data = self.data._replace(**changes)
@@ -324,8 +323,8 @@ def test_chunks_are_the_whole_run_bit_for_bit(name, space):
     sizes = {"num_envs": ENVS, "rollout_length": STEPS, "evaluations": 0}
     sizes |= {"warmup": 150} if name.startswith("dqn") else {}
     train = purerl.make_train(algorithm, env, 1000, **sizes)
-    start = jax.jit(train.init, compiler_options=QUICK)(jax.random.key(0))
-    advance = jax.jit(train.accumulate, compiler_options=QUICK)
+    start = jax.jit(train.init)(jax.random.key(0))
+    advance = jax.jit(train.accumulate)
     count = lambda n: Clock(jnp.int32(n))  # noqa: E731
     whole = advance(start, train.totals(start), count(10))
     pieces = start, train.totals(start)

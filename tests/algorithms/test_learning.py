@@ -11,6 +11,8 @@ import pytest
 import purerl
 from purerl import NetworkConfig
 
+pytestmark = pytest.mark.trains
+
 TABULAR = NetworkConfig(hidden_sizes=())  # on one-hot observations: one number a state
 COMMON = {"gamma": probe_envs.GAMMA, "network": TABULAR, "learning_rate_schedule": "linear"}
 
@@ -61,7 +63,6 @@ ALGORITHMS = {
 }
 # One of each way to bootstrap; the other estimators are exact in test_policy_gradient.
 PROBED = ("a2c", "actor_critic", "acktr", "ppo_clip", "td_error", "q_critic", "trpo")
-QUICK = {"xla_backend_optimization_level": 1}  # compiles in less time, and runs as fast
 
 
 @functools.cache
@@ -71,7 +72,7 @@ def learned(name):
     algorithm = ALGORITHMS[name](env.action_space)
     sizes = {"num_envs": 32, "rollout_length": 8, "evaluations": 0}
     train = purerl.make_train(algorithm, env, 400 * 256, **sizes)
-    result = jax.jit(train.train, compiler_options=QUICK)(jax.random.key(1))
+    result = jax.jit(train.train)(jax.random.key(1))
     assert not result.failed
     if "q" in name.split("_"):
         network = purerl.ActorQCritic(env.action_space, TABULAR)
@@ -106,7 +107,7 @@ def test_policy_learns_the_best_real_action(name):
     algorithm = ALGORITHMS[name](env.action_space, network=network, learning_rate=rate)
     sizes = {"num_envs": 64, "rollout_length": 5, "evaluations": 1, "evaluation_episodes": 1}
     train = purerl.make_train(algorithm, env, 300 * 320, **sizes)
-    result = jax.jit(train.train, compiler_options=QUICK)(jax.random.key(0))
+    result = jax.jit(train.train)(jax.random.key(0))
     assert float(result.curve.evaluation.mean_return[-1]) > -0.05
 
 
@@ -171,7 +172,7 @@ def test_cartpole_is_learned(name):
         build(env.action_space), env, STEPS, evaluations=1, evaluation_episodes=8, **sizes
     )
     keys = jax.random.split(jax.random.key(0), 4)
-    result = jax.jit(purerl.vectorize(train.train), compiler_options=QUICK)(keys)
+    result = jax.jit(purerl.vectorize(train.train))(keys)
     returns = np.asarray(result.curve.evaluation.mean_return[:, -1])
     assert not result.failed.any()
     assert returns.mean() > 80

@@ -459,6 +459,7 @@ def test_update_adapts_beta_by_what_came_of_it(target, factor, x64):
     assert float(state.beta) == 0.3
 
 
+@pytest.mark.trains
 def test_more_beta_means_less_kl(x64):
     kls = []
     for beta in (1e-3, 1.0, 1e3):

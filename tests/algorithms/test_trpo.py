@@ -600,6 +600,7 @@ def test_advantages_and_targets_are_of_the_old_critic(x64):
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.trains
 def test_over_a_whole_run_every_step_keeps_the_bound(name):
     """Of seeds that train side by side."""
     env = purerl.make_env(name)

@@ -69,14 +69,14 @@ def test_every_listed_environment_goes_through_jit_vmap_and_scan(name):
         assert (flag.shape, flag.dtype) == ((2, 3), bool)
     assert signature(last) == signature(state)
     if name in RUN:
-        cheap = {"xla_backend_optimization_level": 0}
-        out = traced.lower().compile(cheap)(jax.random.split(jax.random.key(0), 2))
+        out = traced.lower().compile()(jax.random.split(jax.random.key(0), 2))
         for x in jax.tree.leaves((out[0][0], out[1][1])):
             assert jnp.all(jnp.isfinite(x))
 
 
 @pytest.mark.parametrize("name", list_envs())
 def test_every_listed_environment_trains_through_run(name):
+    """Also those whose constructors look at values."""
     sizes = {"num_envs": 2, "rollout_length": 2, "steps": 8, "evaluations": 0}
     network = {"hidden_sizes": (2,)}
     result = purerl.run("a2c", name, seeds=1, progress=False, **sizes, **network)

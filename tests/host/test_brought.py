@@ -7,7 +7,6 @@ import sys
 import time
 
 import gymnax
-import jax
 import numpy as np
 import pytest
 from run_folders import child_environment, driven, final
@@ -315,25 +314,6 @@ def test_environment_parameters_are_the_environments(package):
     assert made.replace(gamma=0.5).environment is made.environment  # made once
     with pytest.raises(ValueError, match=r"reward=-1, wanted more than 0"):
         made.replace(env_params={"reward": -1})
-
-
-def test_every_listed_environment_can_be_trained():
-    """Fault C25: an environment's constructor may look at values, so it is made outside of tracing.
-
-    One iteration is traced, and not compiled, of each but one.
-    """
-    sizes = {"steps": 4, "num_envs": 1, "rollout_length": 4, "evaluations": 0, "num_epochs": 1}
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    for name in purerl.list_envs():
-        experiment = purerl.make_experiment(
-            "ppo_clip", name, num_minibatches=1, hidden_sizes=(4,), torso="mlp", **sizes
-        )
-        train = experiment.build()
-        jax.eval_shape(lambda key, train=train: train.advance(train.init(key), 1), key)
-    experiment = purerl.make_experiment(
-        "ppo_clip", "FourRooms-misc", num_minibatches=1, hidden_sizes=(4,), **sizes
-    )
-    assert not purerl.run(experiment, seeds=1, progress=False).failed.any()
 
 
 def test_a_schedule_that_is_a_function_is_given_again(tmp_path):

@@ -348,7 +348,7 @@ purerl.run(experiment, seeds=2, out=sys.argv[1], **options)
     process.wait()
     assert not (out / "learning_curve.png").exists()  # it was not finished
     surroundings = driven(chunk=0)
-    purerl.resume(out, progress=False, surroundings=surroundings)
+    purerl.resume(out, progress=False, surroundings=surroundings, checkpoint_seconds=300.0)
     assert sum(surroundings.driver.chunks) < 300
     experiment = make("ppo_clip", steps=64 * 300)
     purerl.run(experiment, seeds=2, out=tmp_path / "whole", progress=False)

@@ -300,8 +300,8 @@ def test_a_step_with_a_loop_of_its_own_trains_and_is_evaluated_on_two_devices():
     train = purerl.make_train(algorithm, env, 64, **sizes)
     keys = jax.random.split(jax.random.key(0), 4)
     result = jax.jit(vectorize(train.train))(keys)
-    assert result.evaluation.mean_return.shape == (4, 2)
-    assert np.isfinite(result.evaluation.mean_return).all()
+    assert result.curve.evaluation.mean_return.shape == (4, 2)
+    assert np.isfinite(result.curve.evaluation.mean_return).all()
     chunk = jax.jit(vectorize(train.accumulate))  # a loop of traced length
     state = jax.jit(vectorize(train.init))(keys)
     totals = jax.jit(vectorize(train.totals))(state)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from purerl.host.compilation import about_cpu, compiler_options
 from purerl.host.devices import Shard, from_hosts
 
 PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy", "scipy")
@@ -54,6 +55,7 @@ def circumstances(shard: Shard) -> dict[str, Any]:
         "source": _source(),
         **{name: getattr(jax.config, f"jax_{name}") for name in FLAGS},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "compiler_options": compiler_options(),
         "devices": f"{len(devices)} x {', '.join(kinds)}",
         "shard": shard,
     }
@@ -93,7 +95,4 @@ def _version(package: str) -> str | None:
 
 
 def _cpu_model() -> str:
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    return about_cpu("model name") or platform.processor() or platform.machine()

@@ -13,6 +13,7 @@ import numpy as np
 
 from purerl.config import check_integer, plain, python_number
 from purerl.host.chunks import OnRow, Session
+from purerl.host.compilation import cached_programs
 from purerl.host.devices import agreed, from_hosts, make_layout
 from purerl.host.experiment import Experiment, make_experiment
 from purerl.host.options import RunOptions
@@ -115,7 +116,8 @@ def sweep(
     else:
         _check_groups(groups, seeds, chosen)
     driven = _Sweep(description, folder, config is not None, chosen, memory, on_row)
-    records = list(driven.train(groups))
+    with cached_programs(chosen.cache):
+        records = list(driven.train(groups))
     result = collect(description["points"], seeds, records, driven.compilations)
     return finish(result, folder, _write_table)
 
