@@ -37,6 +37,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 def _choose_level(node):
     quick = node.get_closest_marker("trains") is None
     jax.config.update("jax_disable_most_optimizations", quick)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(quick)
 
 
 @pytest.fixture(autouse=True, scope="module")

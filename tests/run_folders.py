@@ -90,5 +90,4 @@ def child_environment(*folders: pathlib.Path) -> dict[str, str]:
     if (cache := jax.config.jax_compilation_cache_dir) is not None:  # "None" would be a folder
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    quick = jax.config.jax_disable_most_optimizations
-    return environment | {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(quick)}
+    return environment

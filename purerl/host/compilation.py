@@ -88,7 +88,7 @@ def cached_programs(where: str = "") -> Iterator[None]:
         where: A folder, or "off"; if empty, see :func:`cache_folder`.
 
     Example:
-        >>> import jax
+        >>> import jax, purerl
         >>> with purerl.cached_programs("off"):
         ...     value = jax.jit(lambda x: x + 1)(1)
     """

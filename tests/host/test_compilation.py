@@ -51,7 +51,7 @@ def test_a_second_run_reads_its_programs_and_has_the_same_bytes(tmp_path):
     cache = tmp_path / "cache"
     assert not run_elsewhere(tmp_path / "cold", cache)
     programs = entries(cache)
-    assert len(programs) > 3
+    assert len(programs) >= 3  # what begins, trains, evaluates
     times = [path.stat().st_mtime_ns for path in programs]
     assert not run_elsewhere(tmp_path / "warm", cache)
     assert entries(cache) == programs

@@ -51,8 +51,8 @@ def evaluated():
 
 def test_evaluation_changes_nothing(evaluated):
     unevaluated = jax.jit(make(10, evaluations=0).train)(jax.random.key(3))
-    assert_same(evaluated.state, unevaluated.state)
-    assert_same(evaluated.metrics, unevaluated.metrics)
+    assert_close(evaluated.state, unevaluated.state, rtol=1e-4, atol=1e-6)
+    assert_close(evaluated.metrics, unevaluated.metrics, rtol=1e-4, atol=1e-6)
 
 
 def test_steps_of_metrics_and_curve_count_the_warmup(evaluated):

@@ -82,8 +82,9 @@ def unevaluated():
 
 
 def test_evaluation_changes_nothing(evaluated, unevaluated):
-    assert_same(evaluated.state, unevaluated.state)
-    assert_same(evaluated.metrics, unevaluated.metrics)
+    """But rounding: these are two programs."""
+    assert_close(evaluated.state, unevaluated.state, rtol=1e-4, atol=1e-6)
+    assert_close(evaluated.metrics, unevaluated.metrics, rtol=1e-4, atol=1e-6)
     assert unevaluated.curve.step.shape == unevaluated.curve.evaluation.mean_return.shape == (0,)
 
 
@@ -99,10 +100,10 @@ def test_train_is_init_and_advance(evaluated):
     state, metrics = jax.jit(train.advance, static_argnums=1)(
         jax.jit(train.init)(jax.random.key(3)), 10
     )
-    assert_same(state, evaluated.state)
-    assert_same(metrics, evaluated.metrics)
+    assert_close(state, evaluated.state, rtol=1e-4, atol=1e-6)
+    assert_close(metrics, evaluated.metrics, rtol=1e-4, atol=1e-6)
     evaluation = jax.tree.map(lambda x: x[-1], evaluated.curve.evaluation)
-    assert_same(jax.jit(train.evaluate)(state), evaluation)
+    assert_close(jax.jit(train.evaluate)(state), evaluation, rtol=1e-4, atol=1e-6)
 
 
 def test_another_key_is_another_run(evaluated):
