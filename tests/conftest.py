@@ -32,6 +32,7 @@ jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_include_full_tracebacks_in_locations", False)  # traces faster
 
 
 def _choose_level(node):
