@@ -224,7 +224,9 @@ def test_two_processes_are_killed_and_resume_to_the_same_bytes(tmp_path):
     whole = tmp_path / "whole"
     outputs = [output(process) for process in two_processes(whole)]
     assert "return" in outputs[0]
-    assert not [x for x in outputs[1].splitlines() if "Gloo" not in x]  # one of them speaks
+    # One of them speaks; the lines of Gloo itself may run into one another.
+    said = [x for x in outputs[1].splitlines() if "Gloo" not in x and "peer ranks" not in x]
+    assert not said
     expected = state, rows = final(whole)
     assert len(rows) == 16
     assert None not in state["checksums"]
