@@ -3,9 +3,8 @@
     python benchmarks/compilation.py                  # about a quarter of an hour on two cores
 
 Each algorithm trains CartPole-v1 with its preset's networks and sizes, in fresh processes that take
-turns between XLA's default level and the one that ``purerl.run`` asks for; tracing, compiling and
-training are timed apart. ``purerl.run`` keeps a level where every algorithm trains within two
-hundredths of the default's speed.
+turns between XLA's default level and level 1; tracing, compiling and training are timed apart. The
+lower level is for where an algorithm trains within two hundredths of the default's speed.
 """
 
 import dataclasses

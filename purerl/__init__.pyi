@@ -21,7 +21,7 @@ from purerl.algorithms.trpo import (
     trpo as trpo,
 )
 from purerl.envs.make import Env as Env, list_envs as list_envs, make_env as make_env
-from purerl.host.compilation import cached_programs as cached_programs, compile as compile
+from purerl.host.compilation import cached_programs as cached_programs
 from purerl.host.experiment import Experiment as Experiment, make_experiment as make_experiment
 from purerl.host.options import (
     STOP as STOP,

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,44 +14,20 @@ from jax.experimental.compilation_cache import compilation_cache
 
 VARIABLE = "PURERL_CACHE"
 LIMIT = 1 << 30  # bytes
-# What levels 2 and 3 do on a CPU costs as long again, and these programs run no faster by it:
-# benchmarks/compilation.py.
-OPTIONS = {"cpu": {"xla_backend_optimization_level": 1}}
+# On a CPU levels 2 and 3 take half as long again to compile. What trains is up to a tenth faster by
+# them (benchmarks/compilation.py) and keeps JAX's default; what runs once need not.
+ONCE = {"cpu": {"xla_backend_optimization_level": 1}}
 
 
-def compiler_options() -> dict[str, Any]:
-    """XLA's options for training on the default backend.
+def options_of_one_run() -> dict[str, Any]:
+    """XLA's options for a program that runs once, on the default backend.
 
     Returns:
-        By name, for ``jax.jit(f).lower(x).compile(compiler_options())``; without those that
-        ``XLA_FLAGS`` has: the user's own win.
+        By name, for ``jax.jit(f).lower(x).compile(...)``; without those that ``XLA_FLAGS`` has:
+        the user's own win.
     """
     own = os.environ.get("XLA_FLAGS", "")
-    return {k: x for k, x in OPTIONS.get(jax.default_backend(), {}).items() if k not in own}
-
-
-def compile(function: Callable[..., Any], *args: Any) -> Any:
-    """Compiles a function as ``purerl.run`` does: on a CPU in about half the time of ``jax.jit``.
-
-    Args:
-        function: Of arrays; ``jax.jit(function, ...)`` where it has static or donated arguments.
-        *args: Arrays, or their ``jax.ShapeDtypeStruct``.
-
-    Returns:
-        The compiled function, for arguments of these shapes and dtypes.
-
-    Example:
-        >>> import jax, purerl
-        >>> env = purerl.make_env("CartPole-v1")
-        >>> algorithm = purerl.a2c(purerl.A2CConfig(), env.action_space)
-        >>> train = purerl.make_train(algorithm, env, 2048, num_envs=4, evaluations=1)
-        >>> keys = jax.random.split(jax.random.key(0), 2)
-        >>> result = purerl.compile(purerl.vectorize(train.train), keys)(keys)
-        >>> result.curve.evaluation.mean_return.shape
-        (2, 1)
-    """
-    jitted = function if hasattr(function, "lower") else jax.jit(function)
-    return jitted.lower(*args).compile(compiler_options())
+    return {k: x for k, x in ONCE.get(jax.default_backend(), {}).items() if k not in own}
 
 
 def cache_folder(where: str = "") -> pathlib.Path | None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.host.compilation import compiler_options
+from purerl.host.compilation import options_of_one_run
 from purerl.host.devices import Layout, gathered
 from purerl.host.experiment import Experiment
 from purerl.host.store.checkpoint import Snapshot
@@ -97,9 +97,8 @@ class Driver:
         if self.programs is not None:
             return
         begin, threads = time.perf_counter(), 2 if jax.process_count() == 1 else 1
-        options = compiler_options()
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            jobs = [pool.submit(self._init.lower(self.rows).compile, options)]
+            jobs = [pool.submit(self._init.lower(self.rows).compile, options_of_one_run())]
             template = self.template()
             count = jax.eval_shape(lambda: Clock(jnp.int32(0)))
             given = self.rows, template.state, template.totals, count
@@ -108,11 +107,10 @@ class Driver:
                 *(given, self.layout.shardings(given)),
             )
             advance = jax.jit(self.layout.vectorize(self._advance_one), donate_argnums=1)
-            jobs.append(pool.submit(advance.lower(*arguments).compile, options))
+            jobs.append(pool.submit(advance.lower(*arguments).compile))
             if self.train.evaluate_at:
                 evaluate = jax.jit(self.layout.vectorize(self._evaluate_one))
-                lowered = evaluate.lower(arguments[0], _seen(arguments[1]))
-                jobs.append(pool.submit(lowered.compile, options))
+                jobs.append(pool.submit(evaluate.lower(arguments[0], _seen(arguments[1])).compile))
             self.programs = Programs(*(job.result() for job in jobs))
         self.seconds["compiling"] += time.perf_counter() - begin
 

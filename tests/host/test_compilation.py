@@ -1,4 +1,4 @@
-"""Compiler options, and the cache of compiled programs."""
+"""The cache of compiled programs, and compiler options."""
 
 import pathlib
 import subprocess
@@ -120,19 +120,8 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path, no_cache_of_ja
 
 def test_flags_of_the_users_win(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
-    assert compilation.compiler_options() == {"xla_backend_optimization_level": 1}
+    assert compilation.options_of_one_run() == {"xla_backend_optimization_level": 1}
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
-    assert compilation.compiler_options() == {}
+    assert compilation.options_of_one_run() == {}
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert compilation.compiler_options() == {}
-
-
-def test_compile_is_jit(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")
-    x = jnp.linspace(0, 1, 5)
-    compiled = purerl.compile(lambda x, y: x * jnp.tanh(y), x, x)
-    np.testing.assert_allclose(compiled(x, x), x * jnp.tanh(x), rtol=1e-6)
-    static = jax.jit(lambda x, n: x * n, static_argnums=1)
-    assert purerl.compile(static, x, 3)(x).tolist() == (3 * x).tolist()
-    shape = jax.ShapeDtypeStruct((5,), x.dtype)
-    assert purerl.compile(jnp.cumsum, shape)(x).shape == (5,)
+    assert compilation.options_of_one_run() == {}

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from purerl.host.compilation import about_cpu, compiler_options
+from purerl.host.compilation import about_cpu
 from purerl.host.devices import Shard, from_hosts
 
 PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy", "scipy")
@@ -55,7 +55,6 @@ def circumstances(shard: Shard) -> dict[str, Any]:
         "source": _source(),
         **{name: getattr(jax.config, f"jax_{name}") for name in FLAGS},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "compiler_options": compiler_options(),
         "devices": f"{len(devices)} x {', '.join(kinds)}",
         "shard": shard,
     }
