@@ -14,6 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 VARIABLE = "PURERL_CACHE"
 LIMIT = 1 << 30  # bytes
+XLA_LEVELS = {"0": "INFO", "1": "WARNING", "2": "ERROR", "3": "CRITICAL"}
 # On a CPU levels 2 and 3 take half as long again to compile. What trains is up to a tenth faster by
 # them (benchmarks/compilation.py) and keeps JAX's default; what runs once need not.
 ONCE = {"cpu": {"xla_backend_optimization_level": 1}}
@@ -79,19 +80,22 @@ def cached_programs(where: str = "") -> Iterator[None]:
     if folder is None:
         yield
         return
-    settings = {
+    settings: dict[str, Any] = {
         "jax_compilation_cache_dir": str(folder),
         "jax_compilation_cache_max_size": LIMIT,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
-        # Of each program it reads XLA says that the CPU lacks what are no features of a CPU.
-        "jax_logging_level": "CRITICAL",
     }
+    if jax.config.jax_logging_level in (None, "NOTSET"):  # type: ignore[attr-defined]
+        # Of each program it reads XLA says that the CPU lacks what are no features of a CPU.
+        settings["jax_logging_level"] = "CRITICAL"
     before = {name: getattr(jax.config, name) for name in settings}
     try:
         _configure(settings)
         yield
     finally:
-        jax.config.update("jax_logging_level", "WARNING")  # XLA's own level, which NOTSET leaves
+        if "jax_logging_level" in settings:  # "NOTSET" leaves XLA's own level as it is
+            level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")
+            jax.config.update("jax_logging_level", XLA_LEVELS.get(level, "WARNING"))
         _configure(before)
 
 
