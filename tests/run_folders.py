@@ -87,6 +87,9 @@ def child_environment(*folders: pathlib.Path) -> dict[str, str]:
     tests = pathlib.Path(__file__).parent
     places = (tests.parent, tests, tests / "host", *folders)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, places))}
+    # Of each program that it reads from a cache XLA writes lines that fill the pipe: a child whose
+    # output nobody reads meanwhile would wait for ever.
+    environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if (cache := jax.config.jax_compilation_cache_dir) is not None:  # "None" would be a folder
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
