@@ -68,7 +68,7 @@ def ppo_kfac(
     from purerl.pieces.gradient import gradient_step, keep_if_finite
     from purerl.pieces.minibatches import minibatches
     from purerl.pieces.schedules import scheduled
-    from purerl.policies.acting import init_params, make_act
+    from purerl.policies.acting import init_params, make_act, make_ahead
     from purerl.second_order.kfac.factors import fisher_factors
     from purerl.second_order.kfac.layers import find_layers, reaching, tap
     from purerl.second_order.kfac.transform import scale_by_kfac
@@ -131,7 +131,8 @@ def ppo_kfac(
         info = jax.tree.map(jnp.mean, info) | {"finite": finite}
         return State(params, learned.opt_state), info
 
-    return purerl.OnPolicyAlgorithm(init, make_act(network), update, gamma=config.gamma)
+    act, ahead = make_act(network), make_ahead(network)
+    return purerl.OnPolicyAlgorithm(init, act, update, gamma=config.gamma, ahead=ahead)
 
 
 def measure(env_name: str, options: Options) -> dict[str, Any]:

@@ -67,6 +67,7 @@ from purerl.policies.networks import (
 )
 from purerl.records import (
     ActionSpace as ActionSpace,
+    Ahead as Ahead,
     Box as Box,
     Clock as Clock,
     Cursor as Cursor,

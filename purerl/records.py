@@ -150,6 +150,27 @@ class OnPolicyBatch(NamedTuple):
     distribution: PyTree = None
 
 
+class Ahead(NamedTuple):
+    """How an algorithm acts in a rollout whose random numbers are all drawn before it.
+
+    The loops then leave log-probabilities out of the rollout's scan: a step keeps the policy, and
+    they are computed after it, all at once. The actions are distributed as those of ``act``.
+    Optional: what an algorithm of your own gains by it is speed, on an accelerator above all.
+
+    Attributes:
+        noise: ``(state, obs [N, *O], key, length) -> noise``, leaves ``[length, N, ...]``, of which
+            a step gets one row; of the shapes of state and obs alone.
+        act: ``(state, obs [N, *O], noise, *, progress) -> (action [N, *A], policy)`` with the
+            distribution that the action is from, a pytree with leaves ``[N, ...]``, or None.
+        log_prob: ``(policy [T, N, ...], action [T, N, *A]) -> [T, N]``; an off-policy algorithm
+            needs none.
+    """
+
+    noise: Callable[..., Any]
+    act: Callable[..., Any]
+    log_prob: Callable[..., Any] | None = None
+
+
 class OnPolicyAlgorithm(NamedTuple):
     """An on-policy algorithm: three pure functions, as an optax transformation is two.
 
@@ -169,6 +190,7 @@ class OnPolicyAlgorithm(NamedTuple):
             numbers that are not finite (:func:`purerl.pieces.gradient.keep_if_finite`).
         whole_episodes: Whether each rollout starts at a reset and holds the first episode whole.
         gamma: Discount factor; only what normalizes rewards needs it.
+        ahead: How it acts in rollouts, in a faster way than by ``act``; None: by ``act``.
 
     ``progress`` is the finished fraction of the run, a scalar in [0, 1] that the loop passes; what
     is annealed follows it. By hand, acting defaults to the end of a run and updating to its
@@ -180,6 +202,7 @@ class OnPolicyAlgorithm(NamedTuple):
     update: Callable[..., Any]
     whole_episodes: bool = False
     gamma: Any = None
+    ahead: Ahead | None = None
 
 
 class Transition(NamedTuple):
@@ -241,6 +264,7 @@ class OffPolicyAlgorithm(NamedTuple):
         batch_size: B.
         n_step: Rewards in a return.
         gamma: Discount factor of those returns.
+        ahead: As of :class:`OnPolicyAlgorithm`.
     """
 
     init: Callable[..., Any]
@@ -250,6 +274,7 @@ class OffPolicyAlgorithm(NamedTuple):
     batch_size: int
     n_step: int
     gamma: float | jax.Array
+    ahead: Ahead | None = None
 
 
 class Clock(NamedTuple):

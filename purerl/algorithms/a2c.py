@@ -115,7 +115,8 @@ def a2c(config: "A2CConfig", action_space: ActionSpace, network: Any = None) -> 
         info["explained_variance"] = advantages.explained_variance(batch.value, batch.target)
         return state, info | {"finite": finite}
 
-    return OnPolicyAlgorithm(init, acting.make_act(network), update, gamma=config.gamma)
+    act, ahead = acting.make_act(network), acting.make_ahead(network)
+    return OnPolicyAlgorithm(init, act, update, gamma=config.gamma, ahead=ahead)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

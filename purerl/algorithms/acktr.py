@@ -268,7 +268,8 @@ def acktr(
             "finite": finite,
         }
 
-    return OnPolicyAlgorithm(init, acting.make_act(network), update, gamma=config.gamma)
+    act, ahead = acting.make_act(network), acting.make_ahead(network)
+    return OnPolicyAlgorithm(init, act, update, gamma=config.gamma, ahead=ahead)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

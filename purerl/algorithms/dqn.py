@@ -132,8 +132,22 @@ def epsilon_at(config: "DQNConfig", progress: Number) -> Number:
     return config.epsilon_end + scheduled(fall, config.epsilon_schedule, done)
 
 
+def exploration_noise(
+    key: jax.Array, shape: tuple[int, ...], num_actions: int
+) -> tuple[jax.Array, jax.Array]:
+    """What :func:`epsilon_greedy` takes: numbers in [0, 1) and actions, of a shape.
+
+    Args:
+        key: PRNG key.
+        shape: ``[..., N]``.
+        num_actions: K.
+    """
+    chance, other = jax.random.split(key)
+    return jax.random.uniform(chance, shape), jax.random.randint(other, shape, 0, num_actions)
+
+
 def epsilon_greedy(
-    best: jax.Array, epsilon: Number, num_actions: int, key: jax.Array
+    best: jax.Array, epsilon: Number, num_actions: int, noise: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, Info]:
     """``best``, or with probability epsilon any of the actions; and the action's log-probability.
 
@@ -141,11 +155,10 @@ def epsilon_greedy(
         best: ``[N]`` int32.
         epsilon: In [0, 1].
         num_actions: K.
-        key: PRNG key.
+        noise: Of :func:`exploration_noise`, ``[N]``.
     """
-    chance, other = jax.random.split(key)
-    anything = jax.random.randint(other, best.shape, 0, num_actions)
-    action = jnp.where(jax.random.uniform(chance, best.shape) < epsilon, anything, best)
+    chance, anything = noise
+    action = jnp.where(chance < epsilon, anything, best)
     probability = epsilon / num_actions + (1 - epsilon) * (action == best)
     return action, {"log_prob": jnp.log(probability)}
 
@@ -196,6 +209,7 @@ def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> 
             "DQN takes the maximum over all actions, but the actions are a Box; choose an "
             "environment with Discrete actions, or a policy-gradient algorithm."
         )
+    count = action_space.num_actions
     if network is None:
         network = networks.QNetwork(action_space, config.network, config.dueling)
     optimizer = gradient.make_optimizer(
@@ -207,11 +221,20 @@ def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> 
         copy = jax.tree.map(jnp.copy, params)  # of its own, so that both may be donated
         return DQNState(params, copy, optimizer.init(params), Clock(jnp.zeros((), jnp.int32)))
 
-    def act(state, obs, key, *, greedy: bool = False, progress: Number = 1.0):
+    def explore(state, obs, noise, epsilon):
         q = acting.apply_network(network, state.params, obs)
         best = jnp.argmax(q, axis=-1).astype(jnp.int32)
-        epsilon = 0.0 if greedy else epsilon_at(config, progress)
-        return epsilon_greedy(best, epsilon, q.shape[-1], key)
+        return epsilon_greedy(best, epsilon, count, noise)
+
+    def act(state, obs, key, *, greedy: bool = False, progress: Number = 1.0):
+        noise = exploration_noise(key, obs.shape[:1], count)
+        return explore(state, obs, noise, 0.0 if greedy else epsilon_at(config, progress))
+
+    def noise(state, obs, key, length):
+        return exploration_noise(key, (length, len(obs)), count)
+
+    def act_by_noise(state, obs, noise, *, progress: Number):
+        return explore(state, obs, noise, epsilon_at(config, progress))[0], None
 
     def update(
         state: DQNState, batch: records.OffPolicyBatch, key: jax.Array, *, progress: Number = 0.0
@@ -229,9 +252,8 @@ def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> 
         target_params = follow(config, state.target_params, params, clock)
         return DQNState(params, target_params, opt_state, clock), info | {"finite": finite}
 
-    return OffPolicyAlgorithm(
-        init, act, update, make_replay(config), config.batch_size, config.n_step, config.gamma
-    )
+    drawn = make_replay(config), config.batch_size, config.n_step, config.gamma
+    return OffPolicyAlgorithm(init, act, update, *drawn, records.Ahead(noise, act_by_noise))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

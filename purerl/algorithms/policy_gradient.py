@@ -285,7 +285,8 @@ def policy_gradient(
         return state, info | {"finite": finite}
 
     whole_episodes = config.critic == "none"
-    return OnPolicyAlgorithm(init, acting.make_act(network), update, whole_episodes, config.gamma)
+    act, ahead = acting.make_act(network), acting.make_ahead(network)
+    return OnPolicyAlgorithm(init, act, update, whole_episodes, config.gamma, ahead)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

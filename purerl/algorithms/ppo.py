@@ -174,7 +174,8 @@ def _make_algorithm(
         info["explained_variance"] = advantages.explained_variance(batch.value, batch.target)
         return state, info | {"finite": finite}
 
-    return OnPolicyAlgorithm(init, acting.make_act(network), update, gamma=config.gamma)
+    act, ahead = acting.make_act(network), acting.make_ahead(network)
+    return OnPolicyAlgorithm(init, act, update, gamma=config.gamma, ahead=ahead)
 
 
 def _check(config: "PPOConfig", rollout: Rollout, action_space: ActionSpace) -> None:

@@ -243,7 +243,8 @@ def _build(config: "NPGConfig", action_space: ActionSpace, network: Any) -> OnPo
         info["explained_variance"] = advantages.explained_variance(batch.value, batch.target)
         return new, info | {"accepted": info["accepted"] & finite, "finite": finite}
 
-    return OnPolicyAlgorithm(init, acting.make_act(network), update, gamma=config.gamma)
+    act, ahead = acting.make_act(network), acting.make_ahead(network)
+    return OnPolicyAlgorithm(init, act, update, gamma=config.gamma, ahead=ahead)
 
 
 def trpo(config: "TRPOConfig", action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:

@@ -192,7 +192,7 @@ class Driver:
 
     def _build(self, values: dict[str, Any]) -> Train:
         """One seed's run; its swept numbers are tracers."""
-        return self.experiment.replace(**values).build()
+        return self.experiment.replace(**values).build() if values else self.train
 
     def _init_one(self, row: tuple[dict[str, Any], jax.Array]) -> tuple[TrainState, Totals]:
         values, key = row

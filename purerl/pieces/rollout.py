@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.envs import Env
+from purerl.pieces.packing import Packing, make_packing
 from purerl.records import PyTree, Rollout
 
 
@@ -71,12 +72,13 @@ def reset(env: Env, num_envs: int, key: jax.Array) -> Actors:
 
 
 def unroll(
-    act: Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]],
+    act: Callable[[jax.Array, PyTree], tuple[jax.Array, Any]],
     env: Env,
     actors: Actors,
     key: jax.Array,
     length: int,
     first_only: bool = False,
+    noise: PyTree = None,
 ) -> tuple[Actors, Rollout, EpisodeStatistics]:
     """Lets a policy act for ``length`` steps in every environment.
 
@@ -92,6 +94,8 @@ def unroll(
         length: T, the number of steps.
         first_only: Whether the statistics are of each environment's first episode only: among
             later ones, those that end within the rollout are the short ones.
+        noise: What ``act`` gets instead of a key, leaves ``[T, ...]``: its random numbers, drawn
+            ahead.
 
     Returns:
         ``(actors, rollout [T, N], statistics)``.
@@ -100,24 +104,26 @@ def unroll(
     # All of a rollout's keys and resets at once: one hash over a long array instead of T over
     # short ones. On a CPU the hashes were a third of the time of a rollout of CartPole.
     keys = jax.random.split(key, (length, 1 + 2 * num_envs))
-    act_keys, env_keys = keys[:, 0], keys[:, 1::2]
-    resets: PyTree = keys[:, 2::2]
-    if env.resets == "ahead":
-        resets = jax.vmap(jax.vmap(env.reset))(resets)
+    noise = keys[:, 0] if noise is None else noise
+    env_keys, resets = keys[:, 1::2], keys[:, 2::2]
+    ahead = env.resets == "ahead"
+    drawn = jax.vmap(jax.vmap(env.reset))(resets) if ahead else ()
+    starts, carried = make_packing(drawn, 2), make_packing(actors, 1)
+    written: list[Packing] = []  # of a step's results, known when the step is traced
 
     def step(carry, inputs):
-        actors, statistics, counted = carry
-        act_key, env_keys, resets = inputs
+        actors = carried.unpack(carry)
+        noise, env_keys, reset_keys, drawn = inputs
         # Without resets ahead, anything of their shape: it is not looked at, or replaced below.
-        fresh = resets if env.resets == "ahead" else (actors.obs, actors.env_state)
-        action, extras = act(actors.obs, act_key)
+        fresh = starts.unpack(drawn) if ahead else (actors.obs, actors.env_state)
+        action, extras = act(actors.obs, noise)
         result, env_state = jax.vmap(env.step)(actors.env_state, action, env_keys, fresh)
         done = result.terminated | result.truncated
         obs = result.obs
         if env.resets == "due":
-            obs, env_state = _reset_where(env, done, resets, (obs, env_state))
-        episodes, statistics = _count(actors.episodes, statistics, result.reward, done, counted)
-        counted = counted & ~done if first_only else counted
+            obs, env_state = _reset_where(env, done, reset_keys, (obs, env_state))
+        ret, steps = actors.episodes.ret + result.reward, actors.episodes.length + 1
+        episodes = Episodes(jnp.where(done, 0, ret), jnp.where(done, 0, steps))
         seen = Rollout(
             obs=actors.obs,
             action=action,
@@ -128,14 +134,25 @@ def unroll(
             next_obs=result.next_obs,
             episode_step=actors.episodes.length,
         )
-        return (Actors(env_state, obs, episodes), statistics, counted), seen
+        written.append(make_packing((seen, ret), 1))
+        return carried.pack(Actors(env_state, obs, episodes)), written[-1].pack((seen, ret))
 
-    zero = jnp.zeros((), jnp.int32)
-    statistics = EpisodeStatistics(zero, jnp.zeros_like(actors.episodes.ret[0]), zero)
-    start = (actors, statistics, jnp.ones(num_envs, bool))
-    inputs = (act_keys, env_keys, resets)
-    (actors, statistics, _), rollout = jax.lax.scan(step, start, inputs)
-    return actors, rollout, statistics
+    inputs = (noise, env_keys, resets, starts.pack(drawn))
+    carry, rows = jax.lax.scan(step, carried.pack(actors), inputs, length)
+    rollout, ret = written[-1].unpack(rows)
+    return carried.unpack(carry), rollout, _statistics(rollout, ret, first_only)
+
+
+def _statistics(rollout: Rollout, ret: jax.Array, first_only: bool) -> EpisodeStatistics:
+    """Of the episodes that end in a rollout, whose returns so far are ``ret`` ``[T, N]``."""
+    ended = rollout.terminated | rollout.truncated
+    if first_only:
+        ended &= jnp.cumsum(ended, axis=0) == 1
+    return EpisodeStatistics(
+        jnp.sum(ended, dtype=jnp.int32),
+        jnp.sum(jnp.where(ended, ret, 0)),
+        jnp.sum(jnp.where(ended, rollout.episode_step + 1, 0), dtype=jnp.int32),
+    )
 
 
 def _reset_where(env: Env, done: jax.Array, keys: jax.Array, current: PyTree) -> PyTree:
@@ -154,20 +171,3 @@ def _reset_where(env: Env, done: jax.Array, keys: jax.Array, current: PyTree) ->
         return left.at[rows].set(False, mode="drop"), current
 
     return jax.lax.while_loop(lambda carry: jnp.any(carry[0]), some, (done, current))[1]
-
-
-def _count(
-    episodes: Episodes,
-    statistics: EpisodeStatistics,
-    reward: jax.Array,
-    done: jax.Array,
-    counted: jax.Array,
-) -> tuple[Episodes, EpisodeStatistics]:
-    ret, length = episodes.ret + reward, episodes.length + 1
-    ended = done & counted
-    statistics = EpisodeStatistics(
-        statistics.ended + jnp.sum(ended, dtype=jnp.int32),
-        statistics.return_sum + jnp.sum(jnp.where(ended, ret, 0)),
-        statistics.length_sum + jnp.sum(jnp.where(ended, length, 0), dtype=jnp.int32),
-    )
-    return Episodes(jnp.where(done, 0, ret), jnp.where(done, 0, length)), statistics

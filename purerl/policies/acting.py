@@ -10,7 +10,7 @@ from flax.errors import InvalidRngError, ScopeParamShapeError
 from purerl.checks import check_action_space
 from purerl.policies.distributions import Categorical, DiagGaussian
 from purerl.policies.networks import ActorCritic, NetworkConfig
-from purerl.records import ActionSpace, Discrete, PyTree
+from purerl.records import ActionSpace, Ahead, Discrete, PyTree
 
 METHODS = ("sample", "mode", "log_prob", "entropy", "kl")
 STATELESS = (
@@ -188,3 +188,28 @@ def make_act(network: Any) -> Callable[..., Any]:
         return action, {"log_prob": distribution.log_prob(action)}
 
     return act
+
+
+def make_ahead(network: Any) -> Ahead:
+    """How :func:`make_act`'s function acts with its random numbers drawn ahead.
+
+    Distributions without ``noise`` and ``from_noise`` get keys instead.
+
+    Args:
+        network: ``apply(params, obs) -> (distribution, value)``.
+    """
+
+    def policy(state, obs):
+        return apply_network(network, state.params, obs)[0]
+
+    def noise(state, obs, key, length):
+        shapes = jax.eval_shape(policy, state, obs)
+        if not hasattr(shapes, "from_noise"):
+            return jax.random.split(key, length)
+        return shapes.noise(key, (length,))
+
+    def act(state, obs, noise, *, progress=1.0):
+        distribution = policy(state, obs)
+        return getattr(distribution, "from_noise", distribution.sample)(noise), distribution
+
+    return Ahead(noise, act, lambda policy, action: policy.log_prob(action))

@@ -14,7 +14,9 @@ class Distribution(Protocol):
     """Protocol of policies: a distribution over actions for each row of a batch.
 
     One of your own has these five methods and is a pytree (a ``NamedTuple`` is one) whose leaves
-    have the batch axes first. Everything but ``sample`` is differentiated.
+    have the batch axes first. Everything but ``sample`` is differentiated. With two more methods,
+    ``noise(key, lead)`` and ``from_noise(noise)``, the random numbers of a whole rollout are drawn
+    at once, which is faster: see :class:`Categorical`.
     """
 
     def sample(self, key: jax.Array) -> jax.Array:
@@ -33,9 +35,13 @@ class Distribution(Protocol):
         """KL(self || other) to a distribution of the same kind, in nats, ``[B]``."""
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def _wide_type(x: jax.Array) -> Any:
     """At least float32."""
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+    return jnp.promote_types(jnp.result_type(x), jnp.float32)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return jnp.asarray(x, _wide_type(x))
 
 
 class Categorical(NamedTuple):
@@ -63,7 +69,15 @@ class Categorical(NamedTuple):
 
     def sample(self, key: jax.Array) -> jax.Array:
         """One action a row, int32 ``[...]``."""
-        return jax.random.categorical(key, _wide(self.logits)).astype(jnp.int32)
+        return self.from_noise(self.noise(key))
+
+    def noise(self, key: jax.Array, lead: tuple[int, ...] = ()) -> jax.Array:
+        """Numbers for ``lead`` samples of all rows, ``[*lead, ..., K]``; of the shapes alone."""
+        return jax.random.gumbel(key, (*lead, *self.logits.shape), _wide_type(self.logits))
+
+    def from_noise(self, noise: jax.Array) -> jax.Array:
+        """The action a row, int32 ``[...]``, that is a sample for noise ``[..., K]``."""
+        return jnp.argmax(_wide(self.logits) + noise, axis=-1).astype(jnp.int32)
 
     def mode(self) -> jax.Array:
         """The most probable action, int32 ``[...]``."""
@@ -115,8 +129,15 @@ class DiagGaussian(NamedTuple):
 
     def sample(self, key: jax.Array) -> jax.Array:
         """One action a row, ``[..., D]``; not clipped to the action space's bounds."""
-        mean, log_std = _wide(self.mean), _wide(self.log_std)
-        return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
+        return self.from_noise(self.noise(key))
+
+    def noise(self, key: jax.Array, lead: tuple[int, ...] = ()) -> jax.Array:
+        """Numbers for ``lead`` samples of all rows, ``[*lead, ..., D]``; of the shapes alone."""
+        return jax.random.normal(key, (*lead, *self.mean.shape), _wide_type(self.mean))
+
+    def from_noise(self, noise: jax.Array) -> jax.Array:
+        """The action a row, ``[..., D]``, that is a sample for noise ``[..., D]``."""
+        return _wide(self.mean) + jnp.exp(_wide(self.log_std)) * noise
 
     def mode(self) -> jax.Array:
         """The mean, ``[..., D]``."""

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from purerl.config import Number
 from purerl.envs.make import Env
-from purerl.pieces import rollout as rollouts
 from purerl.records import Box, Clock, OffPolicyAlgorithm, PyTree, Transition
 from purerl.replay.transitions import ReplayMemoryState, replay_memory
 from purerl.training import state as states
@@ -31,8 +30,7 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
 
     def play(state: TrainState, key: jax.Array, length: int, progress: Number):
         """Acts for ``length`` steps, which go into the replay memory."""
-        act = states.make_act(algorithm, env, state, progress)
-        actors, rollout, statistics = rollouts.unroll(act, env, state.actors, key, length)
+        actors, rollout, statistics = states.play(algorithm, env, state, key, length, progress)
         transitions = Transition(*(getattr(rollout, name) for name in Transition._fields))
         replay = memory.add(state.replay, transitions)
         normalizer = state.normalizer.merge(rollout.obs)

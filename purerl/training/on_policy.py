@@ -41,8 +41,7 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
             return state
         # Moments for the first rollout are those of another one, as long, which is forgotten.
         key = jax.random.fold_in(state.key, _MOMENTS)
-        act = states.make_act(algorithm, env, state, 0.0, "log_prob")
-        _, rollout, _ = rollouts.unroll(act, env, state.actors, key, rollout_length)
+        _, rollout, _ = states.play(algorithm, env, state, key, rollout_length, 0.0)
         return state._replace(normalizer=state.normalizer.merge(rollout.obs))
 
     def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
@@ -56,9 +55,10 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
             if normalizer.reward is not None:  # its running return was of the abandoned episodes
                 nothing = jnp.zeros_like(normalizer.reward.running)
                 normalizer = normalizer._replace(reward=normalizer.reward._replace(running=nothing))
-        act = states.make_act(algorithm, env, state, progress, "log_prob")
-        actors, rollout, statistics = rollouts.unroll(
-            act, env, actors, unroll_key, rollout_length, first_only=whole
+        state = state._replace(actors=actors)
+        actors, rollout, statistics = states.play(
+            *(algorithm, env, state, unroll_key, rollout_length, progress, "log_prob"),
+            first_only=whole,
         )
         rollout, normalizer = _normalize_rollout(rollout, normalizer, algorithm.gamma)
         updated = algorithm.update(state.learner, rollout, update_key, progress=progress)

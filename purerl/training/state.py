@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from purerl.config import Number
 from purerl.pieces import normalize as moments, rollout as rollouts
-from purerl.records import Clock, Info, PyTree
+from purerl.records import Clock, Info, PyTree, Rollout
 from purerl.training.evaluation import Evaluation
 from purerl.training.sizes import LoopConfig
 
@@ -188,37 +188,61 @@ _OWED = {
 }
 
 
-def make_act(
-    algorithm: Any, env: Any, state: TrainState, progress: Number, *owed: str
-) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, Info]]:
-    """How a run's algorithm acts within a rollout, as :func:`purerl.unroll` takes it.
+def play(
+    algorithm: Any,
+    env: Any,
+    state: TrainState,
+    key: jax.Array,
+    length: int,
+    progress: Number,
+    *owed: str,
+    first_only: bool = False,
+) -> tuple[rollouts.Actors, Rollout, rollouts.EpisodeStatistics]:
+    """A run's algorithm acts for ``length`` steps; see :func:`purerl.unroll`.
 
     Args:
         algorithm: On-policy or off-policy.
         env: Environment.
-        state: With the learner, and the moments that observations are normalized with.
+        state: With the learner, the actors, and the moments that observations are normalized with.
+        key: PRNG key.
+        length: T.
         progress: Finished fraction of the run.
-        *owed: What the rollout needs of the extras, each ``[N]``.
+        *owed: What the rollout needs of the extras of ``act``, each ``[N]``.
+        first_only: As in :func:`purerl.unroll`.
 
-    Returns:
-        The function. It raises TypeError or ValueError unless the algorithm's ``act`` returns what
-        a loop needs.
+    Raises:
+        TypeError: If the algorithm's ``act`` returns other things than a loop needs.
+        ValueError: If their shapes are others.
     """
+    learner, observe, ahead = state.learner, state.normalizer.observe, algorithm.ahead
 
-    def act(obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Info]:
-        num_envs = len(obs)
-        acted = algorithm.act(state.learner, state.normalizer.observe(obs), key, progress=progress)
-        _check_returned("act", "(action, extras)", acted, dict.fromkeys(owed, (num_envs,)))
-        action, extras = acted
-        wanted = (num_envs, *getattr(env.action_space, "shape", ()))
+    def act(obs: jax.Array, noise: PyTree) -> tuple[jax.Array, Info]:
+        if ahead is None:
+            acted = algorithm.act(learner, observe(obs), noise, progress=progress)
+            _check_returned("act", "(action, extras)", acted, dict.fromkeys(owed, obs.shape[:1]))
+            action, extras = acted
+        else:  # the policy stands for the log-probability
+            acted = ahead.act(learner, observe(obs), noise, progress=progress)
+            _check_pair("ahead.act", "(action, policy)", acted)
+            action, extras = acted[0], {"log_prob": acted[1]}
+        wanted = (len(obs), *getattr(env.action_space, "shape", ()))
         if jnp.shape(action) != wanted:
             raise ValueError(
                 f"the algorithm's act returned actions of shape {jnp.shape(action)}, wanted "
-                f"{wanted}: one of {env.action_space} for each of {num_envs} environments."
+                f"{wanted}: one of {env.action_space} for each of {len(obs)} environments."
             )
         return action, {name: extras[name] for name in owed}
 
-    return act
+    noise = None
+    if ahead is not None:
+        noise_key, key = jax.random.split(key)
+        noise = ahead.noise(learner, observe(state.actors.obs), noise_key, length)
+    actors, rollout, statistics = rollouts.unroll(
+        act, env, state.actors, key, length, first_only, noise
+    )
+    if ahead is not None and "log_prob" in owed:
+        rollout = rollout._replace(log_prob=ahead.log_prob(rollout.log_prob, rollout.action))
+    return actors, rollout, statistics
 
 
 def checked_update(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> Any:
@@ -249,12 +273,17 @@ def checked_update(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> Any
     return updated
 
 
+def _check_pair(who: str, parts: str, returned: Any) -> None:
+    if not (isinstance(returned, tuple) and len(returned) == 2):
+        what = type(returned).__name__
+        raise TypeError(f"the algorithm's {who} returned a {what}, wanted {parts}.")
+
+
 def _check_returned(who: str, parts: str, returned: Any, shapes: dict[str, Any]) -> None:
-    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
-        raise TypeError(
-            f"the algorithm's {who} returned a {type(returned).__name__}, wanted {parts}, a tuple "
-            "whose second part is a dict of arrays."
-        )
+    _check_pair(who, parts, returned)
+    if not isinstance(returned[1], dict):
+        what = type(returned[1]).__name__
+        raise TypeError(f"the algorithm's {who} returned a {what} second, wanted {parts}: a dict.")
     for name, shape in shapes.items():
         got = jnp.shape(returned[1][name]) if name in returned[1] else "missing"
         if got != shape:

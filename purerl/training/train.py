@@ -98,7 +98,8 @@ def _sizes(algorithm: Any, sizes: dict[str, Any]) -> Any:
 def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) -> Train:
     """The functions of a run, from its start and one iteration."""
     real = jnp.result_type(float)
-    iterate, evaluate_at = loop.iterate, sizes.evaluate_at
+    # Under jit it is traced once for all functions that call it; XLA inlines it.
+    iterate, evaluate_at = jax.jit(loop.iterate), sizes.evaluate_at
     episodes, limit = sizes.episodes(env), sizes.max_episode_steps
 
     def init(key: jax.Array) -> TrainState:

@@ -141,6 +141,12 @@ class Compiled:
             action, extras = jax.vmap(functools.partial(act, progress=1.0))(keys)
             default, _ = jax.vmap(act)(keys)
             out = {"old": state, "new": new, "info": info, "greedy": greedy, "action": action}
+            out["by_key"] = act(act_key)
+            noise = algorithm.ahead.noise(new, obs, act_key, 1)
+            row = jax.tree.map(lambda x: x[0], noise)
+            out["by_noise"], policy = algorithm.ahead.act(new, obs, row, progress=1.0)
+            if algorithm.ahead.log_prob is not None:
+                out["evaluated"] = algorithm.ahead.log_prob(policy, out["by_noise"])
             return out | {"log_prob": extras["log_prob"], "default": default}
 
         self.run = jax.jit(run)
@@ -215,6 +221,17 @@ def test_acting(name, space):
     np.testing.assert_array_equal(sampled, out["default"])
     if space == "discrete":
         assert out["action"].dtype == out["greedy"].dtype == jnp.int32
+
+
+@TABLE
+def test_acting_with_noise_drawn_ahead_is_acting(name, space):
+    """The same numbers, drawn by the same key, give the same actions and log-probabilities."""
+    out = compiled(name, space)()
+    action, extras = out["by_key"]
+    np.testing.assert_allclose(out["by_noise"], action, rtol=1e-5, atol=1e-6)
+    assert name.startswith("dqn") == ("evaluated" not in out)
+    if "evaluated" in out:
+        np.testing.assert_allclose(out["evaluated"], extras["log_prob"], rtol=1e-5, atol=1e-6)
 
 
 @TABLE

@@ -11,7 +11,7 @@ import pytest
 
 import purerl
 from purerl import Discrete, DQNConfig, NetworkConfig, OffPolicyBatch, QNetwork, dqn
-from purerl.algorithms.dqn import epsilon_at, epsilon_greedy, make_loss
+from purerl.algorithms.dqn import epsilon_at, epsilon_greedy, exploration_noise, make_loss
 from purerl.pieces.losses import double_q_target, q_target, taken
 from purerl.records import Box
 
@@ -193,7 +193,8 @@ def test_epsilon_without_exploration_is_its_end(progress):
 
 def test_frequencies_and_log_probabilities_of_epsilon_greedy():
     best = jnp.full(100_000, 2, jnp.int32)
-    action, extras = epsilon_greedy(best, 0.4, ACTIONS, jax.random.key(0))
+    noise = exploration_noise(jax.random.key(0), best.shape, ACTIONS)
+    action, extras = epsilon_greedy(best, 0.4, ACTIONS, noise)
     frequency = np.bincount(action, minlength=ACTIONS) / len(best)
     wanted = np.array([0.1, 0.1, 0.7, 0.1])
     np.testing.assert_allclose(frequency, wanted, atol=0.01)

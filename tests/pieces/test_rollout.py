@@ -7,6 +7,7 @@ import pytest
 
 import purerl
 from purerl.envs import Env, Step
+from purerl.pieces import packing
 from purerl.pieces.rollout import reset, unroll
 from purerl.records import Discrete
 
@@ -37,12 +38,14 @@ def act(obs, key):
     return action, {"log_prob": obs[:, 0] + 100.0 * action}
 
 
-@pytest.fixture(scope="module")
-def played():
+@pytest.fixture(scope="module", params=[False, True], ids=["arrays", "packed"])
+def played(request):
     env = corridor()
     actors = reset(env, N, jax.random.key(0))
-    run = jax.jit(lambda actors, key: unroll(act, env, actors, key, T))
-    return run(actors, jax.random.key(1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "pays", lambda: request.param)
+        run = jax.jit(lambda actors, key: unroll(act, env, actors, key, T))
+        return run(actors, jax.random.key(1))
 
 
 def test_rollout_equals_a_loop(played):
@@ -211,3 +214,38 @@ def test_an_environment_that_begins_again_by_itself_is_not_reset():
     rollout = unroll(act, env, actors, jax.random.key(1), 5)[1]
     again = unroll(act, env._replace(reset=start), actors, jax.random.key(1), 5)[1]
     jax.tree.map(np.testing.assert_array_equal, rollout, again)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_go_through_a_rollout(packed, monkeypatch):
+    """Of the rewards by the policy's parameter, where the environment is differentiable."""
+
+    def start(key):
+        return jnp.zeros(1), jnp.zeros(1)
+
+    def step(state, action, key, fresh=None):
+        state = state + action
+        no = jnp.array(False)
+        return Step(state, state, state[0], no, no), state
+
+    monkeypatch.setattr(packing, "pays", lambda: packed)
+    env = Env("line", start, step, purerl.Box((1,)), (1,), None)
+
+    def total(speed):
+        act = lambda obs, key: (jnp.full((N, 1), speed), {})  # noqa: E731
+        actors = reset(env, N, jax.random.key(0))
+        return jnp.sum(unroll(act, env, actors, jax.random.key(1), 3)[1].reward)
+
+    assert jax.grad(total)(2.0) == N * (1 + 2 + 3)
+
+
+def test_noise_is_given_instead_of_keys():
+    noise = {"action": jnp.arange(T * N).reshape(T, N) % 2, "step": jnp.arange(1.0, T + 1)}
+    actors = reset(corridor(), N, jax.random.key(0))
+
+    def act(obs, noise):
+        return noise["action"], {"log_prob": jnp.full(N, noise["step"])}
+
+    _, rollout, _ = unroll(act, corridor(), actors, jax.random.key(1), T, noise=noise)
+    np.testing.assert_array_equal(rollout.action, noise["action"])
+    np.testing.assert_array_equal(rollout.log_prob[:, 0], noise["step"])

@@ -39,6 +39,11 @@ def updating(change):
     return lambda s, rollout, key, *, progress=0.0: change(s)
 
 
+def ahead(acted):
+    noise = lambda state, obs, key, length: jax.random.split(key, length)  # noqa: E731
+    return purerl.Ahead(noise, lambda *args, **kw: acted)
+
+
 INTS = jnp.zeros(4, jnp.int32)
 
 
@@ -49,6 +54,9 @@ INTS = jnp.zeros(4, jnp.int32)
         ({"act": acting(INTS, {"log_prob": jnp.zeros((4, 1))})}, r"and it is \(4, 1\)"),
         ({"act": acting(INTS[:, None], {"log_prob": jnp.zeros(4)})}, r"actions of shape \(4, 1\)"),
         ({"act": lambda *a, **k: INTS}, r"act returned a .*wanted \(action, extras\)"),
+        ({"act": lambda *a, **k: (INTS, 0)}, r"act returned a int second, wanted .* a dict"),
+        ({"ahead": ahead(INTS)}, r"ahead\.act returned a .*wanted \(action, policy\)"),
+        ({"ahead": ahead((INTS[:, None], None))}, r"act returned actions of shape \(4, 1\)"),
         ({"update": updating(lambda s: s)}, r"update returned a .*wanted \(state, info\)"),
         ({"update": updating(lambda s: (s, {}))}, r"owes 'finite' of shape \(\) .* missing"),
         ({"update": updating(lambda s: (s, {"finite": s > 0}))}, r"'finite'.* it is \(3,\)"),

@@ -9,7 +9,7 @@ import pytest
 import purerl
 from purerl import NetworkConfig
 from purerl.envs.make import Env, Step
-from purerl.records import Box, Clock, Discrete, OnPolicyAlgorithm
+from purerl.records import Ahead, Box, Clock, Discrete, OnPolicyAlgorithm
 from purerl.training.sizes import spread
 
 TINY = NetworkConfig(hidden_sizes=(8,))
@@ -280,14 +280,15 @@ def test_non_finite_moments_count_as_failed():
 
 
 def spy(space, whole_episodes=False):
-    """Acts at random; its info is the rollout, the progress and the key of the update."""
+    """Acts at random; its info is the rollout, the progress and the key of the update. For discrete
+    actions its log-probability is the progress that it acts by."""
 
     def act(state, obs, key, *, greedy=False, progress=0.0):
         if isinstance(space, Box):  # the action is the key itself
             bits = jax.random.key_data(key).astype(jnp.result_type(float))
             return jnp.broadcast_to(bits, (obs.shape[0], 2)), {"log_prob": obs[:, 0] * 0}
         action = jax.random.randint(key, obs.shape[:1], 0, space.num_actions)
-        return action, {"log_prob": jnp.zeros(obs.shape[0])}
+        return action, {"log_prob": jnp.full(obs.shape[0], progress)}
 
     def update(state, rollout, key, *, progress=0.0):
         bits = jax.random.key_data(key).astype(jnp.result_type(float))
@@ -375,6 +376,44 @@ def test_reported_returns_are_the_sums_of_rewards():
 def test_progress_is_the_finished_fraction():
     _, metrics = spied()
     np.testing.assert_array_equal(metrics.info["progress"], [0, 0.25, 0.5, 0.75])
+    acted_by = metrics.info["rollout"].log_prob
+    np.testing.assert_array_equal(np.unique(acted_by, axis=1)[:, 0, 0], [0, 0.25, 0.5, 0.75])
+    assert acted_by.shape == (4, 6, 4)
+
+
+def ahead_spy():
+    """Acts by noise that is the step's number; actions and log-probs tell what it was given."""
+
+    def noise(state, obs, key, length):
+        drawn = jax.random.uniform(key, (length, len(obs)))
+        return jnp.arange(length, dtype=drawn.dtype), drawn
+
+    def act(state, obs, noise, *, progress):
+        step, drawn = noise
+        action = jnp.stack([jnp.broadcast_to(step, drawn.shape), drawn + progress], axis=-1)
+        return action, {"seen": obs}
+
+    def log_prob(policy, action):
+        return policy["seen"][..., 0] + 100 * action[..., 0]
+
+    refuse = lambda *args, **kw: 1 / 0  # noqa: E731  (act is not called)
+    ahead = Ahead(noise, act, log_prob)
+    return spy(Box((2,)))._replace(act=refuse, ahead=ahead)
+
+
+@pytest.mark.parametrize("normalize_obs", [False, True])
+def test_noise_is_drawn_ahead_and_log_probabilities_after_the_rollout(normalize_obs):
+    """Each step gets its row, each iteration numbers of its own; observations as the learner's."""
+    train = make(4, ahead_spy(), purerl.make_env(key_env()), normalize_obs=normalize_obs)
+    _, metrics = jax.jit(lambda key: train.advance(train.init(key), 4))(jax.random.key(7))
+    rollout = metrics.info["rollout"]
+    step, drawn = rollout.action[..., 0], rollout.action[..., 1]  # [4, T, N]
+    np.testing.assert_array_equal(step, np.broadcast_to(np.arange(6.0)[:, None], (4, 6, 4)))
+    drawn = drawn - np.array([0, 0.25, 0.5, 0.75])[:, None, None]
+    assert np.all((drawn > -1e-6) & (drawn < 1))
+    assert len(np.unique(drawn)) > 90
+    np.testing.assert_allclose(rollout.log_prob, rollout.obs[..., 0] + 100 * step, rtol=1e-6)
+    assert (np.abs(rollout.obs).max() <= 10) == normalize_obs
 
 
 @pytest.mark.parametrize("whole_episodes", [True, False])
