@@ -20,7 +20,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -93,10 +93,10 @@ class Spec(NamedTuple):
                 numbers = self.kind in INTERVALS  # what else it holds is for others to check
                 return tuple(one.check(where, f"one of {name}", x) if numbers else x for x in value)
         elif typing.get_origin(self.kind) is Literal:
-            check_choice(where, name, value, typing.get_args(self.kind))
+            check_choice(f"{where}: unknown {name}", value, typing.get_args(self.kind))
             return value
         elif self.kind is int:
-            return check_range(where, name, _whole(where, name, value), self.interval)
+            return check_integer(where, name, value, self.interval)
         elif self.kind is float and type(value) in (int, float):
             return check_range(where, name, value, self.interval)
         elif isinstance(value, self.kind):
@@ -242,52 +242,45 @@ def check_range(where: str, name: str, value: Any, interval: str) -> Any:
     return value
 
 
-def check_integer(where: str, name: str, value: Any, least: int) -> int:
-    """Raises ValueError unless ``value`` is an integer of at least ``least``.
+def check_integer(where: str, name: str, value: Any, interval: str = INTERVALS[int]) -> int:
+    """Raises ValueError unless ``value`` is an integer in an interval.
 
     Args:
         where: Whose field it is, for the message.
         name: The field's name.
         value: Python's or NumPy's; sizes and counts are static, so tracers are refused.
-        least: Smallest allowed value.
+        interval: As in :func:`check_range`; by default it is at least 1.
 
     Returns:
         The number, as Python's.
     """
-    return check_range(where, name, _whole(where, name, value), f"[{least}, inf)")
-
-
-def _whole(where: str, name: str, value: Any) -> int:
     value = python_number(value)
     if isinstance(value, bool) or not isinstance(value, int):
         whole = isinstance(value, float) and value.is_integer()
         mend = f"write {int(value)}" if whole else "give a Python int"
         raise ValueError(f"{where}: {name}={value!r} is no integer; {mend}.")
-    return value
+    return check_range(where, name, value, interval)
 
 
-def check_choice(where: str, name: str, value: Any, choices: Iterable[str]) -> None:
+def check_choice(what: str, value: Any, choices: Collection[str]) -> None:
     """Raises ValueError, with close matches, unless ``value`` is one of ``choices``.
 
     Args:
-        where: Whose field it is, for the message.
-        name: The field's name.
+        what: How the message begins: ``run: unknown shard``.
         value: What was given.
         choices: What is allowed.
     """
-    choices = list(choices)
     if value not in choices:
-        raise ValueError(f"{where}: unknown {name} {value!r}. {suggest(value, choices)}")
+        raise ValueError(f"{what} {value!r}. {suggest(value, choices)}")
 
 
-def suggest(name: Any, choices: Iterable[str]) -> str:
+def suggest(name: Any, choices: Collection[str]) -> str:
     """One sentence that lists the choices closest to ``name``, or all of them.
 
     Args:
         name: What was asked for.
         choices: What there is.
     """
-    choices = list(choices)
     folded = {choice.lower(): choice for choice in choices}
     close = difflib.get_close_matches(str(name).lower(), folded, n=3, cutoff=0.5)
     if close:

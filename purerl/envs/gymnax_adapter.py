@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnax.environments.environment import Environment
 
-from purerl.config import suggest
+from purerl.config import check_choice, suggest
 from purerl.envs.make import Env, Step, check_array, values
 from purerl.records import ActionSpace, Box, Discrete, PyTree
 
@@ -38,8 +38,7 @@ def named(name: str, params: dict[str, Any]) -> Env:
     """
     if name == NEEDS_DOWNLOAD:
         raise ValueError(f"{name} downloads the MNIST images; give a gymnax object of it.")
-    if name not in gymnax.registered_envs:
-        raise ValueError(f"unknown environment {name!r}. {suggest(name, list_envs())}")
+    check_choice("unknown environment", name, list_envs())
     x64 = jax.config.read("jax_enable_x64")
     accepted = inspect.signature(type(_construct(name, x64))).parameters
     own = {key: value for key, value in params.items() if key in accepted}

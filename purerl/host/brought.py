@@ -92,10 +92,7 @@ def algorithm_entry(algorithm: Any) -> Entry:
     if isinstance(builder, Algorithm):
         return Entry(configs.Config, lambda config, action_space, network=None: builder)
     if isinstance(builder, str):
-        if builder not in ALGORITHMS:
-            raise ValueError(
-                f"unknown algorithm {builder!r}. {configs.suggest(builder, ALGORITHMS)}"
-            )
+        configs.check_choice("unknown algorithm", builder, ALGORITHMS)
         return ALGORITHMS[builder]
     if not callable(builder):
         advice = "; jax.jit(train.train)(key) runs a Train" if isinstance(builder, Train) else ""

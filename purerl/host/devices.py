@@ -93,7 +93,7 @@ def make_layout(shard: Shard, seeds: int, num_envs: int) -> Layout:
     Raises:
         ValueError: If the devices do not divide what is spread.
     """
-    check_choice("run", "shard", shard, ("seeds", "environments"))
+    check_choice("run: unknown shard", shard, ("seeds", "environments"))
     if shard == "seeds":
         return Layout(seed_mesh(seeds), shard)
     devices = jax.devices()

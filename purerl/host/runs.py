@@ -92,7 +92,8 @@ def run(
     use_all_cores()  # before anything computes: making the environment does
     drive, numbers = split(options)
     chosen = RunOptions.of(drive)
-    seeds, seed = check_integer("run", "seeds", seeds, 1), check_integer("run", "seed", seed, 0)
+    seeds = check_integer("run", "seeds", seeds)
+    seed = check_integer("run", "seed", seed, "[0, inf)")
     experiment = _experiment(experiment, env, network, env_params, numbers)
     folder, config = open_folder("run", out, resume, overwrite)
     if config is not None:

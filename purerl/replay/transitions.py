@@ -101,8 +101,8 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
         >>> batch.reward.tolist(), batch.discount.tolist(), batch.next_obs.tolist()
         ([1.5, 1.0, 1.0], [0.25, 0.5, 0.5], [2.0, 2.0, 3.0])
     """
-    check_integer("replay_memory", "num_envs", num_envs, 1)
-    check_integer("replay_memory", "interval", interval, 1)
+    check_integer("replay_memory", "num_envs", num_envs)
+    check_integer("replay_memory", "interval", interval)
     nothing: Any = None  # for next_obs, which the buffer does not hold
     capacity = replay.capacity
     steps_held = -(-capacity // num_envs)  # the oldest perhaps not of all environments

@@ -199,7 +199,7 @@ def make_writers(writers: Sequence[str | Writer]) -> list[Writer]:
     """
     for writer in writers:
         if isinstance(writer, str):
-            check_choice("run", "writers", writer, tuple(WRITERS))
+            check_choice("run: unknown writers", writer, WRITERS)
     made: list[Any] = [WRITERS[x]() if isinstance(x, str) else x for x in writers]
     return made
 

@@ -53,7 +53,7 @@ def load_policy(
         ValueError: If there is no such seed or point, or the checkpoint is damaged or of another
             version.
     """
-    check_choice("load_policy", "checkpoint", checkpoint, ("newest", "best"))
+    check_choice("load_policy: unknown checkpoint", checkpoint, ("newest", "best"))
     folder = RunFolder(path)
     experiment, learned, returns = _learned_seeds(folder, point, checkpoint, given)
     number = best_seed(str(path), seed, folder.read_config()["seeds"], returns)

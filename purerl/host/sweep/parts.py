@@ -90,7 +90,8 @@ def sweep(
         options, numbers = split(options)
         experiment, values = functools.partial(make_experiment, experiment, values, **numbers), grid
     chosen = RunOptions.of(options)
-    seeds, seed = check_integer("sweep", "seeds", seeds, 1), check_integer("sweep", "seed", seed, 0)
+    seeds = check_integer("sweep", "seeds", seeds)
+    seed = check_integer("sweep", "seed", seed, "[0, inf)")
     make = experiment.replace if isinstance(experiment, Experiment) else experiment
     if not callable(make) or not isinstance(values, Mapping | Sequence) or isinstance(values, str):
         raise TypeError(
