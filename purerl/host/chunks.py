@@ -53,7 +53,6 @@ class Session:
         learned: Learners and normalizers that the run begins with, instead of new ones.
         names: Columns ``[S]`` that name a seed in the log; by default ``seed``, its number.
         title: What the progress bar begins with.
-        chunk: Iterations of a chunk; 0: measured.
     """
 
     driver: Driver
@@ -64,7 +63,6 @@ class Session:
     learned: TrainState | None = None
     names: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     title: str = ""
-    chunk: int = 0
 
     def __post_init__(self):
         train, options = self.driver.train, self.options
@@ -74,7 +72,7 @@ class Session:
         # The iterations after which the log gets a row.
         self.points = train.evaluate_at or spread(train.iterations, ROWS)
         longest = int(max(np.diff([0, *self.points])))
-        self.chunks = pacing.ChunkLength(options.chunk_seconds, longest, self.chunk)
+        self.chunks = pacing.ChunkLength(options.chunk_seconds, longest, self.driver.chunk)
         self.log = Log(make_writers(options.writers) if self.main and self.folder else [])
         self.row_at = 0  # iterations at the last row of the log
         self.added: list[str] = []  # columns by the user's function

@@ -50,7 +50,12 @@ class Driver:
 
     One program trains any number of iterations, so a chunk can have any length; and since the sums
     for the log are a part of what it carries on, no number depends on where a run was cut.
+
+    Attributes:
+        chunk: Iterations of a chunk; 0: measured.
     """
+
+    chunk = 0
 
     def __init__(
         self,

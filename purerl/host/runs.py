@@ -17,7 +17,7 @@ from purerl.host.compilation import cached_programs
 from purerl.host.devices import agreed, from_hosts, make_layout
 from purerl.host.experiment import Experiment, check_format, make_experiment
 from purerl.host.options import RunOptions, Terminated
-from purerl.host.pacing import Surroundings
+from purerl.host.programs import Driver
 from purerl.host.report.plotting import plot_curves, save_plot
 from purerl.host.resources import check_replay, format_bytes
 from purerl.host.result import RunResult, from_record
@@ -42,7 +42,7 @@ def run(
     resume: bool = False,
     start_from: Any = None,
     on_row: OnRow | None = None,
-    surroundings: Surroundings = Surroundings(),  # noqa: B008  (immutable)
+    driver: type[Driver] = Driver,
     **options: Any,
 ) -> RunResult:
     """Trains ``seeds`` seeds at once and writes the results to a folder.
@@ -68,7 +68,7 @@ def run(
         on_row: Called with the columns ``[S]`` of each row of the log, by name. It may return more
             columns, always the same ones, or ``purerl.STOP``, which ends the run with a checkpoint.
             What it raises ends the run too. Each of several hosts calls it with the same columns.
-        surroundings: Programs and length of chunks; for tests.
+        driver: Holds the programs, and the length of chunks; for tests.
         **options: Fields of :class:`purerl.RunOptions`, and numbers of the experiment.
 
     Returns:
@@ -98,9 +98,7 @@ def run(
     folder, config = open_folder("run", out, resume, overwrite)
     if config is not None:
         check_format(config)
-    result = _train(
-        experiment, seeds, seed, folder, config, chosen, start_from, on_row, surroundings
-    )
+    result = _train(experiment, seeds, seed, folder, config, chosen, start_from, on_row, driver)
     return finish(result, folder, _plot)
 
 
@@ -110,7 +108,7 @@ def resume(
     steps: int | None = None,
     start_from: Any = None,
     on_row: OnRow | None = None,
-    surroundings: Surroundings = Surroundings(),  # noqa: B008  (immutable)
+    driver: type[Driver] = Driver,
     **options: Any,
 ) -> RunResult:
     """Goes on with the run in a folder, as it was begun.
@@ -121,7 +119,7 @@ def resume(
             is annealed follows the new length from there on.
         start_from: Needed again if that was a result and there is no checkpoint yet.
         on_row: As in :func:`run`; give it again.
-        surroundings: As in :func:`run`.
+        driver: As in :func:`run`.
         **options: Fields of :class:`purerl.RunOptions` that are to be others than at its beginning
             (writers of your own are to be given again); ``algorithm``, ``env``, ``network``, where
             it was begun with objects; functions of progress.
@@ -140,10 +138,8 @@ def resume(
     if steps is not None:
         experiment = _extended(experiment, steps, chosen.progress)
         config["loop"]["steps"] = experiment.loop.steps
-    seeds, seed = config["seeds"], config["seed"]
-    result = _train(
-        experiment, seeds, seed, folder, config, chosen, start_from, on_row, surroundings
-    )
+    of_seeds = config["seeds"], config["seed"]
+    result = _train(experiment, *of_seeds, folder, config, chosen, start_from, on_row, driver)
     return finish(result, folder, _plot)
 
 
@@ -238,7 +234,7 @@ def _train(
     options: RunOptions,
     start_from: Any,
     on_row: OnRow | None,
-    surroundings: Surroundings,
+    make_driver: type[Driver],
 ) -> RunResult:
     """Trains a run; ``config`` is that of the folder, if it holds this run already."""
     train = experiment.build()
@@ -254,10 +250,8 @@ def _train(
     from_hosts(np.zeros(()))  # all hosts have looked at the folder before one writes to it
     keys = jax.random.split(jax.random.key(seed), seeds)
     with cached_programs(options.cache):
-        driver = surroundings.driver(experiment, {}, keys, layout)
-        session = Session(
-            driver, folder, description, options, on_row, learned, chunk=surroundings.chunk
-        )
+        driver = make_driver(experiment, {}, keys, layout)
+        session = Session(driver, folder, description, options, on_row, learned)
         return from_record(session.run(config is not None), driver.state, experiment)
 
 

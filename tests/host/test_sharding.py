@@ -141,11 +141,11 @@ def test_environments_over_the_devices_of_this_process(tmp_path):
     np.testing.assert_array_equal(again.returns, result.returns)
     share = __name__, "environments"
     cut = driven(at=5, share=share)
-    stopped = purerl.run(experiment, out=tmp_path / "cut", surroundings=cut, **options)
+    stopped = purerl.run(experiment, out=tmp_path / "cut", driver=cut, **options)
     assert stopped.stopped == "SIGINT"
-    surroundings = driven(share=share)
-    purerl.resume(tmp_path / "cut", progress=False, surroundings=surroundings)
-    assert sum(surroundings.driver.chunks) == 3
+    driver = driven(share=share)
+    purerl.resume(tmp_path / "cut", progress=False, driver=driver)
+    assert sum(driver.chunks) == 3
     assert final(tmp_path / "cut") == final(tmp_path / "run")
     assert None not in final(tmp_path / "cut")[0]["checksums"]
 
