@@ -71,6 +71,24 @@ def check_rollout(rollout: Rollout, action_space: ActionSpace) -> None:
         check_fields("rollout", rollout, layout, **{"*A": action_space.shape})
 
 
+def by_path(tree: PyTree) -> dict[str, Any]:
+    """All leaves by their paths.
+
+    Args:
+        tree: Arrays, or their shapes and dtypes, or their shardings.
+    """
+    return {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(tree)}
+
+
+def described(arrays: dict[str, Any]) -> dict[str, str]:
+    """Dtype and shape of each array.
+
+    Args:
+        arrays: Arrays by name, or their shapes and dtypes.
+    """
+    return {name: f"{x.dtype}{list(x.shape)}" for name, x in arrays.items()}
+
+
 def check_like(name: str, tree: PyTree, like: PyTree, like_name: str) -> None:
     """Raises ValueError, with both, unless the two trees have the same leaves' shapes.
 

@@ -21,11 +21,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
+from purerl.checks import described
 from purerl.host.devices import Layout, any_host
 from purerl.host.experiment import FORMAT, check_format
 from purerl.host.options import RunOptions
 from purerl.host.report.aggregate import iqm
-from purerl.host.store.arrays import by_name, checksums, described
+from purerl.host.store.arrays import by_name, checksums
 from purerl.host.store.folder import CHECKPOINTS, RunFolder, check_run, check_same, differences
 from purerl.host.store.provenance import circumstances
 from purerl.host.store.quiet import quieten
