@@ -7,6 +7,8 @@ import pathlib
 import typing
 from typing import Any
 
+import tyro
+
 from purerl.config import Config
 
 
@@ -94,8 +96,6 @@ def read(program: str, words: list[str], *defaults: Any) -> dict[str, Any]:
         words: Of the command line; options are named as the fields.
         *defaults: Configurations, and instances or classes of the dataclasses above.
     """
-    import tyro
-
     return _flat(
         tyro.cli(
             _dataclass("Options", {type(x).__name__: _words_for(x) for x in defaults}),
@@ -113,8 +113,6 @@ def _words_for(default: Any) -> tuple[Any, Any]:
     The fields of a configuration are checked by the configuration alone, so a value out of range is
     one line of ours and not tyro's.
     """
-    import tyro
-
     if isinstance(default, type):
         return default, dataclasses.MISSING
     if not isinstance(default, Config):

@@ -1,7 +1,6 @@
 """Policies and evaluations from the folder of a run or of a sweep."""
 
 import contextlib
-import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -129,10 +128,7 @@ def evaluate_run(
     experiment, learned, _ = _learned_seeds(folder, point, "newest", given)
     seeds = folder.read_config()["seeds"]
     state = _together(folder, learned, range(seeds))
-    loop = dataclasses.replace(
-        experiment.loop, evaluation_episodes=episodes, greedy_evaluation=greedy
-    )
-    train = dataclasses.replace(experiment, loop=loop).build()
+    train = experiment.replace(evaluation_episodes=episodes, greedy_evaluation=greedy).build()
     keys = jax.random.split(jax.random.key(seed), seeds)
     state = state._replace(clock=Clock(jnp.int32(0)), key=keys)
     return jax.device_get(jax.jit(vectorize(train.evaluate))(state))
