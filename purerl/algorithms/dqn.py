@@ -150,19 +150,6 @@ def epsilon_greedy(
     return action, {"log_prob": jnp.log(probability)}
 
 
-def make_replay(config: "DQNConfig") -> buffers.Replay:
-    """The replay buffer of a configuration.
-
-    Args:
-        config: Hyper-parameters.
-    """
-    if not config.prioritized:
-        return buffers.uniform(config.capacity)
-    return buffers.prioritized(
-        config.capacity, alpha=config.alpha, beta=config.beta, eps=config.priority_eps
-    )
-
-
 def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> OffPolicyAlgorithm:
     """Deep Q-learning, with the switches of its configuration.
 
@@ -202,6 +189,11 @@ def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> 
         "adam", eps=config.adam_eps, max_grad_norm=config.max_grad_norm
     )
 
+    replay = buffers.uniform(config.capacity)
+    if config.prioritized:
+        exponents = {"alpha": config.alpha, "beta": config.beta}
+        replay = buffers.prioritized(config.capacity, **exponents, eps=config.priority_eps)
+
     def init(obs: jax.Array, key: jax.Array) -> DQNState:
         params = acting.init_q_params(network, action_space, obs, key)
         copy = jax.tree.map(jnp.copy, params)  # of its own, so that both may be donated
@@ -229,9 +221,8 @@ def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> 
         target_params = follow(config, state.target_params, params, clock)
         return DQNState(params, target_params, opt_state, clock), info | {"finite": finite}
 
-    return OffPolicyAlgorithm(
-        init, act, update, make_replay(config), config.batch_size, config.n_step, config.gamma
-    )
+    sizes = config.batch_size, config.n_step
+    return OffPolicyAlgorithm(init, act, update, replay, *sizes, config.gamma)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -134,10 +134,15 @@ def _make_algorithm(
     def update(
         state: PPOState, rollout: Rollout, key: jax.Array, *, progress: Number = 0.0
     ) -> tuple[PPOState, Info]:
-        _check(config, rollout, action_space)
+        check_rollout(rollout, action_space)
+        count, normalization = config.num_minibatches, config.normalize_advantage
+        if normalization == "minibatch" and rollout.reward.size == count:
+            raise ValueError(
+                f"num_minibatches={count} leaves minibatches of one sample, whose normalized "
+                'advantage is always 0; choose fewer, or normalize_advantage="batch".'
+            )
         # 1. Advantages and targets, under the old parameters.
-        discounts = config.gamma, config.gae_lambda
-        normalize = config.normalize_advantage == "batch"
+        discounts, normalize = (config.gamma, config.gae_lambda), normalization == "batch"
         batch = advantages.on_policy_batch(
             network, state.params, rollout, *discounts, normalize=normalize
         )
@@ -175,15 +180,6 @@ def _make_algorithm(
         return state, info | {"finite": finite}
 
     return OnPolicyAlgorithm(init, acting.make_act(network), update, gamma=config.gamma)
-
-
-def _check(config: "PPOConfig", rollout: Rollout, action_space: ActionSpace) -> None:
-    check_rollout(rollout, action_space)
-    if config.normalize_advantage == "minibatch" and rollout.reward.size == config.num_minibatches:
-        raise ValueError(
-            f"num_minibatches={config.num_minibatches} leaves minibatches of one sample, whose "
-            'normalized advantage is always 0; choose fewer, or normalize_advantage="batch".'
-        )
 
 
 def ppo_clip(

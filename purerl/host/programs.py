@@ -114,7 +114,8 @@ class Driver:
             advance = jax.jit(self.layout.vectorize(self._advance_one), donate_argnums=1)
             jobs.append(pool.submit(advance.lower(*arguments).compile))
             if self.train.evaluate_at:
-                evaluate = jax.jit(self.layout.vectorize(self._evaluate_one))
+                of_one = lambda row, state: self._build(row[0]).evaluate(state)  # noqa: E731
+                evaluate = jax.jit(self.layout.vectorize(of_one))
                 jobs.append(pool.submit(evaluate.lower(arguments[0], _seen(arguments[1])).compile))
             self.programs = Programs(*(job.result() for job in jobs))
         self.seconds["compiling"] += time.perf_counter() - begin
@@ -209,9 +210,6 @@ class Driver:
         train = self._build(row[0])
         state, totals = train.accumulate(state, totals, count)
         return state, totals, Report(totals, state.refused, train.failed(_seen(state)))
-
-    def _evaluate_one(self, row, state: TrainState) -> Evaluation:
-        return self._build(row[0]).evaluate(state)
 
 
 def _seen(state: TrainState) -> TrainState:

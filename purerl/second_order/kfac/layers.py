@@ -108,7 +108,14 @@ def find_layers(
             f"the network {type(network).__name__} has no nn.Dense or nn.Conv layer of flax.linen, "
             "which are all that K-FAC can factor; choose an algorithm such as trpo for others."
         )
-    _check_the_rest(params, found)
+    # Vectors of no layer (a log-std, a norm's scale) have a diagonal; matrices need a layer.
+    for name, x in flatten_dict(params, sep="/").items():
+        layer = name.rpartition("/")[0]
+        if layer not in found and jnp.ndim(x) > 1:
+            raise ValueError(
+                f"K-FAC cannot factor {name}, of shape {jnp.shape(x)}: {layer} is no nn.Dense or "
+                "nn.Conv layer; build the network of these, or choose another algorithm."
+            )
     return tuple(found.values())
 
 
@@ -220,17 +227,6 @@ def _check(module: Any, x: jax.Array, batch: int, lifted: bool) -> None:
     if x.ndim != axes or x.shape[0] != batch:
         wanted = "one batch axis" if conv else f"[{batch}, ...], one row a sample"
         raise ValueError(f"{where}: its input has shape {x.shape}, wanted {wanted}.")
-
-
-def _check_the_rest(params: PyTree, found: Iterable[str]) -> None:
-    """Vectors of no layer (a log-std, a norm's scale) have a diagonal; matrices need a layer."""
-    for name, x in flatten_dict(params, sep="/").items():
-        layer = name.rpartition("/")[0]
-        if layer not in found and jnp.ndim(x) > 1:
-            raise ValueError(
-                f"K-FAC cannot factor {name}, of shape {jnp.shape(x)}: {layer} is no nn.Dense or "
-                "nn.Conv layer; build the network of these, or choose another algorithm."
-            )
 
 
 def _locations(modules: list[Any], seen: list[jax.Array]) -> jax.Array:
