@@ -64,11 +64,9 @@ def check_rollout(rollout: Rollout, action_space: ActionSpace) -> None:
         rollout: As given to ``update``.
         action_space: What the algorithm was built for.
     """
-    if isinstance(action_space, Discrete):
-        check_fields("rollout", rollout, STEPS | {"T N integer": "episode_step action"})
-    else:
-        layout = STEPS | {"T N *A floating": "action"}
-        check_fields("rollout", rollout, layout, **{"*A": action_space.shape})
+    shape = getattr(action_space, "shape", ())
+    action = {"T N *A floating": "action"} if shape else {"T N integer": "episode_step action"}
+    check_fields("rollout", rollout, STEPS | action, **{"*A": shape})
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:

@@ -104,18 +104,8 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     # A reset of much data is drawn when it is due, one of little for each step, in one batch.
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((raw_obs, state)))
     resets: Any = ("due" if size > DUE else "ahead") if of_gymnax else "own"
-    return Env(
-        name,
-        reset,
-        step,
-        action_space,
-        obs_shape,
-        limit,
-        interval,
-        obs_range,
-        resets,
-        to_env_action,
-    )
+    about = action_space, obs_shape, limit, interval, obs_range, resets, to_env_action
+    return Env(name, reset, step, *about)
 
 
 def _step_of_gymnax(name: str, env: Any, params: Any) -> Callable[..., Any]:

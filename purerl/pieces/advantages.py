@@ -76,14 +76,13 @@ def on_policy_batch(
     return batch._replace(advantage=standardize(batch.advantage)) if normalize else batch
 
 
-def standardize(x: jax.Array, weights: jax.Array | None = None, eps: float = 1e-8) -> jax.Array:
+def standardize(x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Mean 0 and (population) standard deviation 1; exactly 0 where all are equal.
 
     Args:
         x: ``[B]``, or of any shape.
         weights: How much each counts in mean and deviation, shaped like ``x``; 0: not at all, and
             the result is that of the least one. None: all the same.
-        eps: Added to the standard deviation.
 
     Example:
         >>> import jax.numpy as jnp
@@ -97,7 +96,7 @@ def standardize(x: jax.Array, weights: jax.Array | None = None, eps: float = 1e-
     x = x - jnp.clip(jnp.average(x, weights=weights), jnp.min(x), jnp.max(x))
     x = x - jnp.average(x, weights=weights)
     variance = jnp.var(x) if weights is None else jnp.average(jnp.square(x), weights=weights)
-    return x / (jnp.sqrt(variance) + eps)
+    return x / (jnp.sqrt(variance) + 1e-8)
 
 
 def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:

@@ -112,11 +112,7 @@ def uniform(capacity: int) -> Replay:
 
 
 def prioritized(
-    capacity: int,
-    *,
-    alpha: Number = 0.6,
-    beta: Number = 0.4,
-    eps: Number = 1e-6,
+    capacity: int, *, alpha: Number = 0.6, beta: Number = 0.4, eps: Number = 1e-6
 ) -> Replay:
     """Prioritized replay: items with a large TD error are drawn more often, and weighed less.
 
