@@ -18,7 +18,6 @@ synchronous form. One update:
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -43,9 +42,7 @@ class A2CState(NamedTuple):
     opt_state: Any
 
 
-def make_loss(
-    network: Any, config: "A2CConfig", *, progress: Number = 0.0
-) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
+def make_loss(network: Any, config: "A2CConfig", *, progress: Number = 0.0) -> losses.Loss:
     """``loss(params, batch) -> (scalar, info)``: the mean of step 2's equation.
 
     Args:

@@ -26,7 +26,7 @@ Differs from:
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -59,9 +59,7 @@ class ACKTRState(NamedTuple):
     learning_rate: jax.Array
 
 
-def make_loss(
-    network: Any, config: "ACKTRConfig", *, progress: Number = 0.0
-) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
+def make_loss(network: Any, config: "ACKTRConfig", *, progress: Number = 0.0) -> losses.Loss:
     r"""``loss(params, batch) -> (scalar, info)``; :math:`\sigma` counts with a shared trunk only.
 
     .. math::

@@ -22,7 +22,6 @@ reset.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -57,9 +56,7 @@ class DQNState(NamedTuple):
     clock: Clock
 
 
-def make_loss(
-    network: Any, config: "DQNConfig", target_params: PyTree
-) -> Callable[[PyTree, records.OffPolicyBatch], tuple[jax.Array, Info]]:
+def make_loss(network: Any, config: "DQNConfig", target_params: PyTree) -> losses.Loss:
     """``loss(params, batch) -> (scalar, info)``: the equation in the module's docstring.
 
     Args:

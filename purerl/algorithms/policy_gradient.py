@@ -34,7 +34,6 @@ needs no such factor: its discount counts from the episode's start.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -197,7 +196,7 @@ def first_episode(done: jax.Array) -> jax.Array:
 
 def make_loss(
     network: Any, config: "PolicyGradientConfig", *, progress: Number = 0.0
-) -> Callable[[PyTree, PolicyGradientBatch], tuple[jax.Array, Info]]:
+) -> losses.Loss:
     r"""``loss(params, batch) -> (scalar, info)``, whose gradient is the negative policy gradient.
 
     Without a critic a sum over each episode's steps, a mean over episodes; else a mean over steps:

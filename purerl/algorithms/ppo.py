@@ -12,7 +12,6 @@ update of either variant:
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -26,7 +25,6 @@ from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 
 Normalization = Literal["minibatch", "batch", "none"]
-Loss = Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]
 
 
 class PPOState(NamedTuple):
@@ -47,7 +45,7 @@ class PPOState(NamedTuple):
 
 def make_loss(
     network: Any, config: "PPOConfig", *, beta: Number = 0.0, progress: Number = 0.0
-) -> Loss:
+) -> losses.Loss:
     r"""``loss(params, batch) -> (scalar, info)``: the negative of the paper's eq. 9.
 
     .. math::
