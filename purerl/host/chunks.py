@@ -18,7 +18,7 @@ from purerl.host.programs import Driver, Report
 from purerl.host.report.log import Log, make_rows, named, train_return
 from purerl.host.report.progress import Progress
 from purerl.host.report.writers import make_writers
-from purerl.host.store.checkpoint import Checkpoints, Snapshot
+from purerl.host.store.checkpoint import Checkpoints
 from purerl.host.store.folder import RunFolder
 from purerl.host.store.quiet import without_late_noise
 from purerl.training.evaluation import Evaluation
@@ -158,9 +158,10 @@ class Session:
 
     def _restore(self, iteration: int) -> None:
         assert self.kept is not None
-        snapshot = self.kept.restore(iteration, self.driver.template(), self.driver.layout)
-        self.driver.resume(snapshot)
-        host = snapshot.host
+        template = self.driver.template()
+        places = self.driver.layout.shardings(template)
+        (state, totals), host = self.kept.restore(iteration, template, places)
+        self.driver.resume(state, totals, host)
         self.chunks.length = host["chunk"] or self.chunks.length
         self.row_at, self.steps = host["row"], host["steps"]
         self.returns = [np.array(x) for x in host["returns"]]
@@ -276,8 +277,7 @@ class Session:
 
     def _save(self, done: int, state: Any, totals: Any) -> None:
         assert self.kept is not None
-        snapshot = Snapshot(state, totals, self._record(done))
-        self._note("checkpoints", self.kept.save(done, snapshot))
+        self._note("checkpoints", self.kept.save(done, state, totals, self._record(done)))
 
     def _note(self, where: str, trouble: str | None) -> None:
         """Keeps what could not be written, until it could."""

@@ -11,7 +11,6 @@ import numpy as np
 from purerl.host.compilation import options_of_one_run
 from purerl.host.devices import Layout, gathered
 from purerl.host.experiment import Experiment
-from purerl.host.store.checkpoint import Snapshot
 from purerl.records import Clock
 from purerl.training.evaluation import Evaluation
 from purerl.training.state import Totals, Train, TrainState
@@ -104,9 +103,8 @@ class Driver:
         begin, threads = time.perf_counter(), 2 if jax.process_count() == 1 else 1
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             jobs = [pool.submit(self._init.lower(self.rows).compile, options_of_one_run())]
-            template = self.template()
             count = jax.eval_shape(lambda: Clock(jnp.int32(0)))
-            given = self.rows, template.state, template.totals, count
+            given = self.rows, *self.template(), count
             arguments = jax.tree.map(
                 lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
                 *(given, self.layout.shardings(given)),
@@ -130,10 +128,9 @@ class Driver:
             - sizes.alias_size_in_bytes
         )
 
-    def template(self) -> Snapshot:
-        """Shapes and dtypes of a snapshot."""
-        state, totals = self._init.eval_shape(self.rows)
-        return Snapshot(state, totals, {})
+    def template(self) -> tuple[TrainState, Totals]:
+        """Shapes and dtypes of state and totals."""
+        return self._init.eval_shape(self.rows)
 
     def start(self, learned: TrainState | None = None) -> None:
         """Begins the run.
@@ -150,15 +147,17 @@ class Driver:
             learner, normalizer = self.layout.put((learned.learner, learned.normalizer))
             self.state = self.state._replace(learner=learner, normalizer=normalizer)
 
-    def resume(self, snapshot: Snapshot) -> None:
+    def resume(self, state: TrainState, totals: Totals, host: dict[str, Any]) -> None:
         """Goes on from where a checkpoint was written.
 
         Args:
-            snapshot: Of the run.
+            state: Of the run.
+            totals: Since the last row of the log.
+            host: What else the checkpoint says of it.
         """
-        self.state, self.totals = snapshot.state, snapshot.totals
-        self.done = snapshot.host["iteration"]
-        for what, seconds in snapshot.host["seconds"].items():
+        self.state, self.totals = state, totals
+        self.done = host["iteration"]
+        for what, seconds in host["seconds"].items():
             self.seconds[what] += seconds
 
     def advance(self, iterations: int) -> Report:

@@ -13,7 +13,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from purerl.checks import described
-from purerl.host.devices import Layout, any_host
+from purerl.host.devices import any_host
 from purerl.host.experiment import FORMAT, check_format
 from purerl.host.options import RunOptions
 from purerl.host.report.aggregate import iqm
@@ -31,7 +31,7 @@ from purerl.host.store.folder import CHECKPOINTS, RunFolder, check_run, check_sa
 from purerl.host.store.provenance import circumstances
 from purerl.host.store.quiet import quieten
 from purerl.records import PyTree
-from purerl.training.state import TrainState
+from purerl.training.state import Totals, TrainState
 
 # What the error of a file that may be whole says.
 UNDAMAGED = (
@@ -44,14 +44,6 @@ INEXACT = (
     "purerl.use_all_cores() called first), or accept differences of rounding with --inexact "
     "(inexact=True)"
 )
-
-
-class Snapshot(NamedTuple):
-    """A run between two iterations."""
-
-    state: Any  # TrainState, leaves [S, ...]
-    totals: Any  # purerl.training.train.Totals, [S, ...], since the last row of the log
-    host: dict[str, Any]  # JSON-ready
 
 
 class Checkpoints:
@@ -92,12 +84,16 @@ class Checkpoints:
         )
         return ocp.CheckpointManager(self.path.absolute(), options=options)
 
-    def save(self, iteration: int, snapshot: Snapshot) -> str | None:
+    def save(
+        self, iteration: int, state: TrainState, totals: Totals, host: dict[str, Any]
+    ) -> str | None:
         """Begins to write a checkpoint; the one before it is finished first.
 
         Args:
             iteration: Iterations finished.
-            snapshot: Its arrays must not be donated to anything before :meth:`wait` returns.
+            state: Leaves ``[S, ...]``, not to be donated to anything before :meth:`wait` returns.
+            totals: Since the last row of the log; the same holds for it.
+            host: What else is known of the run, JSON-ready.
 
         Returns:
             Why this one, or the one before it, could not be written; None if there is no trouble.
@@ -105,7 +101,6 @@ class Checkpoints:
         before = self.wait()
         if iteration in self._manager.all_steps():  # the same bits
             return before
-        state, totals, host = snapshot
         arrays = by_name((state, totals))
         host = self._about | host
         host |= {
@@ -219,43 +214,23 @@ class Checkpoints:
         check_format(host, str(self.path / str(iteration)))
         return host
 
-    def restore(self, iteration: int, template: Snapshot, layout: Layout) -> Snapshot:
-        """Reads a checkpoint, all of it or nothing.
-
-        Args:
-            iteration: Of a checkpoint.
-            template: Shapes and dtypes.
-            layout: Where the arrays go.
-
-        Raises:
-            ValueError: If it is torn, of another format, or its arrays are not the template's.
-        """
-        wanted = template.state, template.totals
-        arrays, host = self._restore(iteration, wanted, layout.shardings(wanted), "checksums")
-        state, totals = arrays
-        return Snapshot(state, totals, host)
-
-    def restore_policy(self, iteration: int, template: TrainState) -> TrainState:
-        """A checkpoint's learners and normalizers, as NumPy's arrays.
-
-        Args:
-            iteration: Of a checkpoint.
-            template: Shapes and dtypes ``[S, ...]`` of these; all else is None.
-
-        Raises:
-            ValueError: If it is torn, of another format, or its arrays are not the template's.
-        """
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        places = jax.tree.map(lambda _: place, (template,))
-        (state,), _ = self._restore(iteration, (template,), places, "policy_checksums")
-        return jax.device_get(state)
-
-    def _restore(
-        self, iteration: int, template: PyTree, places: PyTree, sums: str
+    def restore(
+        self, iteration: int, template: tuple[PyTree, ...], places: PyTree
     ) -> tuple[PyTree, dict[str, Any]]:
-        """The arrays that a template has, and the host data."""
+        """Arrays of a checkpoint, all of them or none, and its host data.
+
+        Args:
+            iteration: Of a checkpoint.
+            template: Shapes and dtypes of ``(state, totals)``; or of ``(state,)`` with learners and
+                normalizers, and all else None.
+            places: Where each of them goes.
+
+        Raises:
+            ValueError: If it is torn, of another format, or its arrays are not the template's.
+        """
         host, where = self.read_host(iteration), self.path / str(iteration)
-        part = "" if sums == "checksums" else POLICY  # how their names begin
+        # Which checksums, and how the arrays' names begin.
+        sums, part = ("checksums", "") if len(template) == 2 else ("policy_checksums", POLICY)
         there = {name: x for name, x in host["arrays"].items() if name.startswith(part)}
         wanted, sharding = by_name(template), by_name(places)
         if told := differences(there, described(wanted)):

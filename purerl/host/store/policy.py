@@ -244,8 +244,11 @@ def load_learned(
             raise FileNotFoundError(f"{checkpoints.path} has no {which} checkpoint: {why}.")
         host = checkpoints.read_host(iteration)
         check_run(experiment.to_json(), host["run"], str(checkpoints.path))
-        template = learned_shapes(experiment, len(host["failed"]))
-        return experiment, checkpoints.restore_policy(iteration, template), host
+        template = (learned_shapes(experiment, len(host["failed"])),)
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        places = jax.tree.map(lambda _: place, template)
+        (state,), host = checkpoints.restore(iteration, template, places)
+        return experiment, jax.device_get(state), host
 
 
 def learned_shapes(experiment: Experiment, seeds: int) -> TrainState:

@@ -237,7 +237,7 @@ class _Sweep:
         devices = driver.layout.mesh.size if driver.layout.shard == "seeds" else 1
         needed = driver.program_bytes()
         if self.folder is not None:  # a checkpoint copies their state
-            needed += tree_bytes(driver.template().state) // devices
+            needed += tree_bytes(driver.template()[0]) // devices
         size = fitting(driver.seeds, rows, needed, memory / jax.device_count(), devices)
         return int(from_hosts(np.array(size, np.int32)).min())
 
