@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.host.compilation import options_of_one_run
-from purerl.host.devices import Layout, gathered
+from purerl.host.devices import Shard, gathered, make_layout
 from purerl.host.experiment import Experiment
 from purerl.records import Clock
 from purerl.training.evaluation import Evaluation
@@ -61,7 +61,7 @@ class Driver:
         experiment: Experiment,
         values: dict[str, np.ndarray],
         keys: jax.Array,
-        layout: Layout,
+        shard: Shard,
     ):
         """Builds the run; :meth:`compile` compiles its programs.
 
@@ -69,12 +69,12 @@ class Driver:
             experiment: What each seed trains, but for ``values``.
             values: Swept numbers ``[S]`` that differ between seeds, by name.
             keys: Keys ``[S]``.
-            layout: Where the seeds go.
+            shard: What is spread over the devices.
         """
-        self.experiment, self.layout, self.seeds = experiment, layout, len(keys)
-        self.train = experiment.build()
+        self.experiment, self.seeds, self.train = experiment, len(keys), experiment.build()
+        self.layout = make_layout(shard, self.seeds, experiment.loop.num_envs)
         self.use(values, keys)
-        self._init = jax.jit(layout.vectorize(self._init_one))
+        self._init = jax.jit(self.layout.vectorize(self._init_one))
         self._copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x))
         self.programs: Any = None  # Programs, once they are compiled
 
@@ -200,9 +200,8 @@ class Driver:
         return self.experiment.replace(**values).build()
 
     def _init_one(self, row: tuple[dict[str, Any], jax.Array]) -> tuple[TrainState, Totals]:
-        values, key = row
-        train = self._build(values)
-        state = train.init(key)
+        train = self._build(row[0])
+        state = train.init(row[1])
         return state, train.totals(state)
 
     def _advance_one(self, row, state: TrainState, totals: Totals, count: Clock):

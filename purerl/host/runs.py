@@ -14,7 +14,7 @@ from purerl.config import check_integer, plain, suggest
 from purerl.host import brought
 from purerl.host.chunks import OnRow, Session
 from purerl.host.compilation import cached_programs
-from purerl.host.devices import agreed, from_hosts, make_layout
+from purerl.host.devices import agreed, from_hosts
 from purerl.host.experiment import Experiment, check_format, make_experiment
 from purerl.host.options import RunOptions, Terminated
 from purerl.host.programs import Driver
@@ -24,7 +24,6 @@ from purerl.host.result import RunResult, from_record
 from purerl.host.store.folder import PLOT, RunFolder, check_same, read_run
 from purerl.host.warm_start import learned_of
 from purerl.training.seeds import use_all_cores
-from purerl.training.state import Train
 
 NAMES = [field.name for field in dataclasses.fields(RunOptions)]
 
@@ -237,26 +236,25 @@ def _train(
     make_driver: type[Driver],
 ) -> RunResult:
     """Trains a run; ``config`` is that of the folder, if it holds this run already."""
-    train = experiment.build()
+    keys = jax.random.split(jax.random.key(seed), seeds)
+    driver = make_driver(experiment, {}, keys, options.shard)
     replicas = jax.device_count() if options.shard == "environments" else 1
-    needed = check_replay(train, seeds, checkpoints=folder is not None, replicas=replicas)
-    layout = make_layout(options.shard, seeds, experiment.loop.num_envs)
+    needed = check_replay(driver.train, seeds, checkpoints=folder is not None, replicas=replicas)
     learned, recorded = learned_of(start_from, experiment, seeds, folder, config)
     description = experiment.to_json() | {"seeds": seeds, "seed": seed, "start_from": recorded}
     if folder and config:
         check_same(description, config, str(folder.path))
     if options.progress and jax.process_index() == 0:
-        _tell(train, seeds, layout.mesh.size, needed)
+        _tell(driver, needed)
     from_hosts(np.zeros(()))  # all hosts have looked at the folder before one writes to it
-    keys = jax.random.split(jax.random.key(seed), seeds)
     with cached_programs(options.cache):
-        driver = make_driver(experiment, {}, keys, layout)
         session = Session(driver, folder, description, options, on_row, learned)
         return from_record(session.run(config is not None), driver.state, experiment)
 
 
-def _tell(train: Train, seeds: int, used: int, replay_bytes: int) -> None:
+def _tell(driver: Driver, replay_bytes: int) -> None:
     """Prints what a run will take."""
+    train, seeds, used = driver.train, driver.seeds, driver.layout.mesh.size
     if replay_bytes:
         print(f"replay buffers: {format_bytes(replay_bytes)} for {seeds} seeds")
     if used < min(seeds, devices := jax.device_count()):

@@ -280,9 +280,8 @@ class _Sweep:
         return values, self.keys[seed]
 
     def _compiled(self, group: Group, first: int, last: int) -> Driver:
-        num_envs = group.experiment.loop.num_envs
-        layout = make_layout(self.options.shard, last - first, num_envs)
-        driver = Driver(group.experiment, *self._rows(group, first, last), layout)
+        rows = self._rows(group, first, last)
+        driver = Driver(group.experiment, *rows, self.options.shard)
         driver.compile()
         self.compilations += 1
         return driver
