@@ -181,10 +181,15 @@ class Session:
                 break
             left = self.points[bisect.bisect_right(self.points, driver.done)] - driver.done
             length = self.chunks.next(left)
-            begun.append(self._begin_chunk(length, length == left, save))
+            report, is_row = driver.advance(length), length == left
+            evaluation = driver.evaluate() if is_row and driver.train.evaluate_at else None
+            if is_row:
+                driver.begin_row()
+            copy = driver.copy() if save else None
+            begun.append(_Chunk(length, driver.done, report, is_row, evaluation, copy))
             # A state that may be the best must be kept before the next chunk replaces it.
             keeps_best = self.kept is not None and self.options.keep_best
-            ahead = self.chunks.length > 0 and not (begun[-1].is_row and keeps_best)
+            ahead = self.chunks.length > 0 and not (is_row and keeps_best)
             while len(begun) > ahead:
                 seconds = self._read(begun.popleft())
                 if not self.chunks.length:  # all hosts go by the first one's time
@@ -192,16 +197,6 @@ class Session:
                     self.chunks.measured(length, float(told[0]))
         while begun:
             self._read(begun.popleft())
-
-    def _begin_chunk(self, length: int, is_row: bool, save: bool) -> _Chunk:
-        driver = self.driver
-        report = driver.advance(length)
-        evaluation = driver.evaluate() if is_row and driver.train.evaluate_at else None
-        if is_row:
-            driver.begin_row()
-        return _Chunk(
-            length, driver.done, report, is_row, evaluation, driver.copy() if save else None
-        )
 
     def _read(self, chunk: _Chunk) -> float:
         """Waits for a chunk, and shows its results; the seconds since the one before."""

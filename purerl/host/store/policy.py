@@ -75,9 +75,8 @@ def make_policy(
 
     @jax.jit
     def act(obs: jax.Array, key: jax.Array) -> jax.Array:
-        action, _ = algorithm.act(
-            learner, normalizer.observe(obs), key, greedy=greedy, progress=1.0
-        )
+        seen = normalizer.observe(obs)
+        action, _ = algorithm.act(learner, seen, key, greedy=greedy, progress=1.0)
         return jax.vmap(env.to_env_action)(action)
 
     def policy(obs: Any, key: jax.Array | None = None) -> Any:
