@@ -210,10 +210,8 @@ def acktr(
         state: ACKTRState, rollout: Rollout, key: jax.Array, *, progress: Number = 0.0
     ) -> tuple[ACKTRState, Info]:
         check_rollout(rollout, action_space)
-        discounts, normalize = (config.gamma, config.gae_lambda), config.normalize_advantage
-        batch = advantages.on_policy_batch(
-            network, state.params, rollout, *discounts, normalize=normalize
-        )
+        settings = config.gamma, config.gae_lambda, config.normalize_advantage
+        batch = advantages.on_policy_batch(network, state.params, rollout, *settings)
         layers = kfac.find_layers(network, state.params, batch.obs)
         regions = _trust_regions(network, state.params, batch.obs)
         shared = regions == kfac.ALL

@@ -233,9 +233,7 @@ class DQNConfig(Config):
     learning_rate: Schedule = field(1e-3, "Adam's step size.", "(0, inf)")
     learning_rate_schedule: Shape = field("constant", "How it falls to 0 at the run's end.")
     adam_eps: Number = field(1e-5, "Adam's epsilon.", "(0, inf)")
-    max_grad_norm: Number | None = field(
-        10.0, "Bound on the gradient's global norm; None: no bound.", "(0, inf)"
-    )
+    max_grad_norm: Number | None = gradient.norm_bound(10.0)
     gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
     loss: LossName = field(
         "huber", "Of the TD error: Huber's, linear beyond 1, or half the square."

@@ -297,9 +297,7 @@ class PolicyGradientConfig(Config):
     learning_rate_schedule: Shape = field("constant", "How it falls to 0 at the run's end.")
     optimizer: gradient.OptimizerName = field("adam", "The optimizer.")
     optimizer_eps: Number = field(1e-5, "Added to the root of the squared gradient.", "(0, inf)")
-    max_grad_norm: Number | None = field(
-        None, "Bound on the gradient's global norm; None: no bound.", "(0, inf)"
-    )
+    max_grad_norm: Number | None = gradient.norm_bound(None)
     gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
     gae_lambda: Number = field(0.95, "GAE's lambda, for estimator 'advantage'.", "[0, 1]")
     discount_states: bool = field(False, "Weigh step t of an episode by gamma^t.")

@@ -140,10 +140,8 @@ def _make_algorithm(
                 'advantage is always 0; choose fewer, or normalize_advantage="batch".'
             )
         # 1. Advantages and targets, under the old parameters.
-        discounts, normalize = (config.gamma, config.gae_lambda), normalization == "batch"
-        batch = advantages.on_policy_batch(
-            network, state.params, rollout, *discounts, normalize=normalize
-        )
+        settings = config.gamma, config.gae_lambda, normalization == "batch"
+        batch = advantages.on_policy_batch(network, state.params, rollout, *settings)
         if isinstance(config, PPOPenaltyConfig):
             batch = batch._replace(distribution=network.apply(state.params, batch.obs)[0])
         # 2. Epochs of minibatch steps on eq. 9; with value epochs, its value term afterwards.
@@ -245,9 +243,7 @@ class PPOConfig(Config):
     learning_rate: Schedule = field(3e-4, "Adam's step size.", "(0, inf)")
     learning_rate_schedule: Shape = field("linear", "How it falls to 0 at the run's end.")
     adam_eps: Number = field(1e-5, "Adam's epsilon.", "(0, inf)")
-    max_grad_norm: Number | None = field(
-        0.5, "Bound on the gradient's global norm; None: no bound.", "(0, inf)"
-    )
+    max_grad_norm: Number | None = gradient.norm_bound(0.5)
     gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
     gae_lambda: Number = field(0.95, "GAE's lambda.", "[0, 1]")
     normalize_advantage: Normalization = field(

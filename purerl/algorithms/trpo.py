@@ -218,10 +218,8 @@ def _build(config: "NPGConfig", action_space: ActionSpace, network: Any) -> OnPo
         state: TRPOState, rollout: Rollout, key: jax.Array, *, progress: Number = 0.0
     ) -> tuple[TRPOState, Info]:
         check_rollout(rollout, action_space)
-        discounts, normalize = (config.gamma, config.gae_lambda), config.normalize_advantage
-        batch = advantages.on_policy_batch(
-            network, state.params, rollout, *discounts, normalize=normalize
-        )
+        settings = config.gamma, config.gae_lambda, config.normalize_advantage
+        batch = advantages.on_policy_batch(network, state.params, rollout, *settings)
         # Steps 1 to 4.
         params, info = policy_step(state.params, batch)
         # Step 5.

@@ -45,9 +45,8 @@ def on_policy_batch(
     rollout: Rollout,
     gamma: Number,
     gae_lambda: Number,
-    *,
-    n_step: int | None = None,
     normalize: bool = False,
+    n_step: int | None = None,
 ) -> OnPolicyBatch:
     """A rollout as samples with advantages, and the returns that are the critic's targets.
 
@@ -57,8 +56,8 @@ def on_policy_batch(
         rollout: ``[T, N]``, of JAX's or NumPy's arrays.
         gamma: Discount factor.
         gae_lambda: GAE's lambda; the targets are lambda-returns.
-        n_step: Instead: returns of so many rewards; the advantages are these minus V.
         normalize: Whether to :func:`standardize` the advantages; the targets are not changed.
+        n_step: Instead of GAE: returns of so many rewards; the advantages are these minus V.
 
     Returns:
         Samples ``[T * N]``, of JAX's arrays.

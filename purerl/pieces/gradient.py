@@ -8,12 +8,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purerl.config import Number
+from purerl.config import Number, field
 from purerl.pieces.losses import Loss
 from purerl.pieces.minibatches import minibatches
 from purerl.records import Clock, Info, PyTree
 
 OptimizerName = Literal["adam", "rmsprop", "sgd"]
+
+
+def norm_bound(default: float | None) -> Any:
+    """A field of a configuration: :func:`make_optimizer`'s ``max_grad_norm``.
+
+    Args:
+        default: Its default value.
+    """
+    return field(default, "Bound on the gradient's global norm; None: no bound.", "(0, inf)")
 
 
 def make_optimizer(
