@@ -96,15 +96,9 @@ def read(program: str, words: list[str], *defaults: Any) -> dict[str, Any]:
         words: Of the command line; options are named as the fields.
         *defaults: Configurations, and instances or classes of the dataclasses above.
     """
-    return _flat(
-        tyro.cli(
-            _dataclass("Options", {type(x).__name__: _words_for(x) for x in defaults}),
-            prog=program,
-            description="",
-            args=words,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-    )
+    options = _dataclass("Options", {type(x).__name__: _words_for(x) for x in defaults})
+    how = (tyro.conf.OmitArgPrefixes,)
+    return _flat(tyro.cli(options, prog=program, description="", args=words, config=how))
 
 
 def _words_for(default: Any) -> tuple[Any, Any]:

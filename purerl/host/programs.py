@@ -121,12 +121,8 @@ class Driver:
     def program_bytes(self) -> int:
         """Memory of one device that training takes, by the compiler's own analysis."""
         sizes = self.programs.advance.memory_analysis()
-        return (
-            sizes.temp_size_in_bytes
-            + sizes.argument_size_in_bytes
-            + sizes.output_size_in_bytes
-            - sizes.alias_size_in_bytes
-        )
+        results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+        return sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + results
 
     def template(self) -> tuple[TrainState, Totals]:
         """Shapes and dtypes of state and totals."""

@@ -143,16 +143,9 @@ def resume_sweep(
     config = read_sweep(RunFolder(path))
     drive, given = split(options)
     experiments = iter([Experiment.from_json(data, **given) for data in config["experiments"]])
-    return sweep(
-        lambda **point: next(experiments),
-        config["points"],
-        seeds=config["seeds"],
-        seed=config["seed"],
-        out=path,
-        resume=True,
-        on_row=on_row,
-        **config.get("options", {}) | drive,
-    )
+    make = lambda **point: next(experiments)  # noqa: E731
+    again = config.get("options", {}) | drive | {name: config[name] for name in ("seeds", "seed")}
+    return sweep(make, config["points"], out=path, resume=True, on_row=on_row, **again)
 
 
 def _check_resumed(
@@ -172,9 +165,8 @@ def _check_groups(groups: list[Group], seeds: int, options: RunOptions) -> None:
         rows = len(group.points) * seeds
         make_layout(options.shard, rows, group.experiment.loop.num_envs)
         train = group.experiment.build()
-        jax.eval_shape(
-            lambda key, train=train: train.advance(train.init(key), 1), jax.random.key(0)
-        )
+        state = jax.eval_shape(train.init, jax.random.key(0))
+        jax.eval_shape(functools.partial(train.advance, iterations=1), state)
 
 
 def _write_table(result: SweepResult, path: pathlib.Path) -> None:
