@@ -250,30 +250,27 @@ class _Sweep:
         if folder is not None and begun and (record := read_host(folder)) and record["finished"]:
             check_same(description, record["run"], str(folder.path))
             return record
+        names, values, keys = self._rows(group, first, last)
         if self.driver is None or self.driver.seeds != last - first:
             self.driver = None  # frees its memory, before another one takes some
             self.driver = self._compiled(group, first, last)
         elif first:  # the first part's rows are those it was compiled with
-            self.driver.use(*self._rows(group, first, last))
+            self.driver.use(values, keys)
         self._create()
-        point, seed = np.divmod(np.arange(first, last), self.seeds)
-        columns = frame.point_columns(self.points, np.array(group.points)[point])
-        session = Session(
-            *(self.driver, folder, description, self.options, self.on_row),
-            names={**columns, "seed": seed},
-            title=title,
-        )
+        how = description, self.options, self.on_row
+        session = Session(self.driver, folder, *how, names=names, title=title)
         return {"run": description, **session.run(begun)}
 
-    def _rows(self, group: Group, first: int, last: int) -> tuple[dict[str, np.ndarray], Any]:
-        """Swept numbers and keys of some rows: point after point, their seeds in each."""
+    def _rows(self, group: Group, first: int, last: int) -> Any:
+        """Names, swept numbers, keys of some rows: point after point, their seeds in each."""
         point, seed = np.divmod(np.arange(first, last), self.seeds)
         values = {name: np.array(x, float)[point] for name, x in group.values.items()}
-        return values, self.keys[seed]
+        columns = frame.point_columns(self.points, np.array(group.points)[point])
+        return {**columns, "seed": seed}, values, self.keys[seed]
 
     def _compiled(self, group: Group, first: int, last: int) -> Driver:
-        rows = self._rows(group, first, last)
-        driver = Driver(group.experiment, *rows, self.options.shard)
+        _, values, keys = self._rows(group, first, last)
+        driver = Driver(group.experiment, values, keys, self.options.shard)
         driver.compile()
         self.compilations += 1
         return driver
