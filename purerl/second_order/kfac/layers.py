@@ -60,9 +60,7 @@ class Tapped(NamedTuple):
     pullback: Callable[[PyTree], tuple[PyTree, tuple[jax.Array, ...]]]
 
 
-def find_layers(
-    network: nn.Module, params: PyTree, obs: jax.Array, *args: Any
-) -> tuple[Layer, ...]:
+def find_layers(network: nn.Module, params: PyTree, obs: jax.Array) -> tuple[Layer, ...]:
     """The network's Dense and Conv layers, in the order in which they are called.
 
     Nothing is computed, only shapes are.
@@ -71,7 +69,6 @@ def find_layers(
         network: A flax module.
         params: Its variables, as ``network.init`` returns them.
         obs: ``[B, *O]``.
-        *args: Further arguments of the network.
 
     Raises:
         ValueError: If there is no such layer, a matrix that belongs to none (of an embedding, or of
@@ -88,7 +85,7 @@ def find_layers(
     """
     found: dict[str, Layer] = {}
 
-    def forward(params, obs, *args):
+    def forward(params, obs):
         trace = tracers.current_trace()
 
         def visit(module, x, y):
@@ -100,9 +97,9 @@ def find_layers(
             return y
 
         with _visiting(visit):
-            return network.apply(params, obs, *args)
+            return network.apply(params, obs)
 
-    jax.eval_shape(forward, params, obs, *args)
+    jax.eval_shape(forward, params, obs)
     if not found:
         raise ValueError(
             f"the network {type(network).__name__} has no nn.Dense or nn.Conv layer of flax.linen, "
@@ -119,9 +116,7 @@ def find_layers(
     return tuple(found.values())
 
 
-def tap(
-    network: nn.Module, layers: Iterable[Layer], params: PyTree, obs: jax.Array, *args: Any
-) -> Tapped:
+def tap(network: nn.Module, layers: Iterable[Layer], params: PyTree, obs: jax.Array) -> Tapped:
     """One forward pass that the loss and the Fisher information can share.
 
     Args:
@@ -129,7 +124,6 @@ def tap(
         layers: Of it, by :func:`find_layers`.
         params: Its variables.
         obs: ``[B, *O]``.
-        *args: Further arguments of the network.
 
     Example:
         >>> import jax, jax.numpy as jnp, purerl
@@ -157,7 +151,7 @@ def tap(
             return y + perturbation.reshape(y.shape).astype(y.dtype)
 
         with _visiting(visit):
-            output = network.apply(params, obs, *args)
+            output = network.apply(params, obs)
         return output, seen
 
     dtype = jnp.result_type(*jax.tree.leaves(params))
