@@ -18,9 +18,8 @@ from purerl.host.programs import Driver, Report
 from purerl.host.report.log import Log, make_rows, named, train_return
 from purerl.host.report.progress import Progress
 from purerl.host.report.writers import make_writers
-from purerl.host.store.checkpoint import Checkpoints
+from purerl.host.store.checkpoint import Checkpoints, without_late_noise
 from purerl.host.store.folder import RunFolder
-from purerl.host.store.quiet import without_late_noise
 from purerl.training.evaluation import Evaluation
 from purerl.training.sizes import spread
 from purerl.training.state import TrainState

@@ -9,9 +9,11 @@ the background, and renames it when it is whole.
 
 import contextlib
 import errno
+import logging
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,7 +31,6 @@ from purerl.host.report.aggregate import iqm
 from purerl.host.store.arrays import by_name, checksums
 from purerl.host.store.folder import CHECKPOINTS, RunFolder, check_run, check_same, differences
 from purerl.host.store.provenance import circumstances
-from purerl.host.store.quiet import quieten
 from purerl.records import PyTree
 from purerl.training.state import Totals, TrainState
 
@@ -62,7 +63,8 @@ class Checkpoints:
             description: What is run, JSON-ready; what is resumed must be the same.
             options: How it is driven; None: only to read.
         """
-        quieten()
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_is_not_of_orbax)  # the same function is added once
         self.path, self._read_only = folder / CHECKPOINTS, options is None
         self._options = options or RunOptions()
         self._about: dict[str, Any] = {}
@@ -284,6 +286,29 @@ def read_host(folder: RunFolder, which: str = "newest") -> dict[str, Any] | None
     with contextlib.closing(Checkpoints(folder.path)) as checkpoints:
         iteration = checkpoints.find(which)
         return None if iteration is None else checkpoints.read_host(iteration)
+
+
+@contextlib.contextmanager
+def without_late_noise() -> Iterator[None]:
+    """Context manager that drops what Python prints when Orbax's other writers find their event
+    loop closed after an error: hundreds of tracebacks on a full disk.
+    """
+    hook = sys.unraisablehook
+
+    def quiet(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = quiet
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """A filter: Orbax logs once for each step, and much for each error, which a run reports."""
+    return "orbax" not in record.pathname and "orbax" not in record.getMessage()
 
 
 def _score(metrics: dict[str, float]) -> float:
