@@ -24,10 +24,12 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Number = float | jax.Array  # a tracer where it is swept
 Schedule = Number | Callable[[Number], Number]  # or a function of the run's progress in [0, 1]
+Shape = Literal["constant", "linear", "cosine"]  # of a schedule
 NOUNS = {float: "a number", int: "an integer", bool: "True or False", str: "a word"}
 INTERVALS = {float: "(-inf, inf)", int: "[1, inf)"}  # where none is given
 
@@ -171,6 +173,32 @@ class Config:
 
     def check(self) -> None:
         """Raises ValueError where fields do not fit each other; subclasses say what that is."""
+
+
+def scheduled(value: Schedule, shape: Shape, progress: Number) -> Number:
+    r"""A number's value at a point of the run.
+
+    .. math::
+        \text{constant: } x, \qquad \text{linear: } x (1 - p), \qquad
+        \text{cosine: } \tfrac12 x (1 + \cos \pi p)
+
+    Args:
+        value: :math:`x` at the run's beginning, which a sweep may vary; or a function of progress,
+            such as ``optax.linear_schedule(1e-3, 1e-4, 1)``, and then the shape says nothing.
+        shape: How it falls to zero at the run's end, or does not.
+        progress: p, the finished fraction of the run, in [0, 1].
+
+    Example:
+        >>> scheduled(0.5, "linear", 0.25), float(scheduled(0.5, "cosine", 0.5).round(3))
+        (0.375, 0.25)
+    """
+    if callable(value):
+        return value(progress)
+    if shape == "linear":
+        return value * (1.0 - progress)
+    if shape == "cosine":
+        return value * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    return value
 
 
 def check_kind(where: str, config: Any, kind: type) -> None:

@@ -23,9 +23,8 @@ from typing import Any, NamedTuple
 import jax
 
 from purerl.checks import check_rollout
-from purerl.config import Config, Number, Schedule, check_kind, field
+from purerl.config import Config, Number, Schedule, Shape, check_kind, field, scheduled
 from purerl.pieces import advantages, gradient, losses
-from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 

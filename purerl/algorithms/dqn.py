@@ -30,9 +30,8 @@ import optax
 
 from purerl import records
 from purerl.checks import REPLAYED, check_action_space, check_fields
-from purerl.config import Config, Number, Schedule, check_kind, field
+from purerl.config import Config, Number, Schedule, Shape, check_kind, field, scheduled
 from purerl.pieces import gradient, losses
-from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Clock, Discrete, Info, OffPolicyAlgorithm, PyTree
 from purerl.replay import buffers

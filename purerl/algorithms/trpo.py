@@ -40,9 +40,8 @@ import jax.numpy as jnp
 import optax
 
 from purerl.checks import SAMPLES, check_fields, check_rollout
-from purerl.config import Config, Number, Schedule, field
+from purerl.config import Config, Number, Schedule, Shape, field, scheduled
 from purerl.pieces import advantages, gradient, losses
-from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 from purerl.second_order.conjugate_gradient import CGStop, conjugate_gradient
