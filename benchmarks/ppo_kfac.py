@@ -64,10 +64,10 @@ def ppo_kfac(
 
     from purerl.algorithms.acktr import score
     from purerl.algorithms.ppo import make_loss
+    from purerl.config import scheduled
     from purerl.pieces.advantages import on_policy_batch
     from purerl.pieces.gradient import gradient_step, keep_if_finite
     from purerl.pieces.minibatches import minibatches
-    from purerl.pieces.schedules import scheduled
     from purerl.policies.acting import init_params, make_act, make_ahead
     from purerl.second_order.kfac.factors import fisher_factors
     from purerl.second_order.kfac.layers import find_layers, reaching, tap

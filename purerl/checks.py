@@ -64,11 +64,27 @@ def check_rollout(rollout: Rollout, action_space: ActionSpace) -> None:
         rollout: As given to ``update``.
         action_space: What the algorithm was built for.
     """
-    if isinstance(action_space, Discrete):
-        check_fields("rollout", rollout, STEPS | {"T N integer": "episode_step action"})
-    else:
-        layout = STEPS | {"T N *A floating": "action"}
-        check_fields("rollout", rollout, layout, **{"*A": action_space.shape})
+    shape = getattr(action_space, "shape", ())
+    action = {"T N *A floating": "action"} if shape else {"T N integer": "episode_step action"}
+    check_fields("rollout", rollout, STEPS | action, **{"*A": shape})
+
+
+def by_path(tree: PyTree) -> dict[str, Any]:
+    """All leaves by their paths.
+
+    Args:
+        tree: Arrays, or their shapes and dtypes, or their shardings.
+    """
+    return {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(tree)}
+
+
+def described(arrays: dict[str, Any]) -> dict[str, str]:
+    """Dtype and shape of each array.
+
+    Args:
+        arrays: Arrays by name, or their shapes and dtypes.
+    """
+    return {name: f"{x.dtype}{list(x.shape)}" for name, x in arrays.items()}
 
 
 def check_like(name: str, tree: PyTree, like: PyTree, like_name: str) -> None:

@@ -50,11 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())
     try:
         words = _distributed(words)
-        from purerl.config import suggest
+        from purerl.config import check_choice
         from purerl.host.commands import COMMANDS
 
-        if name not in COMMANDS:
-            raise ValueError(f"unknown command {name!r}. {suggest(name, COMMANDS)}")
+        check_choice("unknown command", name, COMMANDS)
         return COMMANDS[name](words)
     except (ValueError, TypeError, OverflowError, OSError) as error:
         if os.environ.get("PURERL_TRACEBACK"):

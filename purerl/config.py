@@ -20,14 +20,16 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Number = float | jax.Array  # a tracer where it is swept
 Schedule = Number | Callable[[Number], Number]  # or a function of the run's progress in [0, 1]
+Shape = Literal["constant", "linear", "cosine"]  # of a schedule
 NOUNS = {float: "a number", int: "an integer", bool: "True or False", str: "a word"}
 INTERVALS = {float: "(-inf, inf)", int: "[1, inf)"}  # where none is given
 
@@ -93,10 +95,10 @@ class Spec(NamedTuple):
                 numbers = self.kind in INTERVALS  # what else it holds is for others to check
                 return tuple(one.check(where, f"one of {name}", x) if numbers else x for x in value)
         elif typing.get_origin(self.kind) is Literal:
-            check_choice(where, name, value, typing.get_args(self.kind))
+            check_choice(f"{where}: unknown {name}", value, typing.get_args(self.kind))
             return value
         elif self.kind is int:
-            return check_range(where, name, _whole(where, name, value), self.interval)
+            return check_integer(where, name, value, self.interval)
         elif self.kind is float and type(value) in (int, float):
             return check_range(where, name, value, self.interval)
         elif isinstance(value, self.kind):
@@ -173,6 +175,32 @@ class Config:
         """Raises ValueError where fields do not fit each other; subclasses say what that is."""
 
 
+def scheduled(value: Schedule, shape: Shape, progress: Number) -> Number:
+    r"""A number's value at a point of the run.
+
+    .. math::
+        \text{constant: } x, \qquad \text{linear: } x (1 - p), \qquad
+        \text{cosine: } \tfrac12 x (1 + \cos \pi p)
+
+    Args:
+        value: :math:`x` at the run's beginning, which a sweep may vary; or a function of progress,
+            such as ``optax.linear_schedule(1e-3, 1e-4, 1)``, and then the shape says nothing.
+        shape: How it falls to zero at the run's end, or does not.
+        progress: p, the finished fraction of the run, in [0, 1].
+
+    Example:
+        >>> scheduled(0.5, "linear", 0.25), float(scheduled(0.5, "cosine", 0.5).round(3))
+        (0.375, 0.25)
+    """
+    if callable(value):
+        return value(progress)
+    if shape == "linear":
+        return value * (1.0 - progress)
+    if shape == "cosine":
+        return value * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    return value
+
+
 def check_kind(where: str, config: Any, kind: type) -> None:
     """Raises TypeError unless ``config`` is a configuration of that kind.
 
@@ -242,52 +270,45 @@ def check_range(where: str, name: str, value: Any, interval: str) -> Any:
     return value
 
 
-def check_integer(where: str, name: str, value: Any, least: int) -> int:
-    """Raises ValueError unless ``value`` is an integer of at least ``least``.
+def check_integer(where: str, name: str, value: Any, interval: str = INTERVALS[int]) -> int:
+    """Raises ValueError unless ``value`` is an integer in an interval.
 
     Args:
         where: Whose field it is, for the message.
         name: The field's name.
         value: Python's or NumPy's; sizes and counts are static, so tracers are refused.
-        least: Smallest allowed value.
+        interval: As in :func:`check_range`; by default it is at least 1.
 
     Returns:
         The number, as Python's.
     """
-    return check_range(where, name, _whole(where, name, value), f"[{least}, inf)")
-
-
-def _whole(where: str, name: str, value: Any) -> int:
     value = python_number(value)
     if isinstance(value, bool) or not isinstance(value, int):
         whole = isinstance(value, float) and value.is_integer()
         mend = f"write {int(value)}" if whole else "give a Python int"
         raise ValueError(f"{where}: {name}={value!r} is no integer; {mend}.")
-    return value
+    return check_range(where, name, value, interval)
 
 
-def check_choice(where: str, name: str, value: Any, choices: Iterable[str]) -> None:
+def check_choice(what: str, value: Any, choices: Collection[str]) -> None:
     """Raises ValueError, with close matches, unless ``value`` is one of ``choices``.
 
     Args:
-        where: Whose field it is, for the message.
-        name: The field's name.
+        what: How the message begins: ``run: unknown shard``.
         value: What was given.
         choices: What is allowed.
     """
-    choices = list(choices)
     if value not in choices:
-        raise ValueError(f"{where}: unknown {name} {value!r}. {suggest(value, choices)}")
+        raise ValueError(f"{what} {value!r}. {suggest(value, choices)}")
 
 
-def suggest(name: Any, choices: Iterable[str]) -> str:
+def suggest(name: Any, choices: Collection[str]) -> str:
     """One sentence that lists the choices closest to ``name``, or all of them.
 
     Args:
         name: What was asked for.
         choices: What there is.
     """
-    choices = list(choices)
     folded = {choice.lower(): choice for choice in choices}
     close = difflib.get_close_matches(str(name).lower(), folded, n=3, cutoff=0.5)
     if close:

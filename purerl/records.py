@@ -39,7 +39,7 @@ class Discrete:
     num_actions: int
 
     def __post_init__(self):
-        count = check_integer("Discrete", "num_actions", self.num_actions, 1)
+        count = check_integer("Discrete", "num_actions", self.num_actions)
         object.__setattr__(self, "num_actions", count)
 
 
@@ -69,7 +69,7 @@ class Box:
     def __post_init__(self):
         if not isinstance(self.shape, tuple | list):
             raise ValueError(f"Box: shape={self.shape!r}, wanted a tuple of integers: (3,).")
-        shape = tuple(check_integer("Box", "an axis of shape", axis, 1) for axis in self.shape)
+        shape = tuple(check_integer("Box", "an axis of shape", axis) for axis in self.shape)
         object.__setattr__(self, "shape", shape)
         for name in ("low", "high"):
             object.__setattr__(self, name, self._bound(name, getattr(self, name)))

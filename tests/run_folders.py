@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import jax
 
-from purerl.host.pacing import Surroundings
 from purerl.host.programs import Driver
 from purerl.host.store.checkpoint import read_host
 from purerl.host.store.folder import RunFolder
@@ -62,7 +61,7 @@ def driven(
     share: Any = None,
     base: type = NotedDriver,
 ) -> Any:
-    """Surroundings in which chunks have a length, and the n-th of them a signal.
+    """A driver whose chunks have a length, and the n-th of them a signal.
 
     Args:
         at: Number of the chunk at whose beginning the process gets a signal.
@@ -72,10 +71,10 @@ def driven(
         base: What holds the programs.
 
     Returns:
-        Surroundings; their ``driver.chunks`` are the lengths of the chunks so far.
+        The class; its ``chunks`` are the lengths of the chunks so far.
     """
-    attributes = {"at": at, "number": number, "share": share, "chunks": []}
-    return Surroundings(driver=type("Driven", (base,), attributes), chunk=chunk)
+    attributes = {"at": at, "number": number, "share": share, "chunk": chunk, "chunks": []}
+    return type("Driven", (base,), attributes)
 
 
 def child_environment(*folders: pathlib.Path) -> dict[str, str]:

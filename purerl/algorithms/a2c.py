@@ -18,15 +18,13 @@ synchronous form. One update:
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
 from purerl.checks import check_rollout
-from purerl.config import Config, Number, Schedule, check_kind, field
+from purerl.config import Config, Number, Schedule, Shape, check_kind, field, scheduled
 from purerl.pieces import advantages, gradient, losses
-from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 
@@ -43,9 +41,7 @@ class A2CState(NamedTuple):
     opt_state: Any
 
 
-def make_loss(
-    network: Any, config: "A2CConfig", *, progress: Number = 0.0
-) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
+def make_loss(network: Any, config: "A2CConfig", *, progress: Number = 0.0) -> losses.Loss:
     """``loss(params, batch) -> (scalar, info)``: the mean of step 2's equation.
 
     Args:
@@ -102,10 +98,8 @@ def a2c(config: "A2CConfig", action_space: ActionSpace, network: Any = None) -> 
     ) -> tuple[A2CState, Info]:
         check_rollout(rollout, action_space)
         # 1. Advantages and targets.
-        discounts, normalize = (config.gamma, config.gae_lambda), config.normalize_advantage
-        batch = advantages.on_policy_batch(
-            network, state.params, rollout, *discounts, n_step=config.n_step, normalize=normalize
-        )
+        settings = config.gamma, config.gae_lambda, config.normalize_advantage, config.n_step
+        batch = advantages.on_policy_batch(network, state.params, rollout, *settings)
         # 2. One gradient step.
         loss = make_loss(network, config, progress=progress)
         grads, info = jax.grad(loss, has_aux=True)(state.params, batch)
@@ -128,9 +122,7 @@ class A2CConfig(Config):
     optimizer: gradient.OptimizerName = field("rmsprop", "The optimizer; the paper's is rmsprop.")
     optimizer_eps: Number = field(1e-5, "Added to the root of the squared gradient.", "(0, inf)")
     rmsprop_decay: Number = field(0.99, "RMSProp's decay.", "[0, 1)")
-    max_grad_norm: Number | None = field(
-        0.5, "Bound on the gradient's global norm; None: no bound.", "(0, inf)"
-    )
+    max_grad_norm: Number | None = gradient.norm_bound(0.5)
     gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
     gae_lambda: Number = field(1.0, "GAE's lambda; 1, as in the paper: n-step returns.", "[0, 1]")
     n_step: int | None = field(

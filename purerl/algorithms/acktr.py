@@ -26,7 +26,7 @@ Differs from:
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -34,9 +34,8 @@ import jax.numpy as jnp
 import optax
 
 from purerl.checks import check_rollout
-from purerl.config import Config, Number, Schedule, field
+from purerl.config import Config, Number, Schedule, Shape, field, scheduled
 from purerl.pieces import advantages, gradient, losses
-from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 from purerl.second_order import kfac
@@ -59,9 +58,7 @@ class ACKTRState(NamedTuple):
     learning_rate: jax.Array
 
 
-def make_loss(
-    network: Any, config: "ACKTRConfig", *, progress: Number = 0.0
-) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
+def make_loss(network: Any, config: "ACKTRConfig", *, progress: Number = 0.0) -> losses.Loss:
     r"""``loss(params, batch) -> (scalar, info)``; :math:`\sigma` counts with a shared trunk only.
 
     .. math::
@@ -212,10 +209,8 @@ def acktr(
         state: ACKTRState, rollout: Rollout, key: jax.Array, *, progress: Number = 0.0
     ) -> tuple[ACKTRState, Info]:
         check_rollout(rollout, action_space)
-        discounts, normalize = (config.gamma, config.gae_lambda), config.normalize_advantage
-        batch = advantages.on_policy_batch(
-            network, state.params, rollout, *discounts, normalize=normalize
-        )
+        settings = config.gamma, config.gae_lambda, config.normalize_advantage
+        batch = advantages.on_policy_batch(network, state.params, rollout, *settings)
         layers = kfac.find_layers(network, state.params, batch.obs)
         regions = _trust_regions(network, state.params, batch.obs)
         shared = regions == kfac.ALL

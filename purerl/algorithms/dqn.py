@@ -22,7 +22,6 @@ reset.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -31,9 +30,8 @@ import optax
 
 from purerl import records
 from purerl.checks import REPLAYED, check_action_space, check_fields
-from purerl.config import Config, Number, Schedule, check_kind, field
+from purerl.config import Config, Number, Schedule, Shape, check_kind, field, scheduled
 from purerl.pieces import gradient, losses
-from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Clock, Discrete, Info, OffPolicyAlgorithm, PyTree
 from purerl.replay import buffers
@@ -57,9 +55,7 @@ class DQNState(NamedTuple):
     clock: Clock
 
 
-def make_loss(
-    network: Any, config: "DQNConfig", target_params: PyTree
-) -> Callable[[PyTree, records.OffPolicyBatch], tuple[jax.Array, Info]]:
+def make_loss(network: Any, config: "DQNConfig", target_params: PyTree) -> losses.Loss:
     """``loss(params, batch) -> (scalar, info)``: the equation in the module's docstring.
 
     Args:
@@ -163,19 +159,6 @@ def epsilon_greedy(
     return action, {"log_prob": jnp.log(probability)}
 
 
-def make_replay(config: "DQNConfig") -> buffers.Replay:
-    """The replay buffer of a configuration.
-
-    Args:
-        config: Hyper-parameters.
-    """
-    if not config.prioritized:
-        return buffers.uniform(config.capacity)
-    return buffers.prioritized(
-        config.capacity, alpha=config.alpha, beta=config.beta, eps=config.priority_eps
-    )
-
-
 def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> OffPolicyAlgorithm:
     """Deep Q-learning, with the switches of its configuration.
 
@@ -216,6 +199,11 @@ def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> 
         "adam", eps=config.adam_eps, max_grad_norm=config.max_grad_norm
     )
 
+    replay = buffers.uniform(config.capacity)
+    if config.prioritized:
+        exponents = {"alpha": config.alpha, "beta": config.beta}
+        replay = buffers.prioritized(config.capacity, **exponents, eps=config.priority_eps)
+
     def init(obs: jax.Array, key: jax.Array) -> DQNState:
         params = acting.init_q_params(network, action_space, obs, key)
         copy = jax.tree.map(jnp.copy, params)  # of its own, so that both may be donated
@@ -252,7 +240,7 @@ def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> 
         target_params = follow(config, state.target_params, params, clock)
         return DQNState(params, target_params, opt_state, clock), info | {"finite": finite}
 
-    drawn = make_replay(config), config.batch_size, config.n_step, config.gamma
+    drawn = replay, config.batch_size, config.n_step, config.gamma
     return OffPolicyAlgorithm(init, act, update, *drawn, records.Ahead(noise, act_by_noise))
 
 
@@ -267,9 +255,7 @@ class DQNConfig(Config):
     learning_rate: Schedule = field(1e-3, "Adam's step size.", "(0, inf)")
     learning_rate_schedule: Shape = field("constant", "How it falls to 0 at the run's end.")
     adam_eps: Number = field(1e-5, "Adam's epsilon.", "(0, inf)")
-    max_grad_norm: Number | None = field(
-        10.0, "Bound on the gradient's global norm; None: no bound.", "(0, inf)"
-    )
+    max_grad_norm: Number | None = gradient.norm_bound(10.0)
     gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
     loss: LossName = field(
         "huber", "Of the TD error: Huber's, linear beyond 1, or half the square."

@@ -34,17 +34,15 @@ needs no such factor: its discount counts from the episode's start.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from purerl.checks import check_rollout
-from purerl.config import Config, Number, Schedule, check_kind, field
+from purerl.config import Config, Number, Schedule, Shape, check_kind, field, scheduled
 from purerl.pieces import advantages, gradient, losses, returns
 from purerl.pieces.advantages import flatten_time
-from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, PyTree, Rollout
 
@@ -197,7 +195,7 @@ def first_episode(done: jax.Array) -> jax.Array:
 
 def make_loss(
     network: Any, config: "PolicyGradientConfig", *, progress: Number = 0.0
-) -> Callable[[PyTree, PolicyGradientBatch], tuple[jax.Array, Info]]:
+) -> losses.Loss:
     r"""``loss(params, batch) -> (scalar, info)``, whose gradient is the negative policy gradient.
 
     Without a critic a sum over each episode's steps, a mean over episodes; else a mean over steps:
@@ -299,9 +297,7 @@ class PolicyGradientConfig(Config):
     learning_rate_schedule: Shape = field("constant", "How it falls to 0 at the run's end.")
     optimizer: gradient.OptimizerName = field("adam", "The optimizer.")
     optimizer_eps: Number = field(1e-5, "Added to the root of the squared gradient.", "(0, inf)")
-    max_grad_norm: Number | None = field(
-        None, "Bound on the gradient's global norm; None: no bound.", "(0, inf)"
-    )
+    max_grad_norm: Number | None = gradient.norm_bound(None)
     gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
     gae_lambda: Number = field(0.95, "GAE's lambda, for estimator 'advantage'.", "[0, 1]")
     discount_states: bool = field(False, "Weigh step t of an episode by gamma^t.")

@@ -12,21 +12,18 @@ update of either variant:
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from purerl.checks import check_rollout
-from purerl.config import Config, Number, Schedule, check_kind, field
+from purerl.config import Config, Number, Schedule, Shape, check_kind, field, scheduled
 from purerl.pieces import advantages, gradient, losses
-from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 
 Normalization = Literal["minibatch", "batch", "none"]
-Loss = Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]
 
 
 class PPOState(NamedTuple):
@@ -47,7 +44,7 @@ class PPOState(NamedTuple):
 
 def make_loss(
     network: Any, config: "PPOConfig", *, beta: Number = 0.0, progress: Number = 0.0
-) -> Loss:
+) -> losses.Loss:
     r"""``loss(params, batch) -> (scalar, info)``: the negative of the paper's eq. 9.
 
     .. math::
@@ -134,13 +131,16 @@ def _make_algorithm(
     def update(
         state: PPOState, rollout: Rollout, key: jax.Array, *, progress: Number = 0.0
     ) -> tuple[PPOState, Info]:
-        _check(config, rollout, action_space)
+        check_rollout(rollout, action_space)
+        count, normalization = config.num_minibatches, config.normalize_advantage
+        if normalization == "minibatch" and rollout.reward.size == count:
+            raise ValueError(
+                f"num_minibatches={count} leaves minibatches of one sample, whose normalized "
+                'advantage is always 0; choose fewer, or normalize_advantage="batch".'
+            )
         # 1. Advantages and targets, under the old parameters.
-        discounts = config.gamma, config.gae_lambda
-        normalize = config.normalize_advantage == "batch"
-        batch = advantages.on_policy_batch(
-            network, state.params, rollout, *discounts, normalize=normalize
-        )
+        settings = config.gamma, config.gae_lambda, normalization == "batch"
+        batch = advantages.on_policy_batch(network, state.params, rollout, *settings)
         if isinstance(config, PPOPenaltyConfig):
             batch = batch._replace(distribution=network.apply(state.params, batch.obs)[0])
         # 2. Epochs of minibatch steps on eq. 9; with value epochs, its value term afterwards.
@@ -176,15 +176,6 @@ def _make_algorithm(
 
     act, ahead = acting.make_act(network), acting.make_ahead(network)
     return OnPolicyAlgorithm(init, act, update, gamma=config.gamma, ahead=ahead)
-
-
-def _check(config: "PPOConfig", rollout: Rollout, action_space: ActionSpace) -> None:
-    check_rollout(rollout, action_space)
-    if config.normalize_advantage == "minibatch" and rollout.reward.size == config.num_minibatches:
-        raise ValueError(
-            f"num_minibatches={config.num_minibatches} leaves minibatches of one sample, whose "
-            'normalized advantage is always 0; choose fewer, or normalize_advantage="batch".'
-        )
 
 
 def ppo_clip(
@@ -252,9 +243,7 @@ class PPOConfig(Config):
     learning_rate: Schedule = field(3e-4, "Adam's step size.", "(0, inf)")
     learning_rate_schedule: Shape = field("linear", "How it falls to 0 at the run's end.")
     adam_eps: Number = field(1e-5, "Adam's epsilon.", "(0, inf)")
-    max_grad_norm: Number | None = field(
-        0.5, "Bound on the gradient's global norm; None: no bound.", "(0, inf)"
-    )
+    max_grad_norm: Number | None = gradient.norm_bound(0.5)
     gamma: Number = field(0.99, "Discount factor.", "[0, 1]")
     gae_lambda: Number = field(0.95, "GAE's lambda.", "[0, 1]")
     normalize_advantage: Normalization = field(

@@ -40,9 +40,8 @@ import jax.numpy as jnp
 import optax
 
 from purerl.checks import SAMPLES, check_fields, check_rollout
-from purerl.config import Config, Number, Schedule, field
+from purerl.config import Config, Number, Schedule, Shape, field, scheduled
 from purerl.pieces import advantages, gradient, losses
-from purerl.pieces.schedules import Shape, scheduled
 from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 from purerl.second_order.conjugate_gradient import CGStop, conjugate_gradient
@@ -218,10 +217,8 @@ def _build(config: "NPGConfig", action_space: ActionSpace, network: Any) -> OnPo
         state: TRPOState, rollout: Rollout, key: jax.Array, *, progress: Number = 0.0
     ) -> tuple[TRPOState, Info]:
         check_rollout(rollout, action_space)
-        discounts, normalize = (config.gamma, config.gae_lambda), config.normalize_advantage
-        batch = advantages.on_policy_batch(
-            network, state.params, rollout, *discounts, normalize=normalize
-        )
+        settings = config.gamma, config.gae_lambda, config.normalize_advantage
+        batch = advantages.on_policy_batch(network, state.params, rollout, *settings)
         # Steps 1 to 4.
         params, info = policy_step(state.params, batch)
         # Step 5.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnax.environments.environment import Environment
 
-from purerl.config import suggest
+from purerl.config import check_choice, suggest
 from purerl.envs.make import Env, Step, check_array, values
 from purerl.records import ActionSpace, Box, Discrete, PyTree
 
@@ -38,8 +38,7 @@ def named(name: str, params: dict[str, Any]) -> Env:
     """
     if name == NEEDS_DOWNLOAD:
         raise ValueError(f"{name} downloads the MNIST images; give a gymnax object of it.")
-    if name not in gymnax.registered_envs:
-        raise ValueError(f"unknown environment {name!r}. {suggest(name, list_envs())}")
+    check_choice("unknown environment", name, list_envs())
     x64 = jax.config.read("jax_enable_x64")
     accepted = inspect.signature(type(_construct(name, x64))).parameters
     own = {key: value for key, value in params.items() if key in accepted}
@@ -105,18 +104,8 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     # A reset of much data is drawn when it is due, one of little for each step, in one batch.
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((raw_obs, state)))
     resets: Any = ("due" if size > DUE else "ahead") if of_gymnax else "own"
-    return Env(
-        name,
-        reset,
-        step,
-        action_space,
-        obs_shape,
-        limit,
-        interval,
-        obs_range,
-        resets,
-        to_env_action,
-    )
+    about = action_space, obs_shape, limit, interval, obs_range, resets, to_env_action
+    return Env(name, reset, step, *about)
 
 
 def _step_of_gymnax(name: str, env: Any, params: Any) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purerl.checks import by_path, described
 from purerl.records import ActionSpace, Box, Discrete, PyTree
 
 LANES = 8  # environments of the trial that make_env makes of a user's own
@@ -187,16 +188,12 @@ def _check(env: Env) -> None:
         shape = env.obs_shape if field.endswith("obs") else ()
         kind = jnp.bool_ if field in ("terminated", "truncated") else jnp.floating
         check_array(f"{name}.step: {field}", got, shape, kind)
-    was, now = (_leaves({"obs": x, "state": y}) for x, y in (before, (step.obs, state)))
+    pairs = before, (step.obs, state)
+    was, now = (described(by_path({"obs": x, "state": y})) for x, y in pairs)
     for leaf in was | now:
         if was.get(leaf) != now.get(leaf):
             both = f"{was.get(leaf)} after reset and {now.get(leaf)} after step"
             raise TypeError(f"{name}: {leaf} is {both}; cast it in one of them.")
-
-
-def _leaves(tree: PyTree) -> dict[str, str]:
-    leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
 
 
 def _random_action(space: ActionSpace, key: jax.Array) -> jax.Array:

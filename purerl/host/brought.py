@@ -17,6 +17,7 @@ import jax
 
 from purerl import config as configs
 from purerl.algorithms import ALGORITHMS, Entry
+from purerl.checks import by_path, described
 from purerl.host.options import RunOptions
 from purerl.records import ActionSpace, OffPolicyAlgorithm, OnPolicyAlgorithm
 from purerl.training.sizes import OffPolicyLoopConfig, OnPolicyLoopConfig
@@ -26,11 +27,9 @@ Algorithm = OnPolicyAlgorithm | OffPolicyAlgorithm
 SIGNATURE = "a function (action_space, *, network=None, **options with defaults)"
 # Names that mean something else where an algorithm's options are given.
 RESERVED = {
-    *(
-        name
-        for kind in (OnPolicyLoopConfig, OffPolicyLoopConfig, RunOptions)
-        for name in kind.specs
-    ),
+    *OnPolicyLoopConfig.specs,
+    *OffPolicyLoopConfig.specs,
+    *RunOptions.specs,
     *("seeds", "seed", "out", "overwrite", "resume", "env_params", "start_from", "on_row"),
 }
 
@@ -92,10 +91,7 @@ def algorithm_entry(algorithm: Any) -> Entry:
     if isinstance(builder, Algorithm):
         return Entry(configs.Config, lambda config, action_space, network=None: builder)
     if isinstance(builder, str):
-        if builder not in ALGORITHMS:
-            raise ValueError(
-                f"unknown algorithm {builder!r}. {configs.suggest(builder, ALGORITHMS)}"
-            )
+        configs.check_choice("unknown algorithm", builder, ALGORITHMS)
         return ALGORITHMS[builder]
     if not callable(builder):
         advice = "; jax.jit(train.train)(key) runs a Train" if isinstance(builder, Train) else ""
@@ -154,14 +150,10 @@ def recorded(value: Any, shapes: Callable[[], Any]) -> Any:
     """
     if value is None or isinstance(value, str):
         return value
-    leaves = jax.tree.leaves_with_path(jax.eval_shape(shapes))
     return {
         "object": short_name(value),
         "class": _path(value if inspect.isfunction(value) else type(value)),
-        "arrays": {
-            jax.tree_util.keystr(path): f"{x.dtype}[{', '.join(map(str, x.shape))}]"
-            for path, x in leaves
-        },
+        "arrays": described(by_path(jax.eval_shape(shapes))),
     }
 
 

@@ -18,9 +18,8 @@ from purerl.host.programs import Driver, Report
 from purerl.host.report.log import Log, make_rows, named, train_return
 from purerl.host.report.progress import Progress
 from purerl.host.report.writers import make_writers
-from purerl.host.store.checkpoint import Checkpoints, Snapshot
+from purerl.host.store.checkpoint import Checkpoints, without_late_noise
 from purerl.host.store.folder import RunFolder
-from purerl.host.store.quiet import without_late_noise
 from purerl.training.evaluation import Evaluation
 from purerl.training.sizes import spread
 from purerl.training.state import TrainState
@@ -53,7 +52,6 @@ class Session:
         learned: Learners and normalizers that the run begins with, instead of new ones.
         names: Columns ``[S]`` that name a seed in the log; by default ``seed``, its number.
         title: What the progress bar begins with.
-        chunk: Iterations of a chunk; 0: measured.
     """
 
     driver: Driver
@@ -64,7 +62,6 @@ class Session:
     learned: TrainState | None = None
     names: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     title: str = ""
-    chunk: int = 0
 
     def __post_init__(self):
         train, options = self.driver.train, self.options
@@ -74,7 +71,7 @@ class Session:
         # The iterations after which the log gets a row.
         self.points = train.evaluate_at or spread(train.iterations, ROWS)
         longest = int(max(np.diff([0, *self.points])))
-        self.chunks = pacing.ChunkLength(options.chunk_seconds, longest, self.chunk)
+        self.chunks = pacing.ChunkLength(options.chunk_seconds, longest, self.driver.chunk)
         self.log = Log(make_writers(options.writers) if self.main and self.folder else [])
         self.row_at = 0  # iterations at the last row of the log
         self.added: list[str] = []  # columns by the user's function
@@ -160,9 +157,10 @@ class Session:
 
     def _restore(self, iteration: int) -> None:
         assert self.kept is not None
-        snapshot = self.kept.restore(iteration, self.driver.template(), self.driver.layout)
-        self.driver.resume(snapshot)
-        host = snapshot.host
+        template = self.driver.template()
+        places = self.driver.layout.shardings(template)
+        (state, totals), host = self.kept.restore(iteration, template, places)
+        self.driver.resume(state, totals, host)
         self.chunks.length = host["chunk"] or self.chunks.length
         self.row_at, self.steps = host["row"], host["steps"]
         self.returns = [np.array(x) for x in host["returns"]]
@@ -182,10 +180,15 @@ class Session:
                 break
             left = self.points[bisect.bisect_right(self.points, driver.done)] - driver.done
             length = self.chunks.next(left)
-            begun.append(self._begin_chunk(length, length == left, save))
+            report, is_row = driver.advance(length), length == left
+            evaluation = driver.evaluate() if is_row and driver.train.evaluate_at else None
+            if is_row:
+                driver.begin_row()
+            copy = driver.copy() if save else None
+            begun.append(_Chunk(length, driver.done, report, is_row, evaluation, copy))
             # A state that may be the best must be kept before the next chunk replaces it.
             keeps_best = self.kept is not None and self.options.keep_best
-            ahead = self.chunks.length > 0 and not (begun[-1].is_row and keeps_best)
+            ahead = self.chunks.length > 0 and not (is_row and keeps_best)
             while len(begun) > ahead:
                 seconds = self._read(begun.popleft())
                 if not self.chunks.length:  # all hosts go by the first one's time
@@ -193,16 +196,6 @@ class Session:
                     self.chunks.measured(length, float(told[0]))
         while begun:
             self._read(begun.popleft())
-
-    def _begin_chunk(self, length: int, is_row: bool, save: bool) -> _Chunk:
-        driver = self.driver
-        report = driver.advance(length)
-        evaluation = driver.evaluate() if is_row and driver.train.evaluate_at else None
-        if is_row:
-            driver.begin_row()
-        return _Chunk(
-            length, driver.done, report, is_row, evaluation, driver.copy() if save else None
-        )
 
     def _read(self, chunk: _Chunk) -> float:
         """Waits for a chunk, and shows its results; the seconds since the one before."""
@@ -278,8 +271,7 @@ class Session:
 
     def _save(self, done: int, state: Any, totals: Any) -> None:
         assert self.kept is not None
-        snapshot = Snapshot(state, totals, self._record(done))
-        self._note("checkpoints", self.kept.save(done, snapshot))
+        self._note("checkpoints", self.kept.save(done, state, totals, self._record(done)))
 
     def _note(self, where: str, trouble: str | None) -> None:
         """Keeps what could not be written, until it could."""

@@ -7,6 +7,8 @@ import pathlib
 import typing
 from typing import Any
 
+import tyro
+
 from purerl.config import Config
 
 
@@ -94,17 +96,9 @@ def read(program: str, words: list[str], *defaults: Any) -> dict[str, Any]:
         words: Of the command line; options are named as the fields.
         *defaults: Configurations, and instances or classes of the dataclasses above.
     """
-    import tyro
-
-    return _flat(
-        tyro.cli(
-            _dataclass("Options", {type(x).__name__: _words_for(x) for x in defaults}),
-            prog=program,
-            description="",
-            args=words,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-    )
+    options = _dataclass("Options", {type(x).__name__: _words_for(x) for x in defaults})
+    how = (tyro.conf.OmitArgPrefixes,)
+    return _flat(tyro.cli(options, prog=program, description="", args=words, config=how))
 
 
 def _words_for(default: Any) -> tuple[Any, Any]:
@@ -113,8 +107,6 @@ def _words_for(default: Any) -> tuple[Any, Any]:
     The fields of a configuration are checked by the configuration alone, so a value out of range is
     one line of ours and not tyro's.
     """
-    import tyro
-
     if isinstance(default, type):
         return default, dataclasses.MISSING
     if not isinstance(default, Config):

@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from purerl.config import check_choice
 from purerl.pieces.rollout import Actors
-from purerl.records import PyTree
-from purerl.training.seeds import is_clock, seed_mesh, vectorize
+from purerl.records import Clock, Cursor, PyTree
+from purerl.training.seeds import seed_mesh, vectorize
 
 Shard = Literal["seeds", "environments"]
 
@@ -51,20 +51,16 @@ class Layout(NamedTuple):
         Args:
             tree: Arrays ``[S, ...]``, or their shapes; Clocks ``[]``.
         """
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        if self.shard == "seeds":
-            mine = NamedSharding(self.mesh, PartitionSpec("seeds"))
-            return jax.tree.map(
-                lambda x: jax.tree.map(lambda _: everywhere, x) if is_clock(x) else mine,
-                tree,
-                is_leaf=is_clock,
-            )
-        mine = NamedSharding(self.mesh, PartitionSpec(None, "environments"))
+        by_seed = self.shard == "seeds"
+        part = (Clock, Cursor) if by_seed else Actors  # all that is not spread; all that is
+        axes = ("seeds",) if by_seed else (None, "environments")
 
         def of(x):
-            return jax.tree.map(lambda _: mine if isinstance(x, Actors) else everywhere, x)
+            spread = isinstance(x, part) != by_seed
+            place = NamedSharding(self.mesh, PartitionSpec(*axes) if spread else PartitionSpec())
+            return jax.tree.map(lambda _: place, x)
 
-        return jax.tree.map(of, tree, is_leaf=lambda x: isinstance(x, Actors))
+        return jax.tree.map(of, tree, is_leaf=lambda x: isinstance(x, part))
 
     def put(self, tree: PyTree) -> PyTree:
         """Arrays of this host, the same on every host, as arrays of all hosts.
@@ -93,7 +89,7 @@ def make_layout(shard: Shard, seeds: int, num_envs: int) -> Layout:
     Raises:
         ValueError: If the devices do not divide what is spread.
     """
-    check_choice("run", "shard", shard, ("seeds", "environments"))
+    check_choice("run: unknown shard", shard, ("seeds", "environments"))
     if shard == "seeds":
         return Layout(seed_mesh(seeds), shard)
     devices = jax.devices()

@@ -5,15 +5,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from purerl.host.devices import begin_from_devices, from_hosts
 from purerl.host.options import Stopped
-from purerl.host.programs import Driver
 
 AFTER_CTRL_C = b"\nthe run stops after the chunk it has begun; Ctrl-C again ends it at once\n"
 TRIAL = 0.5  # of the wished time of a chunk: what takes less is too short to be measured
@@ -132,15 +131,3 @@ class Signals:
 
 def _signal(wishes: np.ndarray) -> Stopped | None:
     return "SIGTERM" if wishes[1] else "SIGINT" if wishes[0] else None
-
-
-class Surroundings(NamedTuple):
-    """What tests drive a run with.
-
-    Attributes:
-        driver: Makes what holds the programs: :class:`Driver`.
-        chunk: Iterations of a chunk; 0: measured.
-    """
-
-    driver: Callable[..., Driver] = Driver
-    chunk: int = 0

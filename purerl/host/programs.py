@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.host.compilation import options_of_one_run
-from purerl.host.devices import Layout, gathered
+from purerl.host.devices import Shard, gathered, make_layout
 from purerl.host.experiment import Experiment
-from purerl.host.store.checkpoint import Snapshot
 from purerl.records import Clock
 from purerl.training.evaluation import Evaluation
 from purerl.training.state import Totals, Train, TrainState
@@ -50,14 +49,19 @@ class Driver:
 
     One program trains any number of iterations, so a chunk can have any length; and since the sums
     for the log are a part of what it carries on, no number depends on where a run was cut.
+
+    Attributes:
+        chunk: Iterations of a chunk; 0: measured.
     """
+
+    chunk = 0
 
     def __init__(
         self,
         experiment: Experiment,
         values: dict[str, np.ndarray],
         keys: jax.Array,
-        layout: Layout,
+        shard: Shard,
     ):
         """Builds the run; :meth:`compile` compiles its programs.
 
@@ -65,12 +69,12 @@ class Driver:
             experiment: What each seed trains, but for ``values``.
             values: Swept numbers ``[S]`` that differ between seeds, by name.
             keys: Keys ``[S]``.
-            layout: Where the seeds go.
+            shard: What is spread over the devices.
         """
-        self.experiment, self.layout, self.seeds = experiment, layout, len(keys)
-        self.train = experiment.build()
+        self.experiment, self.seeds, self.train = experiment, len(keys), experiment.build()
+        self.layout = make_layout(shard, self.seeds, experiment.loop.num_envs)
         self.use(values, keys)
-        self._init = jax.jit(layout.vectorize(self._init_one))
+        self._init = jax.jit(self.layout.vectorize(self._init_one))
         self._copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x))
         self.programs: Any = None  # Programs, once they are compiled
 
@@ -99,9 +103,8 @@ class Driver:
         begin, threads = time.perf_counter(), 2 if jax.process_count() == 1 else 1
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             jobs = [pool.submit(self._init.lower(self.rows).compile, options_of_one_run())]
-            template = self.template()
             count = jax.eval_shape(lambda: Clock(jnp.int32(0)))
-            given = self.rows, template.state, template.totals, count
+            given = self.rows, *self.template(), count
             arguments = jax.tree.map(
                 lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
                 *(given, self.layout.shardings(given)),
@@ -109,7 +112,8 @@ class Driver:
             advance = jax.jit(self.layout.vectorize(self._advance_one), donate_argnums=1)
             jobs.append(pool.submit(advance.lower(*arguments).compile))
             if self.train.evaluate_at:
-                evaluate = jax.jit(self.layout.vectorize(self._evaluate_one))
+                of_one = lambda row, state: self._build(row[0]).evaluate(state)  # noqa: E731
+                evaluate = jax.jit(self.layout.vectorize(of_one))
                 jobs.append(pool.submit(evaluate.lower(arguments[0], _seen(arguments[1])).compile))
             self.programs = Programs(*(job.result() for job in jobs))
         self.seconds["compiling"] += time.perf_counter() - begin
@@ -117,17 +121,12 @@ class Driver:
     def program_bytes(self) -> int:
         """Memory of one device that training takes, by the compiler's own analysis."""
         sizes = self.programs.advance.memory_analysis()
-        return (
-            sizes.temp_size_in_bytes
-            + sizes.argument_size_in_bytes
-            + sizes.output_size_in_bytes
-            - sizes.alias_size_in_bytes
-        )
+        results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+        return sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + results
 
-    def template(self) -> Snapshot:
-        """Shapes and dtypes of a snapshot."""
-        state, totals = self._init.eval_shape(self.rows)
-        return Snapshot(state, totals, {})
+    def template(self) -> tuple[TrainState, Totals]:
+        """Shapes and dtypes of state and totals."""
+        return self._init.eval_shape(self.rows)
 
     def start(self, learned: TrainState | None = None) -> None:
         """Begins the run.
@@ -144,15 +143,17 @@ class Driver:
             learner, normalizer = self.layout.put((learned.learner, learned.normalizer))
             self.state = self.state._replace(learner=learner, normalizer=normalizer)
 
-    def resume(self, snapshot: Snapshot) -> None:
+    def resume(self, state: TrainState, totals: Totals, host: dict[str, Any]) -> None:
         """Goes on from where a checkpoint was written.
 
         Args:
-            snapshot: Of the run.
+            state: Of the run.
+            totals: Since the last row of the log.
+            host: What else the checkpoint says of it.
         """
-        self.state, self.totals = snapshot.state, snapshot.totals
-        self.done = snapshot.host["iteration"]
-        for what, seconds in snapshot.host["seconds"].items():
+        self.state, self.totals = state, totals
+        self.done = host["iteration"]
+        for what, seconds in host["seconds"].items():
             self.seconds[what] += seconds
 
     def advance(self, iterations: int) -> Report:
@@ -195,18 +196,14 @@ class Driver:
         return self.experiment.replace(**values).build() if values else self.train
 
     def _init_one(self, row: tuple[dict[str, Any], jax.Array]) -> tuple[TrainState, Totals]:
-        values, key = row
-        train = self._build(values)
-        state = train.init(key)
+        train = self._build(row[0])
+        state = train.init(row[1])
         return state, train.totals(state)
 
     def _advance_one(self, row, state: TrainState, totals: Totals, count: Clock):
         train = self._build(row[0])
         state, totals = train.accumulate(state, totals, count)
         return state, totals, Report(totals, state.refused, train.failed(_seen(state)))
-
-    def _evaluate_one(self, row, state: TrainState) -> Evaluation:
-        return self._build(row[0]).evaluate(state)
 
 
 def _seen(state: TrainState) -> TrainState:

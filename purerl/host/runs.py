@@ -14,17 +14,16 @@ from purerl.config import check_integer, plain, suggest
 from purerl.host import brought
 from purerl.host.chunks import OnRow, Session
 from purerl.host.compilation import cached_programs
-from purerl.host.devices import agreed, from_hosts, make_layout
+from purerl.host.devices import agreed, from_hosts
 from purerl.host.experiment import Experiment, check_format, make_experiment
 from purerl.host.options import RunOptions, Terminated
-from purerl.host.pacing import Surroundings
+from purerl.host.programs import Driver
 from purerl.host.report.plotting import plot_curves, save_plot
 from purerl.host.resources import check_replay, format_bytes
 from purerl.host.result import RunResult, from_record
 from purerl.host.store.folder import PLOT, RunFolder, check_same, read_run
 from purerl.host.warm_start import learned_of
 from purerl.training.seeds import use_all_cores
-from purerl.training.state import Train
 
 NAMES = [field.name for field in dataclasses.fields(RunOptions)]
 
@@ -42,7 +41,7 @@ def run(
     resume: bool = False,
     start_from: Any = None,
     on_row: OnRow | None = None,
-    surroundings: Surroundings = Surroundings(),  # noqa: B008  (immutable)
+    driver: type[Driver] = Driver,
     **options: Any,
 ) -> RunResult:
     """Trains ``seeds`` seeds at once and writes the results to a folder.
@@ -68,7 +67,7 @@ def run(
         on_row: Called with the columns ``[S]`` of each row of the log, by name. It may return more
             columns, always the same ones, or ``purerl.STOP``, which ends the run with a checkpoint.
             What it raises ends the run too. Each of several hosts calls it with the same columns.
-        surroundings: Programs and length of chunks; for tests.
+        driver: Holds the programs, and the length of chunks; for tests.
         **options: Fields of :class:`purerl.RunOptions`, and numbers of the experiment.
 
     Returns:
@@ -92,14 +91,13 @@ def run(
     use_all_cores()  # before anything computes: making the environment does
     drive, numbers = split(options)
     chosen = RunOptions.of(drive)
-    seeds, seed = check_integer("run", "seeds", seeds, 1), check_integer("run", "seed", seed, 0)
+    seeds = check_integer("run", "seeds", seeds)
+    seed = check_integer("run", "seed", seed, "[0, inf)")
     experiment = _experiment(experiment, env, network, env_params, numbers)
     folder, config = open_folder("run", out, resume, overwrite)
     if config is not None:
         check_format(config)
-    result = _train(
-        experiment, seeds, seed, folder, config, chosen, start_from, on_row, surroundings
-    )
+    result = _train(experiment, seeds, seed, folder, config, chosen, start_from, on_row, driver)
     return finish(result, folder, _plot)
 
 
@@ -109,7 +107,7 @@ def resume(
     steps: int | None = None,
     start_from: Any = None,
     on_row: OnRow | None = None,
-    surroundings: Surroundings = Surroundings(),  # noqa: B008  (immutable)
+    driver: type[Driver] = Driver,
     **options: Any,
 ) -> RunResult:
     """Goes on with the run in a folder, as it was begun.
@@ -120,7 +118,7 @@ def resume(
             is annealed follows the new length from there on.
         start_from: Needed again if that was a result and there is no checkpoint yet.
         on_row: As in :func:`run`; give it again.
-        surroundings: As in :func:`run`.
+        driver: As in :func:`run`.
         **options: Fields of :class:`purerl.RunOptions` that are to be others than at its beginning
             (writers of your own are to be given again); ``algorithm``, ``env``, ``network``, where
             it was begun with objects; functions of progress.
@@ -139,10 +137,8 @@ def resume(
     if steps is not None:
         experiment = _extended(experiment, steps, chosen.progress)
         config["loop"]["steps"] = experiment.loop.steps
-    seeds, seed = config["seeds"], config["seed"]
-    result = _train(
-        experiment, seeds, seed, folder, config, chosen, start_from, on_row, surroundings
-    )
+    of_seeds = config["seeds"], config["seed"]
+    result = _train(experiment, *of_seeds, folder, config, chosen, start_from, on_row, driver)
     return finish(result, folder, _plot)
 
 
@@ -237,31 +233,28 @@ def _train(
     options: RunOptions,
     start_from: Any,
     on_row: OnRow | None,
-    surroundings: Surroundings,
+    make_driver: type[Driver],
 ) -> RunResult:
     """Trains a run; ``config`` is that of the folder, if it holds this run already."""
-    train = experiment.build()
+    keys = jax.random.split(jax.random.key(seed), seeds)
+    driver = make_driver(experiment, {}, keys, options.shard)
     replicas = jax.device_count() if options.shard == "environments" else 1
-    needed = check_replay(train, seeds, checkpoints=folder is not None, replicas=replicas)
-    layout = make_layout(options.shard, seeds, experiment.loop.num_envs)
+    needed = check_replay(driver.train, seeds, checkpoints=folder is not None, replicas=replicas)
     learned, recorded = learned_of(start_from, experiment, seeds, folder, config)
     description = experiment.to_json() | {"seeds": seeds, "seed": seed, "start_from": recorded}
     if folder and config:
         check_same(description, config, str(folder.path))
     if options.progress and jax.process_index() == 0:
-        _tell(train, seeds, layout.mesh.size, needed)
+        _tell(driver, needed)
     from_hosts(np.zeros(()))  # all hosts have looked at the folder before one writes to it
-    keys = jax.random.split(jax.random.key(seed), seeds)
     with cached_programs(options.cache):
-        driver = surroundings.driver(experiment, {}, keys, layout)
-        session = Session(
-            driver, folder, description, options, on_row, learned, chunk=surroundings.chunk
-        )
+        session = Session(driver, folder, description, options, on_row, learned)
         return from_record(session.run(config is not None), driver.state, experiment)
 
 
-def _tell(train: Train, seeds: int, used: int, replay_bytes: int) -> None:
+def _tell(driver: Driver, replay_bytes: int) -> None:
     """Prints what a run will take."""
+    train, seeds, used = driver.train, driver.seeds, driver.layout.mesh.size
     if replay_bytes:
         print(f"replay buffers: {format_bytes(replay_bytes)} for {seeds} seeds")
     if used < min(seeds, devices := jax.device_count()):

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from purerl.checks import described
 from purerl.host.devices import gathered
 from purerl.host.experiment import Experiment
-from purerl.host.store.arrays import by_name, checksums, described
+from purerl.host.store.arrays import by_name, checksums
 from purerl.host.store.folder import RunFolder, differences
 from purerl.host.store.policy import learned_part, learned_shapes, load_learned
 from purerl.training.seeds import take_seeds

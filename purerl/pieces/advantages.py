@@ -45,9 +45,8 @@ def on_policy_batch(
     rollout: Rollout,
     gamma: Number,
     gae_lambda: Number,
-    *,
-    n_step: int | None = None,
     normalize: bool = False,
+    n_step: int | None = None,
 ) -> OnPolicyBatch:
     """A rollout as samples with advantages, and the returns that are the critic's targets.
 
@@ -57,8 +56,8 @@ def on_policy_batch(
         rollout: ``[T, N]``, of JAX's or NumPy's arrays.
         gamma: Discount factor.
         gae_lambda: GAE's lambda; the targets are lambda-returns.
-        n_step: Instead: returns of so many rewards; the advantages are these minus V.
         normalize: Whether to :func:`standardize` the advantages; the targets are not changed.
+        n_step: Instead of GAE: returns of so many rewards; the advantages are these minus V.
 
     Returns:
         Samples ``[T * N]``, of JAX's arrays.
@@ -76,14 +75,13 @@ def on_policy_batch(
     return batch._replace(advantage=standardize(batch.advantage)) if normalize else batch
 
 
-def standardize(x: jax.Array, weights: jax.Array | None = None, eps: float = 1e-8) -> jax.Array:
+def standardize(x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """Mean 0 and (population) standard deviation 1; exactly 0 where all are equal.
 
     Args:
         x: ``[B]``, or of any shape.
         weights: How much each counts in mean and deviation, shaped like ``x``; 0: not at all, and
             the result is that of the least one. None: all the same.
-        eps: Added to the standard deviation.
 
     Example:
         >>> import jax.numpy as jnp
@@ -97,7 +95,7 @@ def standardize(x: jax.Array, weights: jax.Array | None = None, eps: float = 1e-
     x = x - jnp.clip(jnp.average(x, weights=weights), jnp.min(x), jnp.max(x))
     x = x - jnp.average(x, weights=weights)
     variance = jnp.var(x) if weights is None else jnp.average(jnp.square(x), weights=weights)
-    return x / (jnp.sqrt(variance) + eps)
+    return x / (jnp.sqrt(variance) + 1e-8)
 
 
 def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:

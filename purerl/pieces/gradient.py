@@ -2,25 +2,35 @@
 the finite guard.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from purerl.config import Number, field
+from purerl.pieces.losses import Loss
 from purerl.pieces.minibatches import minibatches
 from purerl.records import Clock, Info, PyTree
 
 OptimizerName = Literal["adam", "rmsprop", "sgd"]
 
 
+def norm_bound(default: float | None) -> Any:
+    """A field of a configuration: :func:`make_optimizer`'s ``max_grad_norm``.
+
+    Args:
+        default: Its default value.
+    """
+    return field(default, "Bound on the gradient's global norm; None: no bound.", "(0, inf)")
+
+
 def make_optimizer(
     name: OptimizerName,
     *,
-    eps: float | jax.Array = 1e-5,
-    decay: float | jax.Array = 0.99,
-    max_grad_norm: float | jax.Array | None = None,
+    eps: Number = 1e-5,
+    decay: Number = 0.99,
+    max_grad_norm: Number | None = None,
 ) -> optax.GradientTransformation:
     """An optax transformation of unit learning rate; :func:`gradient_step` multiplies by the rate.
 
@@ -49,7 +59,7 @@ def gradient_step(
     gradient: PyTree,
     opt_state: Any,
     params: PyTree,
-    learning_rate: float | jax.Array,
+    learning_rate: Number,
     **extra: Any,
 ) -> tuple[PyTree, Any]:
     """One step of gradient descent.
@@ -74,18 +84,18 @@ def gradient_step(
 
 
 def fit(
-    loss: Callable[[PyTree, PyTree], tuple[jax.Array, Info]],
+    loss: Loss,
     params: PyTree,
     opt_state: Any,
     batch: PyTree,
     key: jax.Array,
     *,
     optimizer: optax.GradientTransformation,
-    learning_rate: float | jax.Array,
+    learning_rate: Number,
     num_epochs: int,
     num_minibatches: int,
     shuffle: bool = True,
-    max_kl: float | jax.Array | None = None,
+    max_kl: Number | None = None,
 ) -> tuple[PyTree, Any, Info]:
     """Some passes of minibatch gradient descent over one batch.
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from purerl.config import Number
 from purerl.records import Info, OnPolicyBatch, PyTree
 
+Loss = Callable[[PyTree, Any], tuple[jax.Array, Info]]  # (params, batch) -> (scalar, info)
+
 stop = jax.lax.stop_gradient
 
 
@@ -97,9 +99,7 @@ def critic_loss(value: jax.Array, batch: OnPolicyBatch, clip: Number | None = No
     return jnp.mean(clipped_value_loss(value, batch.value, batch.target, clip))
 
 
-def make_critic_loss(
-    network: Any, clip: Number | None = None
-) -> Callable[[PyTree, OnPolicyBatch], tuple[jax.Array, Info]]:
+def make_critic_loss(network: Any, clip: Number | None = None) -> Loss:
     """``loss(params, batch) -> (scalar, info)``: :func:`critic_loss`, to fit the critic alone.
 
     Args:

@@ -61,7 +61,7 @@ def minibatches(key: jax.Array, batch: PyTree, count: int, shuffle: bool = True)
     Raises:
         ValueError: If ``count`` does not divide B.
     """
-    check_integer("minibatches", "count", count, 1)
+    check_integer("minibatches", "count", count)
     batch = jax.tree.map(jnp.asarray, batch)
     size = jax.tree.leaves(batch)[0].shape[0]
     if size % count:

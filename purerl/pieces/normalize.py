@@ -63,20 +63,17 @@ def merge_moments(moments: Moments, batch: jax.Array) -> Moments:
     return jax.tree.map(lambda new, old: jnp.where(size > 0, new, old), merged, moments)
 
 
-def normalize(
-    x: jax.Array, moments: Moments, clip: float | None = 10.0, eps: float = 1e-8
-) -> jax.Array:
+def normalize(x: jax.Array, moments: Moments, clip: float | None = 10.0) -> jax.Array:
     """``(x - mean) / std``, clipped; ``x`` as it is before anything was seen.
 
     Args:
         x: ``[..., *shape]`` of the moments' shape.
         moments: Of such samples.
         clip: Bound on the absolute result, in standard deviations; None: no bound.
-        eps: Added to the variance.
     """
     x = jnp.asarray(x, moments.mean.dtype)
     mean, var = (jnp.broadcast_to(m, x.shape) for m in (moments.mean, moments.var))
-    y = (x - mean) / jnp.sqrt(var + eps)
+    y = (x - mean) / jnp.sqrt(var + 1e-8)
     y = y if clip is None else jnp.clip(y, -clip, clip)
     return jnp.where(moments.seen > 0, y, x)
 
@@ -109,7 +106,6 @@ def scale_rewards(
     done: jax.Array,
     gamma: float | jax.Array,
     clip: float | None = 10.0,
-    eps: float = 1e-8,
 ) -> tuple[jax.Array, RewardScaler]:
     """Rewards divided by the standard deviation known before them, and the scaler after them.
 
@@ -121,7 +117,6 @@ def scale_rewards(
         done: Terminated or truncated, ``[T, N]``: the running sum starts anew.
         gamma: Discount of the running sum.
         clip: Bound on the absolute result; None: no bound.
-        eps: Added to the variance.
 
     Returns:
         ``(scaled reward [T, N], scaler)``.
@@ -139,5 +134,5 @@ def scale_rewards(
 
     running, totals = jax.lax.scan(step, scaler.running, (jnp.asarray(reward, real), done))
     mean = jnp.zeros((), real)  # rewards are divided and not centred, so that they keep their sign
-    scaled = normalize(reward, scaler.moments._replace(mean=mean), clip, eps)
+    scaled = normalize(reward, scaler.moments._replace(mean=mean), clip)
     return scaled, RewardScaler(running, merge_moments(scaler.moments, totals))

@@ -97,7 +97,7 @@ def uniform(capacity: int) -> Replay:
         >>> sample.weight.tolist()
         [1.0, 1.0, 1.0, 1.0, 1.0]
     """
-    check_integer("uniform", "capacity", capacity, 1)
+    check_integer("uniform", "capacity", capacity)
 
     def init(item: PyTree) -> ReplayState:
         return _empty(item, capacity, None)
@@ -112,11 +112,7 @@ def uniform(capacity: int) -> Replay:
 
 
 def prioritized(
-    capacity: int,
-    *,
-    alpha: Number = 0.6,
-    beta: Number = 0.4,
-    eps: Number = 1e-6,
+    capacity: int, *, alpha: Number = 0.6, beta: Number = 0.4, eps: Number = 1e-6
 ) -> Replay:
     """Prioritized replay: items with a large TD error are drawn more often, and weighed less.
 
@@ -145,7 +141,7 @@ def prioritized(
         >>> sample.indices.tolist()  # one out of each seventh of the sum
         [0, 0, 0, 1, 1, 2, 3]
     """
-    check_integer("prioritized", "capacity", capacity, 1)
+    check_integer("prioritized", "capacity", capacity)
     check_range("prioritized", "alpha", alpha, "[0, 1]")
     check_range("prioritized", "beta", beta, "[0, 1]")
     check_range("prioritized", "eps", eps, "[0, inf)")

@@ -101,22 +101,19 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
         >>> batch.reward.tolist(), batch.discount.tolist(), batch.next_obs.tolist()
         ([1.5, 1.0, 1.0], [0.25, 0.5, 0.5], [2.0, 2.0, 3.0])
     """
-    check_integer("replay_memory", "num_envs", num_envs, 1)
-    check_integer("replay_memory", "interval", interval, 1)
+    check_integer("replay_memory", "num_envs", num_envs)
+    check_integer("replay_memory", "interval", interval)
     nothing: Any = None  # for next_obs, which the buffer does not hold
     capacity = replay.capacity
     steps_held = -(-capacity // num_envs)  # the oldest perhaps not of all environments
-    windows = (
-        -(-(steps_held - 1) // interval) + 1
-    )  # intervals that so many steps can have a part in
+    # Intervals that so many steps can have a part in.
+    windows = -(-(steps_held - 1) // interval) + 1
 
     def init(item: Transition) -> ReplayMemoryState:
         shape = (windows + 1, num_envs, *item.next_obs.shape)
-        last_obs = jnp.zeros(shape, item.next_obs.dtype)
-        start = Clock(jnp.zeros((), jnp.int32))
-        return ReplayMemoryState(
-            replay.init(empty(item._replace(next_obs=nothing))), last_obs, start
-        )
+        last_obs, steps = jnp.zeros(shape, item.next_obs.dtype), Clock(jnp.zeros((), jnp.int32))
+        packed = empty(item._replace(next_obs=nothing))
+        return ReplayMemoryState(replay.init(packed), last_obs, steps)
 
     def add(state: ReplayMemoryState, steps: Transition) -> ReplayMemoryState:
         length, count = steps.truncated.shape

@@ -107,7 +107,7 @@ def conjugate_gradient(
         scale of the gradient; here the tolerance is relative.
     """
     where = "conjugate_gradient"
-    check_integer(where, "max_iterations", max_iterations, 1)
+    check_integer(where, "max_iterations", max_iterations)
     check_range(where, "tolerance", tolerance, "[0, inf)")
     check_range(where, "damping", damping, "[0, inf)")
     precondition = (lambda r: r) if preconditioner is None else preconditioner

@@ -81,7 +81,7 @@ def backtracking_line_search(
     """
     where = "backtracking_line_search"
     check_range(where, "factor", factor, "(0, 1)")
-    check_integer(where, "max_tries", max_tries, 1)
+    check_integer(where, "max_tries", max_tries)
     check_like(f"{where}: step", step, params, "params")
     params = jax.tree.map(jnp.asarray, params)
     dtype = jnp.promote_types(jnp.result_type(objective), jnp.float32)  # sees small improvements

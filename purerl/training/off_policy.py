@@ -27,6 +27,11 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
     """
     _check(algorithm, env, sizes)
     memory = replay_memory(algorithm.replay, sizes.num_envs, env.truncation_interval)
+    real, space = jnp.result_type(float), env.action_space
+    action = jnp.zeros(space.shape, real) if isinstance(space, Box) else jnp.int32(0)
+    obs = jnp.zeros(env.obs_shape, real if sizes.replay_obs == "float" else sizes.replay_obs)
+    no = jnp.array(False)
+    item = Transition(obs, action, jnp.zeros((), real), terminated=no, truncated=no, next_obs=obs)
 
     def play(state: TrainState, key: jax.Array, length: int, progress: Number):
         """Acts for ``length`` steps, which go into the replay memory."""
@@ -39,7 +44,7 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
     def init(key: jax.Array) -> TrainState:
         key, play_key = jax.random.split(key)
         state = states.start(algorithm, env, sizes, key)
-        state = state._replace(replay=memory.init(_item(env, sizes.replay_obs)))
+        state = state._replace(replay=memory.init(item))
         return play(state, play_key, sizes.warmup_steps // sizes.num_envs, 0.0)[0]
 
     def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
@@ -73,14 +78,6 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         return state, Metrics(sizes.step(clock.iteration), statistics, info)
 
     return Loop(init, iterate)
-
-
-def _item(env: Env, replay_obs: str) -> Transition:
-    """Shapes and dtypes of one transition."""
-    real, space = jnp.result_type(float), env.action_space
-    action = jnp.zeros(space.shape, real) if isinstance(space, Box) else jnp.int32(0)
-    obs = jnp.zeros(env.obs_shape, real if replay_obs == "float" else replay_obs)
-    return Transition(obs, action, jnp.zeros((), real), jnp.array(False), jnp.array(False), obs)
 
 
 def _check(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfig) -> None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from purerl.checks import by_path, described
 from purerl.config import Number
 from purerl.pieces import normalize as moments, rollout as rollouts
 from purerl.records import Clock, Info, PyTree, Rollout
@@ -254,12 +255,8 @@ def checked_update(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> Any
         **owed: Shapes of entries of its info, besides ``finite``.
     """
     _check_returned("update", "(state, info)", updated, {"finite": ()} | owed)
-
-    def kinds(state):
-        leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda: state))
-        return {jax.tree_util.keystr(k): f"{x.dtype}{list(x.shape)}" for k, x in leaves}
-
-    old, new = kinds(before), kinds(updated[0])
+    states = jax.eval_shape(lambda: (before, updated[0]))
+    old, new = (described(by_path(state)) for state in states)
     changed = [
         f"{name} from {old.get(name, 'nothing')} to {new.get(name, 'nothing')}"
         for name in old | new

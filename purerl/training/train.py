@@ -1,6 +1,5 @@
 """A whole run as pure functions of a key, from an algorithm, an environment and sizes."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -86,10 +85,9 @@ def _sizes(algorithm: Any, sizes: dict[str, Any]) -> Any:
             "takes names."
         )
     config, other = kinds[type(algorithm)]
-    known, others = ([f.name for f in dataclasses.fields(c)] for c in (config, other))
-    for name in (name for name in sizes if name not in known):
-        why = f". {suggest(name, known)}"
-        if name in others:
+    for name in (name for name in sizes if name not in config.specs):
+        why = f". {suggest(name, config.specs)}"
+        if name in other.specs:
             why = f": it is one of {other.__name__}, and this is no algorithm of that kind."
         raise TypeError(f"make_train: {config.__name__} has no size {name!r}{why}")
     return config(**sizes)

@@ -209,7 +209,7 @@ def test_objects_are_given_again_and_compared(package, tmp_path):
     network = brought_networks.Small(4)
     algorithm = brought_algorithms.awr(purerl.make_env(env).action_space, network=network)
     sizes = {"steps": 128, "num_envs": 4, "rollout_length": 8, "evaluations": 2}
-    options = {"seeds": 2, "progress": False, "surroundings": driven(at=2), "seed": 4}
+    options = {"seeds": 2, "progress": False, "driver": driven(at=2), "seed": 4}
     out = tmp_path / "run"
     cut = purerl.run(
         algorithm, env, evaluation_episodes=2, out=out, network=network, **sizes, **options

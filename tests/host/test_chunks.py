@@ -25,7 +25,7 @@ from purerl.host.store.folder import RunFolder
 
 
 def a2c(**changes):
-    """Surroundings of the run that most tests here train; it is compiled once."""
+    """The driver of the run that most tests here train; it is compiled once."""
     return driven(share=(__name__, "a2c"), **changes)
 
 
@@ -49,12 +49,12 @@ def test_the_next_chunk_is_begun_before_the_last_one_is_read(tmp_path):
     experiment = make("a2c", steps=384)  # 6 iterations, 2 rows
     options = {"seeds": 2, "progress": False}
     notes = driven(base=Notes, share=(__name__, 384))
-    purerl.run(experiment, surroundings=notes, **options)
+    purerl.run(experiment, driver=notes, **options)
     one, row = ["advance", "read"], ["advance", "evaluate", "read"]
     assert events == ["advance", *one, *row, *one, *one, *row, "read"]
     events.clear()
     out = tmp_path / "run"
-    purerl.run(experiment, out=out, keep_best=True, surroundings=notes, **options)
+    purerl.run(experiment, out=out, keep_best=True, driver=notes, **options)
     assert events == ["advance", *one, *row, "read", "advance", *one, *row, "read"]
 
 
@@ -68,10 +68,10 @@ def test_a_chunk_is_calibrated_once_and_stored(tmp_path):
 def test_a_resumed_run_has_the_chunks_of_its_beginning(tmp_path):
     cut = a2c(chunk=3, at=2)
     options = {"seeds": 2, "progress": False}
-    assert purerl.run(make("a2c"), out=tmp_path / "run", surroundings=cut, **options).stopped
-    surroundings = a2c(chunk=0)  # to be measured
-    purerl.resume(tmp_path / "run", progress=False, surroundings=surroundings)
-    assert surroundings.driver.chunks == [3, 2]  # of ten iterations, two rows
+    assert purerl.run(make("a2c"), out=tmp_path / "run", driver=cut, **options).stopped
+    driver = a2c(chunk=0)  # to be measured
+    purerl.resume(tmp_path / "run", progress=False, driver=driver)
+    assert driver.chunks == [3, 2]  # of ten iterations, two rows
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
@@ -82,7 +82,7 @@ def test_a_signal_after_the_last_chunk_was_begun_is_not_forgotten(number, tmp_pa
         if row["step"][0] == 640:
             os.kill(os.getpid(), number)
 
-    options = {"seeds": 2, "out": tmp_path / "run", "progress": False, "surroundings": a2c()}
+    options = {"seeds": 2, "out": tmp_path / "run", "progress": False, "driver": a2c()}
     try:
         result = purerl.run(make("a2c"), on_row=interrupt, **options)
     except purerl.Terminated as terminated:
@@ -96,7 +96,7 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
     """As nohup and shells without job control want it (fault C12)."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        result = purerl.run(make("a2c"), seeds=2, progress=False, surroundings=a2c(at=3))
+        result = purerl.run(make("a2c"), seeds=2, progress=False, driver=a2c(at=3))
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -113,7 +113,7 @@ def test_a_hook_sees_the_rows_adds_columns_and_ends_the_run(tmp_path):
         return {"double": 2 * row["step"], "one": 1.0}
 
     experiment = make("a2c", evaluations=10)
-    options = {"seeds": 2, "progress": False, "surroundings": a2c()}
+    options = {"seeds": 2, "progress": False, "driver": a2c()}
     result = purerl.run(experiment, out=tmp_path, on_row=hook, **options)
     assert result.stopped == "hook"
     rows = read_rows(tmp_path)
@@ -122,7 +122,7 @@ def test_a_hook_sees_the_rows_adds_columns_and_ends_the_run(tmp_path):
     assert [row["double"] for row in rows[:2]] == ["128", "128"]
     assert rows[-1]["double"] == "nan"
     assert len(result.steps) < 10
-    again = purerl.resume(tmp_path, progress=False, surroundings=a2c())
+    again = purerl.resume(tmp_path, progress=False, driver=a2c())
     assert (again.stopped, len(again.steps)) == (None, 10)
 
 
@@ -137,9 +137,7 @@ def test_a_hook_sees_the_rows_adds_columns_and_ends_the_run(tmp_path):
 )
 def test_what_a_hook_may_answer(answer, wanted):
     with pytest.raises((TypeError, ValueError), match=wanted):
-        purerl.run(
-            make("a2c"), seeds=2, on_row=lambda row: answer, progress=False, surroundings=a2c()
-        )
+        purerl.run(make("a2c"), seeds=2, on_row=lambda row: answer, progress=False, driver=a2c())
 
 
 @pytest.mark.parametrize("when", ["begun", "written"])
@@ -172,7 +170,7 @@ def test_a_best_state_that_could_not_be_written_is_not_the_best(when, tmp_path, 
     monkeypatch.setattr(manager, "wait_until_finished", full_later)
     experiment = make("a2c", evaluations=5)
     out = tmp_path / "run"
-    options = {"keep_best": True, "progress": False, "surroundings": a2c(base=InOrder)}
+    options = {"keep_best": True, "progress": False, "driver": a2c(base=InOrder)}
     assert purerl.run(experiment, seeds=2, out=out, **options).trouble is None
     with contextlib.closing(Checkpoints(out)) as checkpoints:
         assert checkpoints.find("best") == 8
@@ -200,7 +198,7 @@ def test_a_writer_that_raises_does_not_end_a_run(tmp_path):
 
 def test_a_run_stops_when_a_seed_fails_if_that_is_wished(tmp_path, capsys):
     experiment = make("a2c", learning_rate=1e38)
-    options = {"seeds": 2, "out": tmp_path / "run", "surroundings": driven()}
+    options = {"seeds": 2, "out": tmp_path / "run", "driver": driven()}
     result = purerl.run(experiment, on_failure="stop", **options)
     assert (result.stopped, result.failed.tolist()) == ("failure", [True, True])
     shown = capsys.readouterr().err
@@ -258,8 +256,8 @@ def test_a_disk_that_is_really_full(tmp_path, monkeypatch):
 
         told = []
         monkeypatch.setattr(Progress, "say", lambda self, what: told.append(what))
-        surroundings = driven(base=Fills, share=(__name__, 12))
-        result = purerl.run(experiment, out=disk / "run", surroundings=surroundings, **options)
+        driver = driven(base=Fills, share=(__name__, 12))
+        result = purerl.run(experiment, out=disk / "run", driver=driver, **options)
         assert any("No space left on device; the run goes on" in x for x in told), told
         assert result.trouble is None
         assert final(disk / "run") == final(tmp_path / "whole")
@@ -310,13 +308,13 @@ def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):
             return report
 
     options = {"seeds": 2, "progress": False, "checkpoint_seconds": 0.0}
-    purerl.run(make("a2c"), out=tmp_path / "whole", surroundings=a2c(), **options)
+    purerl.run(make("a2c"), out=tmp_path / "whole", driver=a2c(), **options)
     handler = signal.getsignal(signal.SIGINT)
     twice = a2c(base=Twice, at=4)
     with pytest.raises(KeyboardInterrupt):
-        purerl.run(make("a2c"), out=tmp_path / "cut", surroundings=twice, **options)
+        purerl.run(make("a2c"), out=tmp_path / "cut", driver=twice, **options)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert purerl.resume(tmp_path / "cut", progress=False, surroundings=a2c()).stopped is None
+    assert purerl.resume(tmp_path / "cut", progress=False, driver=a2c()).stopped is None
     assert final(tmp_path / "cut") == final(tmp_path / "whole")
 
 
@@ -350,7 +348,7 @@ def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch, capsys):
         return save(self, *args, **kwargs)
 
     monkeypatch.setattr(manager_type, "save", no_space)
-    options = {"seeds": 2, "checkpoint_seconds": 0.0, "surroundings": a2c()}
+    options = {"seeds": 2, "checkpoint_seconds": 0.0, "driver": a2c()}
     expected = purerl.run(make("a2c"), out=tmp_path / "whole", **options)
     assert expected.trouble is None
     full.append(1)

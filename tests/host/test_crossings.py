@@ -35,14 +35,12 @@ def case(request, tmp_path_factory):
     experiment = purerl.make_experiment(name, "CartPole-v1", hidden_sizes=(4,), **NUMBERS[name])
     options = {"seeds": 2, "progress": False}
     whole = purerl.run(
-        experiment, out=folder / "whole", surroundings=driven(share=(__name__, name)), **options
+        experiment, out=folder / "whole", driver=driven(share=(__name__, name)), **options
     )
     cut = driven(at=2, share=(__name__, name))
-    stopped = purerl.run(experiment, out=folder / "cut", surroundings=cut, **options)
+    stopped = purerl.run(experiment, out=folder / "cut", driver=cut, **options)
     assert stopped.stopped == "SIGINT"
-    resumed = purerl.resume(
-        folder / "cut", surroundings=driven(share=(__name__, name)), progress=False
-    )
+    resumed = purerl.resume(folder / "cut", driver=driven(share=(__name__, name)), progress=False)
     yield name, folder, experiment, whole, resumed
     NotedDriver.programs_of.clear()
 
@@ -123,7 +121,7 @@ def test_a_run_begins_warm_from_anothers_learner(case):
         seeds=2,
         out=folder / "warm",
         overwrite=(folder / "warm").exists(),
-        surroundings=driven(share=(__name__, name)),
+        driver=driven(share=(__name__, name)),
         progress=False,
     )
     assert warm.stopped == "hook"

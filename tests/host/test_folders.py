@@ -22,7 +22,7 @@ SIZES |= {"evaluation_episodes": 2, "hidden_sizes": (4,)}
 def train(out, base=NotedDriver, **options):
     """A tiny run, compiled once."""
     around = driven(share=__name__, base=base)
-    options = SIZES | {"seeds": 1, "progress": False, "surroundings": around} | options
+    options = SIZES | {"seeds": 1, "progress": False, "driver": around} | options
     return purerl.run("a2c", "CartPole-v1", out=out, **options)
 
 
@@ -37,7 +37,7 @@ def test_scalars_of_numpy_and_jax_are_stored_as_pythons(trained):
     scalars = {"learning_rate": np.float32(1e-3), "entropy_coef": jax.numpy.float32(0.5)}
     scalars |= {"steps": np.int64(64), "normalize_obs": np.bool_(True), "seed": np.int32(3)}
     scalars |= {"chunk_seconds": np.float32(0.5), "keep": np.int16(2), "seeds": np.int64(1)}
-    train(trained, overwrite=True, surroundings=driven(), **scalars)
+    train(trained, overwrite=True, driver=driven(), **scalars)
     config = json.loads((trained / CONFIG).read_text())
     assert config["config"]["learning_rate"] == pytest.approx(1e-3)
     assert (config["loop"]["steps"], config["seed"], config["options"]["keep"]) == (64, 3, 2)

@@ -43,19 +43,19 @@ def test_resumed_is_bitwise_uninterrupted(name, tmp_path):
     """test_crossings.py does it with every algorithm, and compares less."""
     options = {"seeds": 2, "progress": False}
     share = __name__, name
-    surroundings = driven(share=share)
-    whole = purerl.run(make(name), out=tmp_path / "whole", surroundings=surroundings, **options)
-    surroundings = driven(share=share, at=4)  # in the middle of a row of the log
-    cut = purerl.run(make(name), out=tmp_path / "cut", surroundings=surroundings, **options)
+    driver = driven(share=share)
+    whole = purerl.run(make(name), out=tmp_path / "whole", driver=driver, **options)
+    driver = driven(share=share, at=4)  # in the middle of a row of the log
+    cut = purerl.run(make(name), out=tmp_path / "cut", driver=driver, **options)
     assert (cut.stopped, len(cut.steps)) == ("SIGINT", 0)
-    surroundings = driven(share=share, at=2, number=signal.SIGTERM)
+    driver = driven(share=share, at=2, number=signal.SIGTERM)
     with pytest.raises(purerl.Terminated) as terminated:  # a script that trains more ends too
-        purerl.resume(tmp_path / "cut", progress=False, surroundings=surroundings)
+        purerl.resume(tmp_path / "cut", progress=False, driver=driver)
     assert (terminated.value.code, terminated.value.result.stopped) == (143, "SIGTERM")
-    surroundings = driven(share=share)
-    result = purerl.resume(tmp_path / "cut", progress=False, surroundings=surroundings)
+    driver = driven(share=share)
+    result = purerl.resume(tmp_path / "cut", progress=False, driver=driver)
     assert result.stopped is None
-    trained = sum(surroundings.driver.chunks)
+    trained = sum(driver.chunks)
     assert 0 < trained < whole.state.clock.iteration  # it went on, and did not begin again
     assert final(tmp_path / "cut") == final(tmp_path / "whole")
     for a, b in zip(jax.tree.leaves(result.state), jax.tree.leaves(whole.state), strict=True):
@@ -111,7 +111,7 @@ def test_a_finished_run_is_not_run_again(trained):
             pytest.fail("compiled")
 
     before = final(trained)
-    result = purerl.resume(trained, progress=False, surroundings=driven(base=Compiles))
+    result = purerl.resume(trained, progress=False, driver=driven(base=Compiles))
     assert result.returns.shape == (3, 5)
     assert final(trained) == before
 
@@ -137,11 +137,11 @@ def test_an_interrupted_run_is_extended_to_what_the_longer_one_is(tmp_path, caps
     options = {"seeds": 2, "progress": False}
     cut = driven(at=4)
     out = tmp_path / "cut"
-    purerl.run(make("a2c", **changes), out=out, surroundings=cut, **options)
+    purerl.run(make("a2c", **changes), out=out, driver=cut, **options)
     longer = make("a2c", steps=1280, **changes)
     share = __name__, "longer"
-    whole = purerl.run(longer, out=tmp_path / "whole", surroundings=driven(share=share), **options)
-    found = purerl.resume(out, steps=1280, progress=True, surroundings=driven(share=share))
+    whole = purerl.run(longer, out=tmp_path / "whole", driver=driven(share=share), **options)
+    found = purerl.resume(out, steps=1280, progress=True, driver=driven(share=share))
     told = "extended from 640 to 1,280 steps; progress of the new length"
     assert told in capsys.readouterr().err
     assert found.experiment == longer
@@ -348,9 +348,9 @@ purerl.run(experiment, seeds=2, out=sys.argv[1], **options)
     process.kill()
     process.wait()
     assert not (out / "learning_curve.png").exists()  # it was not finished
-    surroundings = driven(chunk=0)
-    purerl.resume(out, progress=False, surroundings=surroundings, checkpoint_seconds=300.0)
-    assert sum(surroundings.driver.chunks) < 300
+    driver = driven(chunk=0)
+    purerl.resume(out, progress=False, driver=driver, checkpoint_seconds=300.0)
+    assert sum(driver.chunks) < 300
     experiment = make("ppo_clip", steps=64 * 300)
     purerl.run(experiment, seeds=2, out=tmp_path / "whole", progress=False)
     assert final(out) == final(tmp_path / "whole")

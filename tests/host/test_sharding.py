@@ -25,7 +25,6 @@ jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
 import purerl
 from purerl.host.programs import Driver
-from purerl.host.devices import Layout
 
 shard = sys.argv[1]
 experiment = purerl.make_experiment(
@@ -34,17 +33,13 @@ experiment = purerl.make_experiment(
 )
 
 def trained(devices, seeds):
-    layout = Layout(jax.sharding.Mesh(jax.devices()[:devices], (shard,)), shard)
-    keys = jax.random.split(jax.random.key(0), 16)[:seeds]
-    driver = Driver(experiment, {}, keys, layout)
-    if shard == "seeds":  # as where there are no other devices
-        devices_of = jax.devices
-        jax.devices = lambda *a: devices_of(*a)[:devices]
+    keys, devices_of = jax.random.split(jax.random.key(0), 16)[:seeds], jax.devices
+    jax.devices = lambda *a: devices_of(*a)[:devices]  # as where there are no others
+    driver = Driver(experiment, {}, keys, shard)
     driver.compile()
     driver.start()
     driver.advance(3)
-    if shard == "seeds":
-        jax.devices = devices_of
+    jax.devices = devices_of
     text = driver.programs.advance.as_text()
     opcodes = collections.Counter(re.findall(r" ([a-z-]+)\\(", text))
     shapes = re.findall(r"= \\w+\\[([\\d,]+)\\]\\S* copy\\(", text)
@@ -141,11 +136,11 @@ def test_environments_over_the_devices_of_this_process(tmp_path):
     np.testing.assert_array_equal(again.returns, result.returns)
     share = __name__, "environments"
     cut = driven(at=5, share=share)
-    stopped = purerl.run(experiment, out=tmp_path / "cut", surroundings=cut, **options)
+    stopped = purerl.run(experiment, out=tmp_path / "cut", driver=cut, **options)
     assert stopped.stopped == "SIGINT"
-    surroundings = driven(share=share)
-    purerl.resume(tmp_path / "cut", progress=False, surroundings=surroundings)
-    assert sum(surroundings.driver.chunks) == 3
+    driver = driven(share=share)
+    purerl.resume(tmp_path / "cut", progress=False, driver=driver)
+    assert sum(driver.chunks) == 3
     assert final(tmp_path / "cut") == final(tmp_path / "run")
     assert None not in final(tmp_path / "cut")[0]["checksums"]
 

@@ -10,6 +10,8 @@ from purerl.host.programs import Report
 from purerl.host.report.writers import Rows, Writer
 from purerl.training.evaluation import Evaluation
 
+EVALUATED = ("return", "length", "unfinished")  # columns: the fields of an Evaluation
+
 
 def named(names: dict[str, np.ndarray], which: np.ndarray) -> str:
     """Seeds in words, such as "seed 1, 4", or of a sweep "point/seed 0/1, 3/0".
@@ -53,16 +55,9 @@ def make_rows(
         report: How the run stands, sums since the row before.
         iterations: Since the row before.
     """
-    evaluated: dict[str, Any] = {}
-    if evaluation is not None:
-        evaluated = {
-            "return": evaluation.mean_return,
-            "length": evaluation.mean_length,
-            "unfinished": evaluation.unfinished,
-        }
     return {
         "step": np.full(len(report.failed), step),
-        **evaluated,
+        **dict(zip(EVALUATED, evaluation or (), strict=False)),
         "train_return": train_return(report),
         "train_episodes": report.totals.episodes.ended,
         "refused": report.refused,

@@ -13,7 +13,7 @@ import math
 import os
 import pathlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,7 +72,7 @@ class TextWriter:
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with self.path.open("a") as file:
-                file.write(self._format(rows, first=size == 0))
+                file.write(self._format(rows, size == 0))
         except OSError:
             with contextlib.suppress(OSError):
                 os.truncate(self.path, size)  # a part of a row is worse than none
@@ -81,12 +81,9 @@ class TextWriter:
     def close(self) -> None:
         """See :class:`Writer`."""
 
-    def _format(self, rows: Rows, first: bool) -> str:
-        raise NotImplementedError
-
-    def _steps(self, lines: list[str]) -> list[int]:
-        """Of each line; -1 of a header."""
-        raise NotImplementedError
+    # What its kinds differ in.
+    _format: Callable[[Rows, bool], str]  # the lines of rows, after a header if they are the first
+    _steps: Callable[[list[str]], list[int]]  # of each line; -1 of a header
 
 
 class CSVWriter(TextWriter):
@@ -199,7 +196,7 @@ def make_writers(writers: Sequence[str | Writer]) -> list[Writer]:
     """
     for writer in writers:
         if isinstance(writer, str):
-            check_choice("run", "writers", writer, tuple(WRITERS))
+            check_choice("run: unknown writers", writer, WRITERS)
     made: list[Any] = [WRITERS[x]() if isinstance(x, str) else x for x in writers]
     return made
 

@@ -1,4 +1,4 @@
-"""Names, dtypes and shapes of arrays, and a checksum of each seed's part of them."""
+"""Names of arrays, and a checksum of each seed's part of them."""
 
 import zlib
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from purerl.checks import by_path
 from purerl.host.devices import from_hosts, gathered, is_key
 from purerl.records import PyTree
 
@@ -30,22 +31,12 @@ def checksums(tree: PyTree) -> list[int]:
 
 
 def by_name(tree: PyTree) -> dict[str, Any]:
-    """All leaves by their paths, but for arrays without elements, which TensorStore does not hold.
+    """:func:`by_path`, but for arrays without elements, which TensorStore does not hold.
 
     Args:
         tree: Arrays, or their shapes and dtypes, or their shardings.
     """
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): x for path, x in paths if getattr(x, "size", 1)}
-
-
-def described(arrays: dict[str, Any]) -> dict[str, str]:
-    """Dtype and shape of each array, for messages.
-
-    Args:
-        arrays: Arrays by name, or their shapes and dtypes.
-    """
-    return {k: f"{x.dtype.name}[{', '.join(map(str, x.shape))}]" for k, x in arrays.items()}
+    return {name: x for name, x in by_path(tree).items() if getattr(x, "size", 1)}
 
 
 def _rows(leaf: jax.Array | np.ndarray) -> dict[int, Any]:

@@ -9,11 +9,13 @@ the background, and renames it when it is whole.
 
 import contextlib
 import errno
+import logging
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +23,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from purerl.host.devices import Layout, any_host
+from purerl.checks import described
+from purerl.host.devices import any_host
 from purerl.host.experiment import FORMAT, check_format
 from purerl.host.options import RunOptions
 from purerl.host.report.aggregate import iqm
-from purerl.host.store.arrays import by_name, checksums, described
+from purerl.host.store.arrays import by_name, checksums
 from purerl.host.store.folder import CHECKPOINTS, RunFolder, check_run, check_same, differences
 from purerl.host.store.provenance import circumstances
-from purerl.host.store.quiet import quieten
 from purerl.records import PyTree
-from purerl.training.state import TrainState
+from purerl.training.state import Totals, TrainState
 
 # What the error of a file that may be whole says.
 UNDAMAGED = (
@@ -43,14 +45,6 @@ INEXACT = (
     "purerl.use_all_cores() called first), or accept differences of rounding with --inexact "
     "(inexact=True)"
 )
-
-
-class Snapshot(NamedTuple):
-    """A run between two iterations."""
-
-    state: Any  # TrainState, leaves [S, ...]
-    totals: Any  # purerl.training.train.Totals, [S, ...], since the last row of the log
-    host: dict[str, Any]  # JSON-ready
 
 
 class Checkpoints:
@@ -69,7 +63,8 @@ class Checkpoints:
             description: What is run, JSON-ready; what is resumed must be the same.
             options: How it is driven; None: only to read.
         """
-        quieten()
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_is_not_of_orbax)  # the same function is added once
         self.path, self._read_only = folder / CHECKPOINTS, options is None
         self._options = options or RunOptions()
         self._about: dict[str, Any] = {}
@@ -91,12 +86,16 @@ class Checkpoints:
         )
         return ocp.CheckpointManager(self.path.absolute(), options=options)
 
-    def save(self, iteration: int, snapshot: Snapshot) -> str | None:
+    def save(
+        self, iteration: int, state: TrainState, totals: Totals, host: dict[str, Any]
+    ) -> str | None:
         """Begins to write a checkpoint; the one before it is finished first.
 
         Args:
             iteration: Iterations finished.
-            snapshot: Its arrays must not be donated to anything before :meth:`wait` returns.
+            state: Leaves ``[S, ...]``, not to be donated to anything before :meth:`wait` returns.
+            totals: Since the last row of the log; the same holds for it.
+            host: What else is known of the run, JSON-ready.
 
         Returns:
             Why this one, or the one before it, could not be written; None if there is no trouble.
@@ -104,7 +103,6 @@ class Checkpoints:
         before = self.wait()
         if iteration in self._manager.all_steps():  # the same bits
             return before
-        state, totals, host = snapshot
         arrays = by_name((state, totals))
         host = self._about | host
         host |= {
@@ -218,43 +216,23 @@ class Checkpoints:
         check_format(host, str(self.path / str(iteration)))
         return host
 
-    def restore(self, iteration: int, template: Snapshot, layout: Layout) -> Snapshot:
-        """Reads a checkpoint, all of it or nothing.
-
-        Args:
-            iteration: Of a checkpoint.
-            template: Shapes and dtypes.
-            layout: Where the arrays go.
-
-        Raises:
-            ValueError: If it is torn, of another format, or its arrays are not the template's.
-        """
-        wanted = template.state, template.totals
-        arrays, host = self._restore(iteration, wanted, layout.shardings(wanted), "checksums")
-        state, totals = arrays
-        return Snapshot(state, totals, host)
-
-    def restore_policy(self, iteration: int, template: TrainState) -> TrainState:
-        """A checkpoint's learners and normalizers, as NumPy's arrays.
-
-        Args:
-            iteration: Of a checkpoint.
-            template: Shapes and dtypes ``[S, ...]`` of these; all else is None.
-
-        Raises:
-            ValueError: If it is torn, of another format, or its arrays are not the template's.
-        """
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        places = jax.tree.map(lambda _: place, (template,))
-        (state,), _ = self._restore(iteration, (template,), places, "policy_checksums")
-        return jax.device_get(state)
-
-    def _restore(
-        self, iteration: int, template: PyTree, places: PyTree, sums: str
+    def restore(
+        self, iteration: int, template: tuple[PyTree, ...], places: PyTree
     ) -> tuple[PyTree, dict[str, Any]]:
-        """The arrays that a template has, and the host data."""
+        """Arrays of a checkpoint, all of them or none, and its host data.
+
+        Args:
+            iteration: Of a checkpoint.
+            template: Shapes and dtypes of ``(state, totals)``; or of ``(state,)`` with learners and
+                normalizers, and all else None.
+            places: Where each of them goes.
+
+        Raises:
+            ValueError: If it is torn, of another format, or its arrays are not the template's.
+        """
         host, where = self.read_host(iteration), self.path / str(iteration)
-        part = "" if sums == "checksums" else POLICY  # how their names begin
+        # Which checksums, and how the arrays' names begin.
+        sums, part = ("checksums", "") if len(template) == 2 else ("policy_checksums", POLICY)
         there = {name: x for name, x in host["arrays"].items() if name.startswith(part)}
         wanted, sharding = by_name(template), by_name(places)
         if told := differences(there, described(wanted)):
@@ -308,6 +286,29 @@ def read_host(folder: RunFolder, which: str = "newest") -> dict[str, Any] | None
     with contextlib.closing(Checkpoints(folder.path)) as checkpoints:
         iteration = checkpoints.find(which)
         return None if iteration is None else checkpoints.read_host(iteration)
+
+
+@contextlib.contextmanager
+def without_late_noise() -> Iterator[None]:
+    """Context manager that drops what Python prints when Orbax's other writers find their event
+    loop closed after an error: hundreds of tracebacks on a full disk.
+    """
+    hook = sys.unraisablehook
+
+    def quiet(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = quiet
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """A filter: Orbax logs once for each step, and much for each error, which a run reports."""
+    return "orbax" not in record.pathname and "orbax" not in record.getMessage()
 
 
 def _score(metrics: dict[str, float]) -> float:

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from purerl.host.experiment import dumps
@@ -257,12 +258,13 @@ def check_run(mine: dict[str, Any], other: dict[str, Any], where: str) -> None:
     check_same(mine, other, where)
 
 
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(data, list) and data and isinstance(data[0], dict):
-        data = {str(i): x for i, x in enumerate(data)}
-    if not isinstance(data, dict) or not data:
-        return {prefix: data}
-    flat: dict[str, Any] = {}
-    for name, value in data.items():
-        flat |= _flat(value, f"{prefix}.{name}" if prefix else name)
-    return flat
+def _flat(data: dict[str, Any]) -> dict[str, Any]:
+    """Values by their paths; a list is one, unless it is of dictionaries."""
+
+    def is_value(x: Any) -> bool:
+        return not x or (isinstance(x, list) and not isinstance(x[0], dict))
+
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): x
+        for path, x in jax.tree.leaves_with_path(data, is_leaf=is_value)
+    }

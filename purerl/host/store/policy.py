@@ -1,7 +1,6 @@
 """Policies and evaluations from the folder of a run or of a sweep."""
 
 import contextlib
-import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -53,7 +52,7 @@ def load_policy(
         ValueError: If there is no such seed or point, or the checkpoint is damaged or of another
             version.
     """
-    check_choice("load_policy", "checkpoint", checkpoint, ("newest", "best"))
+    check_choice("load_policy: unknown checkpoint", checkpoint, ("newest", "best"))
     folder = RunFolder(path)
     experiment, learned, returns = _learned_seeds(folder, point, checkpoint, given)
     number = best_seed(str(path), seed, folder.read_config()["seeds"], returns)
@@ -76,9 +75,8 @@ def make_policy(
 
     @jax.jit
     def act(obs: jax.Array, key: jax.Array) -> jax.Array:
-        action, _ = algorithm.act(
-            learner, normalizer.observe(obs), key, greedy=greedy, progress=1.0
-        )
+        seen = normalizer.observe(obs)
+        action, _ = algorithm.act(learner, seen, key, greedy=greedy, progress=1.0)
         return jax.vmap(env.to_env_action)(action)
 
     def policy(obs: Any, key: jax.Array | None = None) -> Any:
@@ -129,10 +127,7 @@ def evaluate_run(
     experiment, learned, _ = _learned_seeds(folder, point, "newest", given)
     seeds = folder.read_config()["seeds"]
     state = _together(folder, learned, range(seeds))
-    loop = dataclasses.replace(
-        experiment.loop, evaluation_episodes=episodes, greedy_evaluation=greedy
-    )
-    train = dataclasses.replace(experiment, loop=loop).build()
+    train = experiment.replace(evaluation_episodes=episodes, greedy_evaluation=greedy).build()
     keys = jax.random.split(jax.random.key(seed), seeds)
     state = state._replace(clock=Clock(jnp.int32(0)), key=keys)
     return jax.device_get(jax.jit(vectorize(train.evaluate))(state))
@@ -248,8 +243,11 @@ def load_learned(
             raise FileNotFoundError(f"{checkpoints.path} has no {which} checkpoint: {why}.")
         host = checkpoints.read_host(iteration)
         check_run(experiment.to_json(), host["run"], str(checkpoints.path))
-        template = learned_shapes(experiment, len(host["failed"]))
-        return experiment, checkpoints.restore_policy(iteration, template), host
+        template = (learned_shapes(experiment, len(host["failed"])),)
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        places = jax.tree.map(lambda _: place, template)
+        (state,), host = checkpoints.restore(iteration, template, places)
+        return experiment, jax.device_get(state), host
 
 
 def learned_shapes(experiment: Experiment, seeds: int) -> TrainState:

@@ -83,14 +83,8 @@ def commit() -> str | None:
 
 
 def _versions() -> dict[str, str | None]:
-    return {package: _version(package) for package in PACKAGES}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # purerl itself may be on the path only
-        return None
+    found = importlib.metadata.distributions  # purerl itself may be on the path only
+    return {name: next((x.version for x in found(name=name)), None) for name in PACKAGES}
 
 
 def _cpu_model() -> str:

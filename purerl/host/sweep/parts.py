@@ -90,7 +90,8 @@ def sweep(
         options, numbers = split(options)
         experiment, values = functools.partial(make_experiment, experiment, values, **numbers), grid
     chosen = RunOptions.of(options)
-    seeds, seed = check_integer("sweep", "seeds", seeds, 1), check_integer("sweep", "seed", seed, 0)
+    seeds = check_integer("sweep", "seeds", seeds)
+    seed = check_integer("sweep", "seed", seed, "[0, inf)")
     make = experiment.replace if isinstance(experiment, Experiment) else experiment
     if not callable(make) or not isinstance(values, Mapping | Sequence) or isinstance(values, str):
         raise TypeError(
@@ -142,16 +143,9 @@ def resume_sweep(
     config = read_sweep(RunFolder(path))
     drive, given = split(options)
     experiments = iter([Experiment.from_json(data, **given) for data in config["experiments"]])
-    return sweep(
-        lambda **point: next(experiments),
-        config["points"],
-        seeds=config["seeds"],
-        seed=config["seed"],
-        out=path,
-        resume=True,
-        on_row=on_row,
-        **config.get("options", {}) | drive,
-    )
+    make = lambda **point: next(experiments)  # noqa: E731
+    again = config.get("options", {}) | drive | {name: config[name] for name in ("seeds", "seed")}
+    return sweep(make, config["points"], out=path, resume=True, on_row=on_row, **again)
 
 
 def _check_resumed(
@@ -171,9 +165,8 @@ def _check_groups(groups: list[Group], seeds: int, options: RunOptions) -> None:
         rows = len(group.points) * seeds
         make_layout(options.shard, rows, group.experiment.loop.num_envs)
         train = group.experiment.build()
-        jax.eval_shape(
-            lambda key, train=train: train.advance(train.init(key), 1), jax.random.key(0)
-        )
+        state = jax.eval_shape(train.init, jax.random.key(0))
+        jax.eval_shape(functools.partial(train.advance, iterations=1), state)
 
 
 def _write_table(result: SweepResult, path: pathlib.Path) -> None:
@@ -236,7 +229,7 @@ class _Sweep:
         devices = driver.layout.mesh.size if driver.layout.shard == "seeds" else 1
         needed = driver.program_bytes()
         if self.folder is not None:  # a checkpoint copies their state
-            needed += tree_bytes(driver.template().state) // devices
+            needed += tree_bytes(driver.template()[0]) // devices
         size = fitting(driver.seeds, rows, needed, memory / jax.device_count(), devices)
         return int(from_hosts(np.array(size, np.int32)).min())
 
@@ -257,31 +250,27 @@ class _Sweep:
         if folder is not None and begun and (record := read_host(folder)) and record["finished"]:
             check_same(description, record["run"], str(folder.path))
             return record
+        names, values, keys = self._rows(group, first, last)
         if self.driver is None or self.driver.seeds != last - first:
             self.driver = None  # frees its memory, before another one takes some
             self.driver = self._compiled(group, first, last)
         elif first:  # the first part's rows are those it was compiled with
-            self.driver.use(*self._rows(group, first, last))
+            self.driver.use(values, keys)
         self._create()
-        point, seed = np.divmod(np.arange(first, last), self.seeds)
-        columns = frame.point_columns(self.points, np.array(group.points)[point])
-        session = Session(
-            *(self.driver, folder, description, self.options, self.on_row),
-            names={**columns, "seed": seed},
-            title=title,
-        )
+        how = description, self.options, self.on_row
+        session = Session(self.driver, folder, *how, names=names, title=title)
         return {"run": description, **session.run(begun)}
 
-    def _rows(self, group: Group, first: int, last: int) -> tuple[dict[str, np.ndarray], Any]:
-        """Swept numbers and keys of some rows: point after point, their seeds in each."""
+    def _rows(self, group: Group, first: int, last: int) -> Any:
+        """Names, swept numbers, keys of some rows: point after point, their seeds in each."""
         point, seed = np.divmod(np.arange(first, last), self.seeds)
         values = {name: np.array(x, float)[point] for name, x in group.values.items()}
-        return values, self.keys[seed]
+        columns = frame.point_columns(self.points, np.array(group.points)[point])
+        return {**columns, "seed": seed}, values, self.keys[seed]
 
     def _compiled(self, group: Group, first: int, last: int) -> Driver:
-        num_envs = group.experiment.loop.num_envs
-        layout = make_layout(self.options.shard, last - first, num_envs)
-        driver = Driver(group.experiment, *self._rows(group, first, last), layout)
+        _, values, keys = self._rows(group, first, last)
+        driver = Driver(group.experiment, values, keys, self.options.shard)
         driver.compile()
         self.compilations += 1
         return driver

@@ -47,7 +47,7 @@ def samples(
         >>> 1e-4 <= point["learning_rate"] <= 1e-2 and 0.1 <= point["clip"] <= 0.3
         True
     """
-    check_integer("samples", "count", count, 1)
+    check_integer("samples", "count", count)
     random = np.random.default_rng(seed)
     columns = {}
     for name, (low, high, *kind) in ranges.items():

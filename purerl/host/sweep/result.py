@@ -118,9 +118,8 @@ class SweepResult(NamedTuple):
         Raises:
             ImportError: If pandas is not installed.
         """
-        return frame.to_pandas(
-            frame.evaluations(self.points, self.steps, self.returns, self.failed)
-        )
+        columns = frame.evaluations(self.points, self.steps, self.returns, self.failed)
+        return frame.to_pandas(columns)
 
 
 def collect(

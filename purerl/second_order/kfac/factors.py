@@ -233,7 +233,8 @@ def invert_factored(factors: Factors, damping: float | jax.Array) -> Inverse:
         size_a, size_g = (jnp.maximum(jnp.mean(jnp.diag(m)), _SMALLEST_TRACE) for m in (a, g))
         pi, root = jnp.sqrt(size_a / size_g), jnp.sqrt(damping)
         damped += [_add_to_diagonal(a, pi * root), _add_to_diagonal(g, root / pi)]
-    inverses = _by_size(_invert_positive, damped)
+    identity = lambda m: jnp.eye(len(m), dtype=m.dtype)  # noqa: E731
+    inverses = _by_size(lambda m: cho_solve(cho_factor(m), identity(m)), damped)
     norm = lambda m: jnp.max(jnp.sum(jnp.abs(m), axis=0))  # noqa: E731
     norms = [norm(m) * norm(i) for m, i in zip(damped, inverses, strict=True)]
     layers = [FactoredInverse(*pair) for pair in zip(inverses[::2], inverses[1::2], strict=True)]
@@ -245,10 +246,6 @@ def _add_to_diagonal(matrix: jax.Array, number: jax.Array) -> jax.Array:
     # Cholesky needs what rounding may have taken from the smallest eigenvalues, too.
     number = number + jnp.finfo(matrix.dtype).eps * jnp.trace(matrix)
     return matrix + number * jnp.eye(len(matrix), dtype=matrix.dtype)
-
-
-def _invert_positive(matrix: jax.Array) -> jax.Array:
-    return cho_solve(cho_factor(matrix), jnp.eye(len(matrix), dtype=matrix.dtype))
 
 
 def _with_rest(layers: list[Any], conditions: list[Any], factors: Factors, damping: Any) -> Inverse:

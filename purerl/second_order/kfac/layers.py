@@ -60,9 +60,7 @@ class Tapped(NamedTuple):
     pullback: Callable[[PyTree], tuple[PyTree, tuple[jax.Array, ...]]]
 
 
-def find_layers(
-    network: nn.Module, params: PyTree, obs: jax.Array, *args: Any
-) -> tuple[Layer, ...]:
+def find_layers(network: nn.Module, params: PyTree, obs: jax.Array) -> tuple[Layer, ...]:
     """The network's Dense and Conv layers, in the order in which they are called.
 
     Nothing is computed, only shapes are.
@@ -71,7 +69,6 @@ def find_layers(
         network: A flax module.
         params: Its variables, as ``network.init`` returns them.
         obs: ``[B, *O]``.
-        *args: Further arguments of the network.
 
     Raises:
         ValueError: If there is no such layer, a matrix that belongs to none (of an embedding, or of
@@ -88,7 +85,7 @@ def find_layers(
     """
     found: dict[str, Layer] = {}
 
-    def forward(params, obs, *args):
+    def forward(params, obs):
         trace = tracers.current_trace()
 
         def visit(module, x, y):
@@ -100,21 +97,26 @@ def find_layers(
             return y
 
         with _visiting(visit):
-            return network.apply(params, obs, *args)
+            return network.apply(params, obs)
 
-    jax.eval_shape(forward, params, obs, *args)
+    jax.eval_shape(forward, params, obs)
     if not found:
         raise ValueError(
             f"the network {type(network).__name__} has no nn.Dense or nn.Conv layer of flax.linen, "
             "which are all that K-FAC can factor; choose an algorithm such as trpo for others."
         )
-    _check_the_rest(params, found)
+    # Vectors of no layer (a log-std, a norm's scale) have a diagonal; matrices need a layer.
+    for name, x in flatten_dict(params, sep="/").items():
+        layer = name.rpartition("/")[0]
+        if layer not in found and jnp.ndim(x) > 1:
+            raise ValueError(
+                f"K-FAC cannot factor {name}, of shape {jnp.shape(x)}: {layer} is no nn.Dense or "
+                "nn.Conv layer; build the network of these, or choose another algorithm."
+            )
     return tuple(found.values())
 
 
-def tap(
-    network: nn.Module, layers: Iterable[Layer], params: PyTree, obs: jax.Array, *args: Any
-) -> Tapped:
+def tap(network: nn.Module, layers: Iterable[Layer], params: PyTree, obs: jax.Array) -> Tapped:
     """One forward pass that the loss and the Fisher information can share.
 
     Args:
@@ -122,7 +124,6 @@ def tap(
         layers: Of it, by :func:`find_layers`.
         params: Its variables.
         obs: ``[B, *O]``.
-        *args: Further arguments of the network.
 
     Example:
         >>> import jax, jax.numpy as jnp, purerl
@@ -150,7 +151,7 @@ def tap(
             return y + perturbation.reshape(y.shape).astype(y.dtype)
 
         with _visiting(visit):
-            output = network.apply(params, obs, *args)
+            output = network.apply(params, obs)
         return output, seen
 
     dtype = jnp.result_type(*jax.tree.leaves(params))
@@ -220,17 +221,6 @@ def _check(module: Any, x: jax.Array, batch: int, lifted: bool) -> None:
     if x.ndim != axes or x.shape[0] != batch:
         wanted = "one batch axis" if conv else f"[{batch}, ...], one row a sample"
         raise ValueError(f"{where}: its input has shape {x.shape}, wanted {wanted}.")
-
-
-def _check_the_rest(params: PyTree, found: Iterable[str]) -> None:
-    """Vectors of no layer (a log-std, a norm's scale) have a diagonal; matrices need a layer."""
-    for name, x in flatten_dict(params, sep="/").items():
-        layer = name.rpartition("/")[0]
-        if layer not in found and jnp.ndim(x) > 1:
-            raise ValueError(
-                f"K-FAC cannot factor {name}, of shape {jnp.shape(x)}: {layer} is no nn.Dense or "
-                "nn.Conv layer; build the network of these, or choose another algorithm."
-            )
 
 
 def _locations(modules: list[Any], seen: list[jax.Array]) -> jax.Array:

@@ -131,11 +131,11 @@ def scale_by_kfac(
     """
     where = "scale_by_kfac"
     check_range(where, "damping", damping, "(0, inf)")
-    check_choice(where, "damping_kind", damping_kind, blocks.INVERT)
+    check_choice(f"{where}: unknown damping_kind", damping_kind, blocks.INVERT)
     check_range(where, "decay", decay, "[0, 1)")
-    check_integer(where, "stats_every", stats_every, 1)
-    check_integer(where, "inverse_every", inverse_every, 1)
-    check_integer(where, "cold_start", cold_start, 0)
+    check_integer(where, "stats_every", stats_every)
+    check_integer(where, "inverse_every", inverse_every)
+    check_integer(where, "cold_start", cold_start, "[0, inf)")
     check_range(where, "cold_max_norm", cold_max_norm, "(0, inf)")
     for bound in jax.tree.leaves(kl_clip):
         if not isinstance(bound, jax.Array):  # one of a batch's errors may be NaN: no step then

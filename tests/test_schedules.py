@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from purerl.pieces.schedules import scheduled
+from purerl.config import scheduled
 
 POINTS = {
     "constant": [0.5, 0.5, 0.5, 0.5],
