@@ -11,6 +11,7 @@ import optax
 from purerl.config import Number, field
 from purerl.pieces.losses import Loss
 from purerl.pieces.minibatches import minibatches
+from purerl.pieces.packing import packed_scan
 from purerl.records import Clock, Info, PyTree
 
 OptimizerName = Literal["adam", "rmsprop", "sgd"]
@@ -127,7 +128,7 @@ def fit(
     def epoch(carry, key):
         learned, stopped = carry
         samples = minibatches(key, batch, num_minibatches, shuffle)
-        updated, info = jax.lax.scan(minibatch_step, learned, samples)
+        updated, info = packed_scan(minibatch_step, learned, samples)
         info = jax.tree.map(jnp.mean, info)
         if max_kl is None or "kl" not in info:
             return (updated, stopped), (info, True)
@@ -137,7 +138,7 @@ def fit(
 
     start = ((params, opt_state), jnp.array(False))
     keys = jax.random.split(key, num_epochs)
-    ((params, opt_state), _), (info, made) = jax.lax.scan(epoch, start, keys)
+    ((params, opt_state), _), (info, made) = packed_scan(epoch, start, keys)
     return params, opt_state, jax.tree.map(lambda x: jnp.mean(x, where=made), info)
 
 

@@ -80,6 +80,42 @@ def make_packing(tree: PyTree, axes: int, packed: bool | None = None) -> Packing
     return Packing(pack, unpack)
 
 
+def packed_scan(
+    step: Callable[[Any, Any], tuple[Any, PyTree]],
+    start: Any,
+    inputs: PyTree,
+    length: int | None = None,
+    *,
+    axes: int = 0,
+    unroll: int = 1,
+) -> tuple[Any, PyTree]:
+    """``jax.lax.scan`` whose results are written packed.
+
+    Args:
+        step: ``(carry, row of the inputs) -> (carry, results)``.
+        start: The first carry.
+        inputs: Leaves ``[T, ...]``.
+        length: T, if there are none.
+        axes: Leading axes of each result that are no part of what is packed.
+        unroll: Steps in one turn of the loop, where packing :func:`pays`: then a turn's counter
+            and copies are those of several steps.
+
+    Returns:
+        ``(carry, results [T, ...])``.
+    """
+    written: list[Packing] = []  # known when the step is traced
+
+    def packed(carry, row):
+        carry, results = step(carry, row)
+        results = jax.tree.map(jnp.asarray, results)
+        written.append(make_packing(results, axes))
+        return carry, written[-1].pack(results)
+
+    turn = unroll if pays() else 1
+    carry, rows = jax.lax.scan(packed, start, inputs, length, unroll=turn)
+    return carry, written[-1].unpack(rows)
+
+
 def _packed_type(dtype: Any) -> Any:
     """What leaves of a type are packed as; None: they are not."""
     if jnp.issubdtype(dtype, jnp.floating):

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from purerl.envs import Env
-from purerl.pieces.packing import Packing, make_packing
+from purerl.pieces.packing import make_packing, packed_scan
 from purerl.records import PyTree, Rollout
+
+UNROLL = 4  # steps in a turn of the loop, on accelerators
 
 
 class Episodes(NamedTuple):
@@ -109,7 +111,6 @@ def unroll(
     ahead = env.resets == "ahead"
     drawn = jax.vmap(jax.vmap(env.reset))(resets) if ahead else ()
     starts, carried = make_packing(drawn, 2), make_packing(actors, 1)
-    written: list[Packing] = []  # of a step's results, known when the step is traced
 
     def step(carry, inputs):
         actors = carried.unpack(carry)
@@ -134,12 +135,11 @@ def unroll(
             next_obs=result.next_obs,
             episode_step=actors.episodes.length,
         )
-        written.append(make_packing((seen, ret), 1))
-        return carried.pack(Actors(env_state, obs, episodes)), written[-1].pack((seen, ret))
+        return carried.pack(Actors(env_state, obs, episodes)), (seen, ret)
 
     inputs = (noise, env_keys, resets, starts.pack(drawn))
-    carry, rows = jax.lax.scan(step, carried.pack(actors), inputs, length)
-    rollout, ret = written[-1].unpack(rows)
+    start = carried.pack(actors)
+    carry, (rollout, ret) = packed_scan(step, start, inputs, length, axes=1, unroll=UNROLL)
     return carried.unpack(carry), rollout, _statistics(rollout, ret, first_only)
 
 
