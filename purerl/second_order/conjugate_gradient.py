@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from purerl.checks import check_like
 from purerl.config import check_integer, check_range
@@ -110,12 +111,20 @@ def conjugate_gradient(
     check_integer(where, "max_iterations", max_iterations)
     check_range(where, "tolerance", tolerance, "[0, inf)")
     check_range(where, "damping", damping, "[0, inf)")
-    precondition = (lambda r: r) if preconditioner is None else preconditioner
-    matrix = lambda v: _axpy(damping, v, matvec(v))  # noqa: E731
     _check(matvec, b, x0)
-    start = jax.tree.map(jnp.zeros_like, b) if x0 is None else cast_like(x0, b)
+    flatten, tree_of = _flattening(b)
+    b, like = flatten(b), b
+    x0 = None if x0 is None else flatten(cast_like(x0, like))
+
+    def matrix(v: PyTree) -> PyTree:
+        return _axpy(damping, v, flatten(matvec(tree_of(v))))
+
+    def precondition(r: PyTree) -> PyTree:
+        return r if preconditioner is None else flatten(cast_like(preconditioner(tree_of(r)), like))
+
+    start = jax.tree.map(jnp.zeros_like, b) if x0 is None else x0
     residual = b if x0 is None else _axpy(-1.0, matrix(start), b)
-    direction = cast_like(precondition(residual), b)
+    direction = precondition(residual)
     threshold = jnp.square(tolerance) * optax.tree.vdot(b, b)
     dtype = threshold.dtype
     rr = optax.tree.vdot(residual, residual).astype(dtype)
@@ -134,7 +143,7 @@ def conjugate_gradient(
         z = precondition(residual)
         rz = optax.tree.vdot(residual, z).astype(dtype)
         rr = optax.tree.vdot(residual, residual).astype(dtype)
-        direction = _axpy(rz / c.rz, c.direction, cast_like(z, b))
+        direction = _axpy(rz / c.rz, c.direction, z)
         iterations = c.iterations + 1
         new = _Carry(x, residual, direction, rz, rr, iterations, reason(rr, iterations))
         # Where rr = 0 the new direction may be 0 / 0, but it is not used any more.
@@ -148,7 +157,18 @@ def conjugate_gradient(
     rz = optax.tree.vdot(residual, direction).astype(dtype)
     carry = _Carry(start, residual, direction, rz, rr, zero, first)
     end = jax.lax.while_loop(lambda c: c.reason == _RUNNING, iterate, carry)
-    return CGResult(end.x, end.residual, jnp.sqrt(end.rr), end.iterations, end.reason)
+    x, residual = tree_of(end.x), tree_of(end.residual)
+    return CGResult(x, residual, jnp.sqrt(end.rr), end.iterations, end.reason)
+
+
+def _flattening(b: PyTree) -> tuple[LinearMap, LinearMap]:
+    """To one vector, where all leaves are of one dtype, and back: an iteration is then a few
+    operations on long arrays, and not on each leaf, which is half of its kernels on a GPU.
+    """
+    if len({jnp.result_type(x) for x in jax.tree.leaves(b)}) > 1:
+        return lambda tree: tree, lambda tree: tree
+    _, tree_of = ravel_pytree(b)
+    return lambda tree: ravel_pytree(tree)[0], tree_of
 
 
 def _axpy(alpha: float | jax.Array, x: PyTree, y: PyTree) -> PyTree:
