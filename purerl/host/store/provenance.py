@@ -52,7 +52,7 @@ def circumstances(shard: Shard) -> dict[str, Any]:
     kinds = sorted({bytes(row).decode(errors="replace").strip() for row in told})
     return {
         "versions": _versions(),
-        "source": _source(),
+        "source": source(),
         **{name: getattr(jax.config, f"jax_{name}") for name in FLAGS},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "devices": f"{len(devices)} x {', '.join(kinds)}",
@@ -60,7 +60,7 @@ def circumstances(shard: Shard) -> dict[str, Any]:
     }
 
 
-def _source() -> str:
+def source() -> str:
     """CRC-32 of purerl's own files: an edited checkout is another version."""
     folder, crc = HERE.parents[2], 0
     for path in sorted(folder.rglob("*.py")):
