@@ -6,11 +6,12 @@
 XLA compiles for accelerators that are not there, in environments of their own. What is read from
 the programs: launches (kernels that are started one after another) of a step of a rollout and of an
 iteration of training, loops whose number of turns is known only when they run, collectives among
-the chips, memory by the compiler's analysis. **Nothing is timed.** A small program on a GPU is bound
-by its launches; how long they take is not said here, nor whether CUDA graphs (XLA's command buffers)
-hide them. Both branches of a cond are counted at every turn, a loop of unknown length once, its
-condition never. An iteration is that of each algorithm's preset for CartPole-v1, so a row is to be
-compared with itself at another commit; ``ppo`` is the setting of the speed suite, beside Rejax's.
+the chips, memory by the compiler's analysis. **Nothing is timed.** A small program on a GPU is
+bound by its launches; how long they take is not said here, nor whether CUDA graphs (XLA's command
+buffers) hide them. Both branches of a cond are counted at every turn, a loop of unknown length
+once, its condition never. An iteration is that of each algorithm's preset for CartPole-v1, so a row
+is to be compared with itself at another commit; ``ppo`` is the setting of the speed suite, beside
+Rejax's.
 """
 
 import dataclasses

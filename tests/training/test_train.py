@@ -352,6 +352,43 @@ def test_rewards_are_scaled_by_what_was_known_before(whole_episodes, x64):
             running = np.where(done[i, t], 0, running)
 
 
+@pytest.mark.parametrize("what", ["obs", "reward"])
+def test_one_number_that_is_not_finite_spoils_one_update_at_most(what):
+    """Moments leave it out, so that what follows is learned from as if it had not been."""
+
+    def step(time, action, key, fresh=None):
+        obs, time = jax.random.normal(key, (3,)), time + 1
+        spoiled = time == 8  # in the second of four iterations
+        reward = jnp.where(spoiled & (what == "reward"), jnp.nan, obs[0])
+        obs = jnp.where(spoiled & (what == "obs"), jnp.inf, obs)
+        return Step(obs, obs, reward, jnp.array(False), jnp.array(False)), time
+
+    env = Env("once", lambda key: (jnp.zeros(3), jnp.int32(0)), step, Discrete(2), (3,), None)
+    sizes = {"evaluations": 0, "normalize_obs": True, "normalize_reward": True}
+    train = make(4, learner(env), env, **sizes)
+    state, metrics = jax.jit(lambda key: train.advance(train.init(key), 4))(jax.random.key(0))
+    for x in jax.tree.leaves((state.normalizer, state.learner)):
+        assert np.isfinite(x).all()
+    finite = np.asarray(metrics.info["finite"])
+    assert finite[[0, 2, 3]].all()
+    assert finite[1] == (what == "obs")  # clipped; a NaN reward is refused
+    assert state.refused == (what == "reward")
+
+
+def test_the_first_rewards_are_not_clipped():
+    """Nothing is known yet of their scale."""
+    far = NOISY._replace(name="far", step=lambda *args: _with_reward(NOISY.step(*args), -1000.0))
+    _, metrics = spied(env=far, normalize_reward=True)
+    reward = metrics.info["rollout"].reward
+    np.testing.assert_array_equal(reward[0], np.full((6, 4), -1000.0))
+    assert np.abs(reward[1:]).max() <= 10
+
+
+def _with_reward(result, reward):
+    step, state = result
+    return step._replace(reward=jnp.full_like(step.reward, reward)), state
+
+
 def test_reported_returns_are_raw():
     _, raw = spied()
     _, seen = spied(normalize_obs=True, normalize_reward=True)
