@@ -164,25 +164,23 @@ def on_tpu(topology: str, whose: str, name: str, seeds: int) -> dict[str, Any]:
 
 def compiled_for(function: Any, arguments: Any, topology: Any) -> tuple[Any, float]:
     """A program whose seeds are spread over all devices; and the seconds to compile it."""
-    mesh = topologies.make_mesh(topology, (len(topology.devices),), ("seeds",))
-    seeds = jax.sharding.PartitionSpec("seeds")
+    count, everywhere = len(topology.devices), jax.sharding.PartitionSpec()
+    mesh = topologies.make_mesh(topology, (count,), ("seeds",))
 
-    def place(x: Any) -> Any:
-        spec = seeds if x.ndim else jax.sharding.PartitionSpec()
-        return jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec)
+    def spec(x: Any) -> Any:
+        return jax.sharding.PartitionSpec("seeds") if count > 1 and x.ndim else everywhere
+
+    def placed(x: Any) -> Any:
+        place = jax.sharding.NamedSharding(mesh, spec(x))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+    if count > 1:  # as purerl.vectorize does it
+        specs = jax.tree.map(spec, (arguments,))
+        outputs = jax.tree.map(spec, jax.eval_shape(function, arguments))
+        function = jax.shard_map(
+            function, mesh=mesh, in_specs=specs, out_specs=outputs, check_vma=False
         )
-
-    mapped = jax.shard_map(
-        function,
-        mesh=mesh,
-        in_specs=jax.tree.map(lambda x: seeds if x.ndim else jax.P(), (arguments,)),
-        out_specs=jax.tree.map(
-            lambda x: seeds if x.ndim else jax.P(), jax.eval_shape(function, arguments)
-        ),
-        check_vma=False,
-    )
-    lowered = jax.jit(mapped).lower(jax.tree.map(place, arguments))
+    lowered = jax.jit(function).lower(jax.tree.map(placed, arguments))
     begin = time.perf_counter()
     return lowered.compile(), time.perf_counter() - begin
 
