@@ -25,6 +25,7 @@ from jax.experimental import topologies
 sys.path.append(os.path.join(os.path.dirname(__file__), "peers"))
 
 ITERATIONS = 10  # of training in the program
+UNROLL = 4  # purerl.pieces.rollout.UNROLL, which Rejax's environment has not
 # What XLA has to know of an H200.
 H200 = """
 gpu_device_info {
@@ -129,7 +130,7 @@ def on_gpu(whose: str, name: str, seeds: int) -> dict[str, Any]:
     function, arguments, length = PROGRAMS[whose](name, seeds)
     compiled, seconds = compiled_for(function, arguments, topology)
     nests = loops(compiled.as_text())
-    whole = dynamic = step = 0
+    whole, dynamic, step = 0, 0, 0.0
     for path, launches in nests:
         if path[:1] == [ITERATIONS]:
             times = 1
@@ -137,10 +138,11 @@ def on_gpu(whose: str, name: str, seeds: int) -> dict[str, Any]:
                 times *= trips or 1
             whole += times * launches
         dynamic += path[-1:] == [None]
-        if len(path) == 2 and path[1] and length % path[1] == 0 and path[1] * 8 >= length:
-            step = max(step, launches * path[1])
+        for turn in (1, UNROLL):  # steps in a turn of the rollout's loop
+            if len(path) == 2 and path[1] == length // turn:
+                step = max(step, launches / turn)
     return {
-        "launches_a_step": step / length,
+        "launches_a_step": step,
         "launches_an_iteration": whole,
         "dynamic_loops": dynamic,
         "bytes_a_seed": taken(compiled) // seeds,
