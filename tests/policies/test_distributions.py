@@ -1,5 +1,7 @@
 """Distributions against distrax, scipy and samples, and in the corners of float32."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,9 @@ import oracles
 import pytest
 from scipy import special, stats
 
+from purerl.algorithms.a2c import A2CState
+from purerl.policies.acting import make_ahead
+from purerl.policies.adapters import NetworkFunctions
 from purerl.policies.distributions import Categorical, DiagGaussian
 
 B, K, D = 20, 5, 3
@@ -270,3 +275,32 @@ def test_bfloat16_parameters_have_float32_numbers(make, key):
     for name in got:
         assert got[name].dtype == wanted[name].dtype
         close(got[name], wanted[name], 1e-6)
+
+
+class Five(NamedTuple):
+    """A distribution with the five methods of the protocol, and no more."""
+
+    logits: jax.Array
+
+    def sample(self, key):
+        return Categorical(self.logits).sample(key)
+
+    def log_prob(self, action):
+        return Categorical(self.logits).log_prob(action)
+
+
+@pytest.mark.parametrize("kind", [Five, Categorical])
+def test_a_distribution_is_drawn_ahead_by_noise_if_it_has_that_else_by_keys(kind):
+    """Either way each step has numbers of its own, and the policy's log-probabilities."""
+    network = NetworkFunctions(lambda key, obs: obs[0], lambda params, obs: (kind(obs * params), 0))
+    ahead, obs = make_ahead(network), jnp.ones((50, 3))
+    state = A2CState(jnp.array([0.1, 0.2, 0.3]), ())
+    noise = ahead.noise(state, obs, jax.random.key(0), 4)
+    assert noise.shape == ((4,) if kind is Five else (4, 50, 3))
+    (first, policy), (second, _) = (ahead.act(state, obs, row, progress=0.5) for row in noise[:2])
+    assert set(np.unique(first)) == {0, 1, 2}
+    assert np.any(first != second)
+    if kind is Five:
+        np.testing.assert_array_equal(first, policy.sample(noise[0]))
+    wanted = jax.nn.log_softmax(state.params)[first]
+    np.testing.assert_allclose(ahead.log_prob(policy, first), wanted, rtol=1e-6)
