@@ -292,7 +292,9 @@ class Five(NamedTuple):
 @pytest.mark.parametrize("kind", [Five, Categorical])
 def test_a_distribution_is_drawn_ahead_by_noise_if_it_has_that_else_by_keys(kind):
     """Either way each step has numbers of its own, and the policy's log-probabilities."""
-    network = NetworkFunctions(lambda key, obs: obs[0], lambda params, obs: (kind(obs * params), 0))
+    network = NetworkFunctions(
+        lambda key, obs: obs[0], lambda params, obs: (kind(obs * params[None]), 0)
+    )
     ahead, obs = make_ahead(network), jnp.ones((50, 3))
     state = A2CState(jnp.array([0.1, 0.2, 0.3]), ())
     noise = ahead.noise(state, obs, jax.random.key(0), 4)
