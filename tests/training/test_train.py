@@ -9,6 +9,7 @@ import pytest
 import purerl
 from purerl import NetworkConfig
 from purerl.envs.make import Env, Step
+from purerl.pieces import packing
 from purerl.records import Ahead, Box, Clock, Discrete, OnPolicyAlgorithm
 from purerl.training.sizes import spread
 
@@ -350,6 +351,27 @@ def test_rewards_are_scaled_by_what_was_known_before(whole_episodes, x64):
             running = 0.5 * running + reward[i, t]
             totals.extend(running)
             running = np.where(done[i, t], 0, running)
+
+
+@pytest.mark.parametrize("name", ["ppo_clip", "trpo", "dqn"])
+def test_a_run_whose_loops_are_packed_is_the_same_to_rounding(name, monkeypatch):
+    """As on an accelerator, where they are."""
+    config = {"ppo_clip": purerl.PPOClipConfig, "trpo": purerl.TRPOConfig, "dqn": purerl.DQNConfig}
+    numbers = {"batch_size": 8} if name == "dqn" else {}
+    sizes = {"warmup": 8} if name == "dqn" else {"normalize_reward": True}
+    build = getattr(purerl, name)
+    ends = []
+    for packed in (False, True):
+        monkeypatch.setattr(packing, "pays", lambda packed=packed: packed)
+        algorithm = build(config[name](network=TINY, **numbers), NOISY.action_space)
+        train = purerl.make_train(
+            algorithm, NOISY, 120, num_envs=4, rollout_length=8, normalize_obs=True, **sizes
+        )
+        run = jax.jit(lambda key, train=train: train.advance(train.init(key), 2))
+        text = run.lower(jax.random.key(0)).as_text()
+        ends.append((run(jax.random.key(0)), text.count("bitcast_convert")))
+    assert_close(ends[0][0], ends[1][0], rtol=1e-4, atol=1e-5)
+    assert ends[0][1] < ends[1][1]  # it was packed
 
 
 @pytest.mark.parametrize("what", ["obs", "reward"])
