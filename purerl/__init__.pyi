@@ -57,6 +57,10 @@ from purerl.policies.distributions import (
     DiagGaussian as DiagGaussian,
     Distribution as Distribution,
 )
+from purerl.policies.memory import (
+    RecurrentActorCritic as RecurrentActorCritic,
+    RecurrentActorQCritic as RecurrentActorQCritic,
+)
 from purerl.policies.networks import (
     MLP as MLP,
     ActorCritic as ActorCritic,
@@ -64,6 +68,7 @@ from purerl.policies.networks import (
     Network as Network,
     NetworkConfig as NetworkConfig,
     QNetwork as QNetwork,
+    RecurrentNetwork as RecurrentNetwork,
 )
 from purerl.records import (
     ActionSpace as ActionSpace,
@@ -77,6 +82,7 @@ from purerl.records import (
     OnPolicyAlgorithm as OnPolicyAlgorithm,
     OnPolicyBatch as OnPolicyBatch,
     Rollout as Rollout,
+    Sequences as Sequences,
     Transition as Transition,
 )
 from purerl.replay.buffers import Replay as Replay, prioritized as prioritized, uniform as uniform

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl.records import ActionSpace, Box, Discrete, PyTree, Rollout
+from purerl.records import ActionSpace, Box, Discrete, PyTree, Rollout, Sequences
 
 AXES = {"T": "time", "N": "environments", "B": "samples", "*O": "observation", "*A": "action"}
 KINDS = {"bool": jnp.bool_, "integer": jnp.integer, "floating": jnp.floating, "any": jnp.generic}
@@ -24,7 +24,7 @@ REPLAYED = {
     "B integer": "action indices",
     "B *O any": "obs next_obs",
 }
-SAMPLES = {"B *O any": "obs", "B floating": "log_prob advantage", "B *A any": "action"}
+SAMPLES = {"B floating": "log_prob advantage", "B *A any": "action"}
 
 
 def check_fields(where: str, record: Any, layout: dict[str, str], **sizes: Any) -> None:
@@ -55,6 +55,17 @@ def check_fields(where: str, record: Any, layout: dict[str, str], **sizes: Any) 
             raise ValueError(
                 f"{where}.{name} has dtype {dtype}, wanted {kind}; convert it with astype."
             )
+
+
+def check_samples(batch: Any) -> None:
+    """Raises ValueError, naming the field, unless a policy's step can be made of a batch.
+
+    Args:
+        batch: :class:`purerl.OnPolicyBatch`.
+    """
+    if isinstance(batch.obs, Sequences):
+        return check_fields("batch", batch, SAMPLES, B=batch.obs.start.size)
+    return check_fields("batch", batch, {"B *O any": "obs"} | SAMPLES)
 
 
 def check_rollout(rollout: Rollout, action_space: ActionSpace) -> None:

@@ -25,6 +25,15 @@ PyTree = Any
 Info = dict[str, jax.Array]
 
 
+def flatten_time(tree: PyTree) -> PyTree:
+    """``[T, N, ...]`` to ``[T * N, ...]``, for every leaf.
+
+    Args:
+        tree: Arrays ``[T, N, ...]``.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
 @dataclasses.dataclass(frozen=True)
 class Discrete:
     """Actions ``0 ... num_actions - 1``, as int32 scalars.
@@ -116,6 +125,9 @@ class Rollout(NamedTuple):
         truncated: bool ``[T, N]``, whether the episode was cut off after the step.
         next_obs: ``[T, N, *O]``, the observation that the step led to, before any reset.
         episode_step: int32 ``[T, N]``, 0 at the first step of an episode.
+        memory: The memory of a policy that has one, leaves ``[T + 1, N, ...]``: before each step,
+            and after the last; else None. No reset has touched row t + 1: it is what the value of
+            ``next_obs`` at step t takes.
     """
 
     obs: jax.Array
@@ -126,13 +138,31 @@ class Rollout(NamedTuple):
     truncated: jax.Array
     next_obs: jax.Array
     episode_step: jax.Array
+    memory: PyTree = None
+
+
+class Sequences(NamedTuple):
+    """The observations of n sequences of T steps: what a network with a memory is applied to.
+
+    It stands for ``B = T * n`` observations, in the order of time, and at each time of sequences;
+    so where a batch has one for its ``obs``, its other fields are ``[B, ...]`` in this order.
+
+    Attributes:
+        obs: ``[T, n, *O]``.
+        memory: Before the first step, leaves ``[n, ...]``; constant.
+        start: bool ``[T, n]``, whether a step is the first of an episode, which remembers nothing.
+    """
+
+    obs: PyTree
+    memory: PyTree
+    start: jax.Array
 
 
 class OnPolicyBatch(NamedTuple):
     """One minibatch of a rollout, as the on-policy losses take it.
 
     Attributes:
-        obs: ``[B, *O]``.
+        obs: ``[B, *O]``, or :class:`Sequences` for a network with a memory.
         action: ``[B, *A]``.
         log_prob: ``[B]``, log pi_old(action | obs), in nats.
         value: ``[B]``, V_old(obs).
@@ -161,7 +191,8 @@ class Ahead(NamedTuple):
         noise: ``(state, obs [N, *O], key, length) -> noise``, leaves ``[length, N, ...]``, of which
             a step gets one row; of the shapes of state and obs alone.
         act: ``(state, obs [N, *O], noise, *, progress) -> (action [N, *A], policy)`` with the
-            distribution that the action is from, a pytree with leaves ``[N, ...]``, or None.
+            distribution that the action is from, a pytree with leaves ``[N, ...]``, or None. With
+            a memory: given ``memory`` and ``start``, too, it returns ``(action, policy, memory)``.
         log_prob: ``(policy [T, N, ...], action [T, N, *A]) -> [T, N]``; an off-policy algorithm
             needs none.
     """
@@ -191,6 +222,11 @@ class OnPolicyAlgorithm(NamedTuple):
         whole_episodes: Whether each rollout starts at a reset and holds the first episode whole.
         gamma: Discount factor; only what normalizes rewards needs it.
         ahead: How it acts in rollouts, in a faster way than by ``act``; None: by ``act``.
+        init_memory: ``(obs [N, *O]) -> memory``, leaves ``[N, ...]``, of an algorithm whose policy
+            has a memory. Its ``act`` then takes ``memory`` and ``start`` (bool ``[N]``: whether a
+            step is an episode's first, at which the memory counts as empty) by keyword too, and
+            ``extras["memory"]`` is the memory after the step; ``rollout.memory`` holds them. None:
+            it has none.
 
     ``progress`` is the finished fraction of the run, a scalar in [0, 1] that the loop passes; what
     is annealed follows it. By hand, acting defaults to the end of a run and updating to its
@@ -203,6 +239,7 @@ class OnPolicyAlgorithm(NamedTuple):
     whole_episodes: bool = False
     gamma: Any = None
     ahead: Ahead | None = None
+    init_memory: Callable[..., Any] | None = None
 
 
 class Transition(NamedTuple):

@@ -52,7 +52,7 @@ def make_loss(network: Any, config: "A2CConfig", *, progress: Number = 0.0) -> l
     entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
 
     def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        distribution, value = network.apply(params, batch.obs)
+        distribution, value = acting.apply_network(network, params, batch.obs)
         return losses.actor_critic_loss(distribution, value, batch, config.value_coef, entropy_coef)
 
     return loss
@@ -110,7 +110,8 @@ def a2c(config: "A2CConfig", action_space: ActionSpace, network: Any = None) -> 
         return state, info | {"finite": finite}
 
     act, ahead = acting.make_act(network), acting.make_ahead(network)
-    return OnPolicyAlgorithm(init, act, update, gamma=config.gamma, ahead=ahead)
+    memory = acting.make_init_memory(network)
+    return OnPolicyAlgorithm(init, act, update, gamma=config.gamma, ahead=ahead, init_memory=memory)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -196,6 +196,7 @@ def acktr(
         >>> [factor.shape for factor in state.opt_state[0].factors.a[:3]]
         [(5, 5), (65, 65), (5, 5)]
     """
+    acting.check_memoryless("acktr", config.network, network)
     network = acting.default_network(action_space, config.network, network)
 
     def init(obs: jax.Array, key: jax.Array) -> ACKTRState:

@@ -193,6 +193,7 @@ def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> 
             "environment with Discrete actions, or a policy-gradient algorithm."
         )
     count = action_space.num_actions
+    acting.check_memoryless("dqn", config.network, network)
     if network is None:
         network = networks.QNetwork(action_space, config.network, config.dueling)
     optimizer = gradient.make_optimizer(

@@ -41,10 +41,9 @@ import jax.numpy as jnp
 
 from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, Shape, check_kind, field, scheduled
-from purerl.pieces import advantages, gradient, losses, returns
-from purerl.pieces.advantages import flatten_time
-from purerl.policies import acting, networks
-from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, PyTree, Rollout
+from purerl.pieces import advantages, gradient, losses, returns, sequences
+from purerl.policies import acting, memory as memories, networks
+from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, PyTree, Rollout, flatten_time
 
 Estimator = Literal["total_return", "return_to_go", "baseline", "q_critic", "advantage", "td_error"]
 Advantage = Literal["gae", "q_minus_v"]
@@ -66,7 +65,7 @@ class PolicyGradientBatch(NamedTuple):
     """Samples of a rollout, with everything that is constant in the loss.
 
     Attributes:
-        obs: ``[B, *O]``.
+        obs: ``[B, *O]``, or :class:`purerl.Sequences` for a network with a memory.
         action: ``[B, *A]``.
         weight: Psi, ``[B]``.
         target: What the critic is regressed on, ``[B]``; zero without one.
@@ -108,14 +107,15 @@ def estimate(
     if config.critic == "q":
 
         def expected(obs: PyTree, key: jax.Array) -> jax.Array:
-            q = expected_q(network, params, flatten_time(obs), key, config.q_samples)
+            q = expected_q(network, params, obs, key, config.q_samples)
             return q.reshape(reward.shape)
 
         now, then = jax.random.split(key)
-        obs, action = flatten_time((rollout.obs, rollout.action))
+        obs, next_obs = sequences.states(network, rollout)
+        action = flatten_time(rollout.action)
         q = acting.apply_network(network, params, obs, action)[1].reshape(reward.shape)
-        baseline = 0.0 if config.estimator == "q_critic" else expected(rollout.obs, now)
-        return q - baseline, one_step(expected(rollout.next_obs, then))
+        baseline = 0.0 if config.estimator == "q_critic" else expected(obs, now)
+        return q - baseline, one_step(expected(next_obs, then))
 
     value, next_value = advantages.values(network, params, rollout)
     if config.estimator == "td_error":
@@ -134,7 +134,7 @@ def expected_q(
     Args:
         network: ``(obs, action=None) -> (distribution, q)``.
         params: Its parameters.
-        obs: ``[B, *O]``.
+        obs: ``[B, *O]``, or sequences of so many.
         key: PRNG key.
         samples: How many actions a sample mean takes.
 
@@ -180,7 +180,8 @@ def make_batch(
         weight = weight * config.gamma ** rollout.episode_step.astype(weight.dtype)
     if config.critic == "none":  # a sum over each episode's steps, a mean over episodes
         share = share * share.shape[0]
-    return PolicyGradientBatch(*flatten_time((rollout.obs, rollout.action, weight, target, share)))
+    fields = flatten_time((rollout.action, weight, target, share))
+    return PolicyGradientBatch(sequences.observations(network, rollout), *fields)
 
 
 def first_episode(done: jax.Array) -> jax.Array:
@@ -216,7 +217,7 @@ def make_loss(
             return jnp.mean(batch.share * x)
 
         action = (batch.action,) if config.critic == "q" else ()
-        distribution, value = network.apply(params, batch.obs, *action)
+        distribution, value = acting.apply_network(network, params, batch.obs, *action)
         log_prob, entropy = distribution.log_prob(batch.action), distribution.entropy()
         policy = mean(losses.policy_gradient_loss(log_prob, batch.weight))
         total = policy - entropy_coef * mean(entropy)
@@ -240,7 +241,8 @@ def policy_gradient(
         action_space: Of the environment.
         network: ``obs [B, *O] -> (distribution, value [B])``; with a Q critic
             ``(obs, action=None) -> (distribution, q)`` as
-            :class:`purerl.policies.networks.ActorQCritic`, which is the default there.
+            :class:`purerl.policies.networks.ActorQCritic`, which is the default there. Or one with
+            a memory, :class:`purerl.RecurrentNetwork`, and the action last.
 
     Returns:
         The algorithm. Learning rate and entropy coefficient follow ``update``'s ``progress``, the
@@ -258,7 +260,9 @@ def policy_gradient(
     """
     check_kind("policy_gradient", config, PolicyGradientConfig)
     if config.critic == "q" and network is None:
-        network = networks.ActorQCritic(action_space, config.network)
+        remembers = config.network.memory != "none"
+        default = memories.RecurrentActorQCritic if remembers else networks.ActorQCritic
+        network = default(action_space, config.network)
     network = acting.default_network(action_space, config.network, network)
     optimizer = gradient.make_optimizer(
         config.optimizer, eps=config.optimizer_eps, max_grad_norm=config.max_grad_norm
@@ -284,7 +288,8 @@ def policy_gradient(
 
     whole_episodes = config.critic == "none"
     act, ahead = acting.make_act(network), acting.make_ahead(network)
-    return OnPolicyAlgorithm(init, act, update, whole_episodes, config.gamma, ahead)
+    memory = acting.make_init_memory(network)
+    return OnPolicyAlgorithm(init, act, update, whole_episodes, config.gamma, ahead, memory)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,7 @@ def make_loss(
     entropy_coef = scheduled(config.entropy_coef, config.entropy_coef_schedule, progress)
 
     def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        distribution, value = network.apply(params, batch.obs)
+        distribution, value = acting.apply_network(network, params, batch.obs)
         log_prob, advantage = distribution.log_prob(batch.action), batch.advantage
         if config.normalize_advantage == "minibatch":
             advantage = advantages.standardize(advantage)
@@ -116,6 +116,12 @@ def _make_algorithm(
     config: "PPOConfig", action_space: ActionSpace, network: Any
 ) -> OnPolicyAlgorithm:
     network = acting.default_network(action_space, config.network, network)
+    memory = acting.make_init_memory(network)
+    if config.sequence_length is not None and memory is None:
+        raise ValueError(
+            f"{type(config).__name__}: sequence_length={config.sequence_length} is for networks "
+            "with a memory; leave it out, or set memory of the NetworkConfig."
+        )
     optimizer = gradient.make_optimizer(
         "adam", eps=config.adam_eps, max_grad_norm=config.max_grad_norm
     )
@@ -133,16 +139,17 @@ def _make_algorithm(
     ) -> tuple[PPOState, Info]:
         check_rollout(rollout, action_space)
         count, normalization = config.num_minibatches, config.normalize_advantage
-        if normalization == "minibatch" and rollout.reward.size == count:
+        if normalization == "minibatch" and rollout.reward.size == count and memory is None:
             raise ValueError(
                 f"num_minibatches={count} leaves minibatches of one sample, whose normalized "
                 'advantage is always 0; choose fewer, or normalize_advantage="batch".'
             )
         # 1. Advantages and targets, under the old parameters.
-        settings = config.gamma, config.gae_lambda, normalization == "batch"
-        batch = advantages.on_policy_batch(network, state.params, rollout, *settings)
+        settings = config.gamma, config.gae_lambda, normalization == "batch", None
+        length = config.sequence_length
+        batch = advantages.on_policy_batch(network, state.params, rollout, *settings, length)
         if isinstance(config, PPOPenaltyConfig):
-            batch = batch._replace(distribution=network.apply(state.params, batch.obs)[0])
+            batch = batch._replace(distribution=acting.apply_network(network, state.params, batch.obs)[0])
         # 2. Epochs of minibatch steps on eq. 9; with value epochs, its value term afterwards.
         policy_key, value_key = jax.random.split(key)
         fit = functools.partial(
@@ -166,7 +173,7 @@ def _make_algorithm(
             info |= value_info
         # 3. The penalty coefficient follows the KL divergence of the whole update.
         if isinstance(config, PPOPenaltyConfig):
-            kl = jnp.mean(batch.distribution.kl(network.apply(params, batch.obs)[0]))
+            kl = jnp.mean(batch.distribution.kl(acting.apply_network(network, params, batch.obs)[0]))
             beta = adapt_beta(beta, kl, config.target_kl)
             info |= {"kl_after": kl, "beta": beta}
         new = PPOState(params, opt_state, value_opt_state, beta)
@@ -175,7 +182,7 @@ def _make_algorithm(
         return state, info | {"finite": finite}
 
     act, ahead = acting.make_act(network), acting.make_ahead(network)
-    return OnPolicyAlgorithm(init, act, update, gamma=config.gamma, ahead=ahead)
+    return OnPolicyAlgorithm(init, act, update, gamma=config.gamma, ahead=ahead, init_memory=memory)
 
 
 def ppo_clip(
@@ -250,7 +257,14 @@ class PPOConfig(Config):
         "minibatch", "Samples whose advantages get mean 0, standard deviation 1."
     )
     num_epochs: int = field(4, "Passes over a rollout's samples.")
-    num_minibatches: int = field(4, "Minibatches a pass; must divide the samples of a rollout.")
+    num_minibatches: int = field(
+        4, "Minibatches a pass; must divide a rollout's samples; with a memory, its sequences."
+    )
+    sequence_length: int | None = field(
+        None,
+        "With a memory: steps that gradients go back through, at most; must divide rollout_length. "
+        "None: a sequence is all that an environment did in a rollout.",
+    )
     shuffle: bool = field(True, "New minibatches at random in each pass.")
     value_epochs: int = field(
         0, "Separate passes over the value loss, after the policy's; 0: one loss.", "[0, inf)"

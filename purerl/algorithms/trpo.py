@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purerl.checks import SAMPLES, check_fields, check_rollout
+from purerl.checks import check_rollout, check_samples
 from purerl.config import Config, Number, Schedule, Shape, field, scheduled
 from purerl.pieces import advantages, gradient, losses
 from purerl.policies import acting, networks
@@ -108,7 +108,7 @@ def make_policy_step(
         >>> params = network.init(jax.random.key(1), obs)
         >>> action = jnp.zeros(64, jnp.int32)
         >>> batch = purerl.OnPolicyBatch(
-        ...     obs, action, network.apply(params, obs)[0].log_prob(action), None, obs[:, 0], None
+        ...     obs, action, acting.apply_network(network, params, obs)[0].log_prob(action), None, obs[:, 0], None
         ... )
         >>> params, info = jax.jit(make_policy_step(network, TRPOConfig()))(params, batch)
         >>> bool(info["accepted"]), bool(info["kl"] <= 0.01)
@@ -125,7 +125,7 @@ def make_policy_step(
         return acting.apply_network(network, params, obs)[0]
 
     def policy_step(params: PyTree, batch: OnPolicyBatch) -> tuple[PyTree, Info]:
-        check_fields("batch", batch, SAMPLES)
+        check_samples(batch)
         batch = jax.tree.map(jnp.asarray, batch)
 
         # 1. The gradient and the Fisher matrix.
@@ -236,18 +236,22 @@ def _build(config: "NPGConfig", action_space: ActionSpace, network: Any) -> OnPo
         )
         new, finite = gradient.keep_if_finite(TRPOState(*learned), state, also=info["finite"])
         info |= of_critic
-        info["entropy"] = jnp.mean(network.apply(state.params, batch.obs)[0].entropy())
+        info["entropy"] = jnp.mean(acting.apply_network(network, state.params, batch.obs)[0].entropy())
         info["explained_variance"] = advantages.explained_variance(batch.value, batch.target)
         return new, info | {"accepted": info["accepted"] & finite, "finite": finite}
 
     act, ahead = acting.make_act(network), acting.make_ahead(network)
-    return OnPolicyAlgorithm(init, act, update, gamma=config.gamma, ahead=ahead)
+    memory = acting.make_init_memory(network)
+    return OnPolicyAlgorithm(init, act, update, gamma=config.gamma, ahead=ahead, init_memory=memory)
 
 
 def trpo(config: "TRPOConfig", action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
     """Trust region policy optimization (the module's steps 1 to 5).
 
-    With separate networks the constraint covers all that happens to the policy. With a shared
+    With a memory, states are observations with what was remembered before them: gradient and
+    Fisher matrix go through the unrolled network, and the bound on the KL divergence holds for the
+    sequences of the rollout, whose first memories are those that the actors had (left by the old
+    parameters). With separate networks the constraint covers all that happens to the policy. With a shared
     trunk the critic's fit that follows moves the trunk, and the policy with it, without any bound.
 
     Args:
@@ -312,7 +316,9 @@ class NPGConfig(Config):
     critic_learning_rate: Schedule = field(1e-3, "Adam's step size.", "(0, inf)")
     critic_learning_rate_schedule: Shape = field("constant", "How it falls to 0.")
     critic_epochs: int = field(10, "Passes of the critic over a rollout's samples.")
-    critic_minibatches: int = field(8, "Minibatches a pass; must divide the samples of a rollout.")
+    critic_minibatches: int = field(
+        8, "Minibatches a pass; must divide a rollout's samples; with a memory, its environments."
+    )
     adam_eps: Number = field(1e-5, "Adam's epsilon.", "(0, inf)")
     network: networks.NetworkConfig = field(networks.NetworkConfig(), "Of the default network.")
 

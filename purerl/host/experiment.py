@@ -11,6 +11,7 @@ from purerl.config import Config, plain, suggest
 from purerl.envs.make import Env, make_env
 from purerl.host import brought
 from purerl.host.presets import preset
+from purerl.policies.acting import beginnings
 from purerl.policies.networks import NetworkConfig
 from purerl.records import OffPolicyAlgorithm
 from purerl.training.sizes import LoopConfig, OffPolicyLoopConfig, OnPolicyLoopConfig
@@ -117,7 +118,7 @@ class Experiment:
         tells = {
             "algorithm": lambda: self._algorithm.init(obs(), key),
             "env": lambda: self.environment.reset(key),
-            "network": lambda: self._network.init(key, obs()),
+            "network": lambda: self._network.init(key, *beginnings(self._network, obs())),
         }
         return {
             "format": FORMAT,

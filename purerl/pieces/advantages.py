@@ -6,25 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from purerl.config import Number
-from purerl.pieces import returns
+from purerl.pieces import returns, sequences
 from purerl.policies.acting import apply_network
 from purerl.records import OnPolicyBatch, PyTree, Rollout
-
-
-def flatten_time(tree: PyTree) -> PyTree:
-    """``[T, N, ...]`` to ``[T * N, ...]``, for every leaf.
-
-    Args:
-        tree: Arrays ``[T, N, ...]``.
-    """
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
 def values(network: Any, params: PyTree, rollout: Rollout) -> tuple[jax.Array, jax.Array]:
     """V(s_t) and V(s_{t+1}) of a rollout, the latter before any reset.
 
     Args:
-        network: A flax module ``obs [B, *O] -> (distribution, value [B])``.
+        network: ``obs [B, *O] -> (distribution, value [B])``; one with a memory sees each state
+            with the memory that the actors had there, and a final one with that after its step.
         params: Its parameters.
         rollout: ``[T, N]``.
 
@@ -32,7 +24,7 @@ def values(network: Any, params: PyTree, rollout: Rollout) -> tuple[jax.Array, j
         ``(value [T, N], next_value [T, N])``.
     """
     lead = rollout.reward.shape
-    obs, next_obs = flatten_time((rollout.obs, rollout.next_obs))
+    obs, next_obs = sequences.states(network, rollout)
     value = apply_network(network, params, obs)[1]
     next_value = apply_network(network, params, next_obs)[1]
     dtype = jnp.result_type(value, rollout.reward)  # a network's precision may be another one
@@ -47,6 +39,7 @@ def on_policy_batch(
     gae_lambda: Number,
     normalize: bool = False,
     n_step: int | None = None,
+    sequence_length: int | None = None,
 ) -> OnPolicyBatch:
     """A rollout as samples with advantages, and the returns that are the critic's targets.
 
@@ -58,20 +51,22 @@ def on_policy_batch(
         gae_lambda: GAE's lambda; the targets are lambda-returns.
         normalize: Whether to :func:`standardize` the advantages; the targets are not changed.
         n_step: Instead of GAE: returns of so many rewards; the advantages are these minus V.
+        sequence_length: Of a network with a memory: steps of a sequence; None: T.
 
     Returns:
-        Samples ``[T * N]``, of JAX's arrays.
+        Samples ``[T * N]``, of JAX's arrays; with a memory, ``obs`` is :class:`purerl.Sequences`.
     """
     rollout = jax.tree.map(jnp.asarray, rollout)
     value, next_value = values(network, params, rollout)
     flags = rollout.terminated, rollout.truncated
     advantage = returns.gae(rollout.reward, value, next_value, *flags, gamma, gae_lambda)
-    played = rollout.obs, rollout.action, rollout.log_prob
-    batch = OnPolicyBatch(*flatten_time((*played, value, advantage, advantage + value)))
+    target = advantage + value
     if n_step is not None:
         target = returns.n_step_return(rollout.reward, next_value, *flags, gamma, n_step)
-        target = target.reshape(-1)
-        batch = batch._replace(target=target, advantage=target - batch.value)
+        advantage = target - value
+    fields = rollout.action, rollout.log_prob, value, advantage, target
+    obs = sequences.observations(network, rollout, sequence_length)
+    batch = OnPolicyBatch(obs, *sequences.samples(network, rollout, fields, sequence_length))
     return batch._replace(advantage=standardize(batch.advantage)) if normalize else batch
 
 

@@ -104,12 +104,12 @@ def fit(
         loss: ``(params, batch) -> (scalar, info)``.
         params: Parameters.
         opt_state: The optimizer's state.
-        batch: Samples ``[B, ...]``.
+        batch: Samples ``[B, ...]``; with a memory, minibatches are sets of whole sequences.
         key: PRNG key of the shuffles.
         optimizer: Of unit learning rate.
         learning_rate: Step size.
         num_epochs: Passes over the samples.
-        num_minibatches: Steps a pass; must divide B.
+        num_minibatches: Steps a pass; must divide B, or the number of sequences.
         shuffle: New minibatches at random in each pass.
         max_kl: After a pass whose mean ``info["kl"]`` exceeds this the other passes do nothing.
 
@@ -117,7 +117,7 @@ def fit(
         ``(params, opt_state, info)``; info is the mean over the passes made.
 
     Raises:
-        ValueError: If ``num_minibatches`` does not divide B.
+        ValueError: If ``num_minibatches`` does not divide them.
     """
 
     def minibatch_step(carry, minibatch):

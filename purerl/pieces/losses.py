@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.config import Number
+from purerl.policies.acting import apply_network
 from purerl.records import Info, OnPolicyBatch, PyTree
 
 Loss = Callable[[PyTree, Any], tuple[jax.Array, Info]]  # (params, batch) -> (scalar, info)
@@ -108,7 +109,7 @@ def make_critic_loss(network: Any, clip: Number | None = None) -> Loss:
     """
 
     def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        mean = critic_loss(network.apply(params, batch.obs)[1], batch, clip)
+        mean = critic_loss(apply_network(network, params, batch.obs)[1], batch, clip)
         return mean, {"value_loss": mean}
 
     return loss

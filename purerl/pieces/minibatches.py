@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from purerl.config import check_integer
-from purerl.records import PyTree
+from purerl.pieces.sequences import take_sequences
+from purerl.records import PyTree, Sequences
 
 
 def permutation(key: jax.Array, n: int) -> jax.Array:
@@ -47,22 +48,24 @@ def permutation(key: jax.Array, n: int) -> jax.Array:
 
 
 def minibatches(key: jax.Array, batch: PyTree, count: int, shuffle: bool = True) -> PyTree:
-    """Splits a batch into ``count`` minibatches of equal size.
+    """Splits a batch into ``count`` minibatches of equal size; sequences stay whole.
 
     Args:
         key: PRNG key of the shuffle.
-        batch: JAX's or NumPy's arrays ``[B, ...]``.
-        count: Number of minibatches; must divide B.
+        batch: JAX's or NumPy's arrays ``[B, ...]``; its ``obs`` may be :class:`purerl.Sequences`.
+        count: Number of minibatches; must divide B, or the number of sequences.
         shuffle: Whether to shuffle first.
 
     Returns:
         The same pytree with JAX's arrays ``[count, B / count, ...]``.
 
     Raises:
-        ValueError: If ``count`` does not divide B.
+        ValueError: If ``count`` does not divide B, or the number of sequences.
     """
     check_integer("minibatches", "count", count)
     batch = jax.tree.map(jnp.asarray, batch)
+    if isinstance(getattr(batch, "obs", None), Sequences):
+        return _of_sequences(key, batch, count, shuffle)
     size = jax.tree.leaves(batch)[0].shape[0]
     if size % count:
         raise ValueError(
@@ -75,3 +78,15 @@ def minibatches(key: jax.Array, batch: PyTree, count: int, shuffle: bool = True)
             lambda x: x.at[order].get(mode="promise_in_bounds", unique_indices=True), batch
         )
     return jax.tree.map(lambda x: x.reshape(count, size // count, *x.shape[1:]), batch)
+
+
+def _of_sequences(key: jax.Array, batch: PyTree, count: int, shuffle: bool) -> PyTree:
+    size = batch.obs.start.shape[1]
+    if size % count:
+        raise ValueError(
+            f"{size} sequences cannot be split into {count} equal minibatches; with a memory "
+            "minibatches are sets of environments: choose a number that divides num_envs (times "
+            "rollout_length / sequence_length, where that is given)."
+        )
+    order = permutation(key, size) if shuffle and count > 1 else jnp.arange(size)
+    return take_sequences(batch, order.reshape(count, -1))

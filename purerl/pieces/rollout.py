@@ -54,11 +54,13 @@ class Actors(NamedTuple):
         env_state: Their states, leaves ``[N, ...]``.
         obs: ``[N, *O]`` what to act on next, not normalized.
         episodes: The running episodes.
+        memory: Of a policy that has one, leaves ``[N, ...]``; else None.
     """
 
     env_state: PyTree
     obs: jax.Array
     episodes: Episodes
+    memory: PyTree = None
 
 
 def reset(env: Env, num_envs: int, key: jax.Array) -> Actors:
@@ -89,7 +91,8 @@ def unroll(
 
     Args:
         act: ``(obs [N, *O], key) -> (action [N, *A], {"log_prob": [N]})``; without one the
-            rollout's is None.
+            rollout's is None. Where the actors have a memory, ``(obs, key, memory, start)`` with
+            ``start`` bool ``[N]``, and ``"memory"`` is the one after the step.
         env: Environment.
         actors: Where the environments are.
         key: PRNG key.
@@ -117,7 +120,8 @@ def unroll(
         noise, env_keys, reset_keys, drawn = inputs
         # Without resets ahead, anything of their shape: it is not looked at, or replaced below.
         fresh = starts.unpack(drawn) if ahead else (actors.obs, actors.env_state)
-        action, extras = act(actors.obs, noise)
+        remembered = () if actors.memory is None else (actors.memory, actors.episodes.length == 0)
+        action, extras = act(actors.obs, noise, *remembered)
         result, env_state = jax.vmap(env.step)(actors.env_state, action, env_keys, fresh)
         done = result.terminated | result.truncated
         obs = result.obs
@@ -134,13 +138,20 @@ def unroll(
             truncated=result.truncated,
             next_obs=result.next_obs,
             episode_step=actors.episodes.length,
+            memory=actors.memory,
         )
-        return carried.pack(Actors(env_state, obs, episodes)), (seen, ret)
+        after = Actors(env_state, obs, episodes, extras["memory"] if remembered else None)
+        return carried.pack(after), (seen, ret)
 
     inputs = (noise, env_keys, resets, starts.pack(drawn))
     start = carried.pack(actors)
     carry, (rollout, ret) = packed_scan(step, start, inputs, length, axes=1, unroll=UNROLL)
-    return carried.unpack(carry), rollout, _statistics(rollout, ret, first_only)
+    actors = carried.unpack(carry)
+    memory = jax.tree.map(  # before each step, and after the last
+        lambda x, last: jnp.concatenate([x, last[None]]), rollout.memory, actors.memory
+    )
+    rollout = rollout._replace(memory=memory)
+    return actors, rollout, _statistics(rollout, ret, first_only)
 
 
 def _statistics(rollout: Rollout, ret: jax.Array, first_only: bool) -> EpisodeStatistics:

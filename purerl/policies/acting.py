@@ -5,12 +5,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.errors import InvalidRngError, ScopeParamShapeError
 
-from purerl.checks import check_action_space
+from purerl.checks import by_path, check_action_space, described
 from purerl.policies.distributions import Categorical, DiagGaussian
+from purerl.policies.memory import RecurrentActorCritic, apply_sequences, has_memory
 from purerl.policies.networks import ActorCritic, NetworkConfig
-from purerl.records import ActionSpace, Ahead, Discrete, PyTree
+from purerl.records import ActionSpace, Ahead, Discrete, PyTree, Sequences
 
 METHODS = ("sample", "mode", "log_prob", "entropy", "kl")
 STATELESS = (
@@ -31,7 +33,23 @@ def default_network(action_space: ActionSpace, config: NetworkConfig, network: A
         TypeError: If the network has no ``init`` and ``apply``.
     """
     check_action_space(action_space)
-    return ActorCritic(action_space, config) if network is None else check_network(network)
+    default = ActorCritic if config.memory == "none" else RecurrentActorCritic
+    return default(action_space, config) if network is None else check_network(network)
+
+
+def check_memoryless(where: str, config: NetworkConfig, network: Any) -> None:
+    """Raises ValueError if a network has a memory.
+
+    Args:
+        where: The algorithm that has none.
+        config: Of the default network.
+        network: The user's network, or None.
+    """
+    if has_memory(network) or (network is None and config.memory != "none"):
+        raise ValueError(
+            f"{where} cannot learn with a memory; give it a network without one (memory='none'), "
+            "or take policy_gradient, a2c, ppo_clip, ppo_penalty, trpo or npg."
+        )
 
 
 def check_network(network: Any) -> Any:
@@ -54,25 +72,46 @@ def check_network(network: Any) -> Any:
     return network
 
 
-def apply_network(network: Any, params: PyTree, obs: jax.Array, *args: Any) -> Any:
-    """``network.apply`` with a message that names the observations if their shape is wrong.
+def apply_network(
+    network: Any, params: PyTree, obs: jax.Array | Sequences, *args: Any
+) -> Any:
+    """The outputs ``[B]`` of a network, with a memory or without: no loss knows the difference.
 
     Args:
         network: For ``[B, *O]``.
         params: Its parameters.
-        obs: ``[B, *O]``.
-        *args: Passed on.
+        obs: ``[B, *O]``; or sequences of B observations, for a network with a memory.
+        *args: Passed on, ``[B, ...]``.
 
     Raises:
         ValueError: If the parameters are for observations of another shape.
     """
     try:
+        if isinstance(obs, Sequences):
+            return apply_sequences(network, params, obs, *args)
         return network.apply(params, obs, *args)
     except ScopeParamShapeError as error:
+        shape = jax.tree.map(jnp.shape, obs.obs if isinstance(obs, Sequences) else obs)
         raise ValueError(
-            f"obs has shape {obs.shape}, but the parameters were made for another one; give "
+            f"obs has shape {shape}, but the parameters were made for another one; give "
             f"observations [B, *O] as given to init. ({error})"
         ) from error
+
+
+def beginnings(network: Any, obs: PyTree) -> tuple[Any, ...]:
+    """What a network takes besides parameters, at the first steps of episodes.
+
+    Args:
+        network: A :class:`purerl.Network`, or one with a memory.
+        obs: ``[B, *O]``.
+
+    Returns:
+        ``(obs,)`` or ``(obs, memory, start)``.
+    """
+    if not has_memory(network):
+        return (obs,)
+    count = len(jax.tree.leaves(obs)[0])
+    return obs, network.init_memory(obs), jnp.ones(count, bool)
 
 
 def init_params(
@@ -81,7 +120,8 @@ def init_params(
     """Parameters of a network with a policy, after a check of what it returns, by tracing it.
 
     Args:
-        network: A :class:`purerl.Network`, ``apply(params, obs) -> (distribution, value [B])``.
+        network: A :class:`purerl.Network`, ``apply(params, obs) -> (distribution, value [B])``, or
+            a :class:`purerl.RecurrentNetwork`.
         action_space: Of the environment.
         obs: ``[N, *O]``.
         key: PRNG key.
@@ -93,8 +133,10 @@ def init_params(
         ValueError: If a shape does not fit the action space.
     """
 
+    inputs = beginnings(network, obs)
+
     def outputs(params: PyTree, batch: tuple[int]) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
-        policy, value = _pair(network.apply(params, obs), action_space)
+        policy, value = _pair(_without_memory(network.apply(params, *inputs), inputs), action_space)
         choices = (action_space.num_actions,) if isinstance(action_space, Discrete) else ()
         if isinstance(policy, Categorical):
             yield "logits", policy.logits, batch + choices
@@ -106,9 +148,9 @@ def init_params(
         yield "kl", policy.kl(policy), batch
         yield "value", value, batch + (choices if q else ())
         if q:
-            yield "value of an action", network.apply(params, obs, action)[1], batch
+            yield "value of an action", network.apply(params, *inputs, action)[1], batch
 
-    return _init(network, obs, key, outputs, action_space)
+    return _init(network, inputs, key, outputs, action_space)
 
 
 def init_q_params(network: Any, action_space: Discrete, obs: jax.Array, key: jax.Array) -> Any:
@@ -128,11 +170,12 @@ def init_q_params(network: Any, action_space: Discrete, obs: jax.Array, key: jax
     def outputs(params: PyTree, batch: tuple[int]) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
         yield "q", network.apply(params, obs), (*batch, action_space.num_actions)
 
-    return _init(check_network(network), obs, key, outputs, action_space)
+    return _init(check_network(network), (obs,), key, outputs, action_space)
 
 
-def _init(network: Any, obs: jax.Array, key: jax.Array, outputs: Any, space: ActionSpace) -> PyTree:
+def _init(network: Any, inputs: Any, key: jax.Array, outputs: Any, space: ActionSpace) -> PyTree:
     """Initializes parameters, and checks the outputs' shapes by tracing."""
+    obs = inputs[0]
 
     def check(params: PyTree) -> None:
         for name, got, wanted in outputs(params, obs.shape[:1]):
@@ -143,7 +186,7 @@ def _init(network: Any, obs: jax.Array, key: jax.Array, outputs: Any, space: Act
                     f"observations of shape {obs.shape} and actions of {space}."
                 )
 
-    params = network.init(key, obs)
+    params = network.init(key, *inputs)
     kept = set(params) - {"params"} if isinstance(network, nn.Module) else None
     if kept:
         raise TypeError(f"the network keeps {', '.join(sorted(kept))}, {STATELESS}")
@@ -152,6 +195,22 @@ def _init(network: Any, obs: jax.Array, key: jax.Array, outputs: Any, space: Act
     except InvalidRngError as error:
         raise TypeError(f"the network draws random numbers, {STATELESS} ({error})") from error
     return params
+
+
+def _without_memory(output: Any, inputs: Any) -> Any:
+    """A network's outputs without the memory, after a check of it, if it has one."""
+    if len(inputs) == 1:
+        return output
+    wanted = "(distribution [B], value [B], memory)"
+    if type(output) not in (tuple, list) or len(output) != 3:
+        raise TypeError(f"the network returns a {type(output).__name__}, wanted three: {wanted}.")
+    kinds = [described(by_path(jax.eval_shape(lambda x: x, x))) for x in (output[2], inputs[1])]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"the network's memory is {kinds[0]} after a step, wanted that of init_memory, "
+            f"{kinds[1]}; cast it in one of them."
+        )
+    return output[:2]
 
 
 def _pair(output: Any, action_space: ActionSpace) -> Any:
@@ -175,17 +234,28 @@ def _pair(output: Any, action_space: ActionSpace) -> Any:
     return output
 
 
+def _act_on(network: Any, params: PyTree, obs: PyTree, memory: PyTree, start: Any) -> Any:
+    """The policy of some observations, and in a dict the memory after them, if there is one."""
+    if not has_memory(network):
+        return apply_network(network, params, obs)[0], {}
+    inputs = beginnings(network, obs) if memory is None else (obs, memory, start)
+    policy, _, memory = apply_network(network, params, *inputs)
+    return policy, {"memory": memory}
+
+
 def make_act(network: Any) -> Callable[..., Any]:
     """An algorithm's ``act``, for states with a field ``params``.
 
     Args:
-        network: ``apply(params, obs) -> (distribution, value)``.
+        network: ``apply(params, obs) -> (distribution, value)``, or one with a memory: ``act`` then
+            takes ``memory`` and ``start`` too (without them each step is an episode's first), and
+            gives the memory after the step among the extras.
     """
 
-    def act(state, obs, key, *, greedy=False, progress=1.0):
-        distribution, _ = apply_network(network, state.params, obs)
+    def act(state, obs, key, *, greedy=False, progress=1.0, memory=None, start=None):
+        distribution, after = _act_on(network, state.params, obs, memory, start)
         action = distribution.mode() if greedy else distribution.sample(key)
-        return action, {"log_prob": distribution.log_prob(action)}
+        return action, {"log_prob": distribution.log_prob(action), **after}
 
     return act
 
@@ -196,20 +266,27 @@ def make_ahead(network: Any) -> Ahead:
     Distributions without ``noise`` and ``from_noise`` get keys instead.
 
     Args:
-        network: ``apply(params, obs) -> (distribution, value)``.
+        network: ``apply(params, obs) -> (distribution, value)``, or one with a memory.
     """
 
-    def policy(state, obs):
-        return apply_network(network, state.params, obs)[0]
-
     def noise(state, obs, key, length):
-        shapes = jax.eval_shape(policy, state, obs)
+        shapes = jax.eval_shape(lambda: _act_on(network, state.params, obs, None, None)[0])
         if not hasattr(shapes, "from_noise"):
             return jax.random.split(key, length)
         return shapes.noise(key, (length,))
 
-    def act(state, obs, noise, *, progress=1.0):
-        distribution = policy(state, obs)
-        return getattr(distribution, "from_noise", distribution.sample)(noise), distribution
+    def act(state, obs, noise, *, progress=1.0, memory=None, start=None):
+        distribution, after = _act_on(network, state.params, obs, memory, start)
+        action = getattr(distribution, "from_noise", distribution.sample)(noise)
+        return (action, distribution, *after.values())
 
     return Ahead(noise, act, lambda policy, action: policy.log_prob(action))
+
+
+def make_init_memory(network: Any) -> Callable[[PyTree], PyTree] | None:
+    """An algorithm's ``init_memory``: the network's, or None.
+
+    Args:
+        network: With a memory or without.
+    """
+    return network.init_memory if has_memory(network) else None

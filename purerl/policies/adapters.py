@@ -18,19 +18,27 @@ class NetworkFunctions(NamedTuple):
     """A network made of two functions; a :class:`purerl.Network`.
 
     Attributes:
-        init: ``(key, obs [B, *O]) -> params``.
+        init: ``(key, obs [B, *O], *args) -> params``.
         apply: ``(params, obs [B, *O], *args) -> output``.
+        init_memory: ``(obs [B, *O]) -> memory``, of a :class:`purerl.RecurrentNetwork`; else None.
+        unroll: That of a :class:`purerl.RecurrentNetwork` that has one; else None.
     """
 
     init: Callable[..., PyTree]
     apply: Callable[..., Any]
+    init_memory: Callable[..., PyTree] | None = None
+    unroll: Callable[..., Any] | None = None
 
 
-def from_nnx(make: Callable[[Any], Any]) -> NetworkFunctions:
+def from_nnx(
+    make: Callable[[Any], Any], init_memory: Callable[[PyTree], PyTree] | None = None
+) -> NetworkFunctions:
     """A network of flax.nnx.
 
     Args:
         make: ``(nnx.Rngs) -> module``, whose call takes observations ``[B, *O]``.
+        init_memory: ``(obs [B, *O]) -> memory``, if the module has one: its call is then that of a
+            :class:`purerl.RecurrentNetwork`.
 
     Raises:
         TypeError: If the module has variables that are no ``nnx.Param``.
@@ -57,21 +65,25 @@ def from_nnx(make: Callable[[Any], Any]) -> NetworkFunctions:
     _check_rest(rest[0])
     join = _joined(weights)
 
-    def init(key: jax.Array, obs: jax.Array) -> PyTree:
+    def init(key: jax.Array, obs: jax.Array, *args: Any) -> PyTree:
         return _named(nnx.state(make(nnx.Rngs(key)), nnx.Param))
 
     def apply(params: PyTree, obs: jax.Array, *args: Any) -> Any:
         return nnx.merge(graph, join(params))(obs, *args)
 
-    return NetworkFunctions(init, apply)
+    return NetworkFunctions(init, apply, init_memory)
 
 
-def from_equinox(make: Callable[[jax.Array], Any]) -> NetworkFunctions:
+def from_equinox(
+    make: Callable[[jax.Array], Any], init_memory: Callable[[PyTree], PyTree] | None = None
+) -> NetworkFunctions:
     """A network of equinox, mapped over the batch.
 
     Args:
         make: ``(key) -> module``, whose call takes one observation ``[*O]`` and returns a
             distribution without a batch axis and a value ``[]``.
+        init_memory: ``(obs [B, *O]) -> memory``, if the module has one: its call then takes one
+            row of the memory and one ``start`` too, and also returns the memory after the step.
 
     Raises:
         TypeError: If the module has arrays that are not floating-point weights.
@@ -83,13 +95,13 @@ def from_equinox(make: Callable[[jax.Array], Any]) -> NetworkFunctions:
     _check_rest(rest)
     join = _joined(weights)
 
-    def init(key: jax.Array, obs: jax.Array) -> PyTree:
+    def init(key: jax.Array, obs: jax.Array, *args: Any) -> PyTree:
         return _named(equinox.filter(make(key), _is_weight))
 
     def apply(params: PyTree, obs: jax.Array, *args: Any) -> Any:
         return jax.vmap(equinox.combine(join(params), rest))(obs, *args)
 
-    return NetworkFunctions(init, apply)
+    return NetworkFunctions(init, apply, init_memory)
 
 
 def _is_weight(x: Any) -> bool:

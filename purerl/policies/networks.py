@@ -17,6 +17,7 @@ from purerl.records import ActionSpace, Discrete, PyTree
 
 Activation = Literal["tanh", "relu", "elu", "swish", "gelu"]
 TorsoKind = Literal["auto", "mlp", "conv"]
+MemoryKind = Literal["none", "gru", "lstm"]
 
 
 class Network(Protocol):
@@ -37,6 +38,27 @@ class Network(Protocol):
         """
 
 
+class RecurrentNetwork(Protocol):
+    """A :class:`Network` with a memory, which it gets and gives back; it keeps nothing itself.
+
+    With a method ``unroll(params, obs [T, n, *O], memory, start [T, n])`` besides, which returns
+    ``(distribution [T, n], value [T, n], memory)`` of all steps at once, as ``apply`` at one step
+    after the other does, updates need no loop over ``apply``: for what can be computed faster than
+    step by step (a linear recurrence by an associative scan; layers before and after a cell).
+    """
+
+    def init_memory(self, obs: PyTree) -> PyTree:
+        """The empty memory for observations ``[B, *O]``: a pytree with leaves ``[B, ...]``."""
+
+    def init(self, key: jax.Array, obs: PyTree, memory: PyTree, start: jax.Array) -> PyTree:
+        """Parameters, as of a :class:`Network`, for what ``apply`` takes."""
+
+    def apply(self, params: PyTree, obs: PyTree, memory: PyTree, start: jax.Array) -> Any:
+        """``(distribution, value [B], memory)`` of observations ``[B, *O]``: the memory after this
+        step. Where ``start`` (bool ``[B]``) is true the memory it gets counts as empty.
+        """
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkConfig(Config):
     """The shape of the default actor-critic; every field is static."""
@@ -53,6 +75,10 @@ class NetworkConfig(Config):
     orthogonal_init: bool = field(
         True, "Orthogonal weights (sqrt 2, policy head 0.01, value head 1); else flax's default."
     )
+    memory: MemoryKind = field(
+        "none", "A recurrent cell after the hidden layers; policy-gradient family, PPO and TRPO."
+    )
+    memory_size: int = field(64, "Width of the recurrent cell.")
 
 
 def dense(features: int, scale: float, orthogonal: bool = True, name: str | None = None):
@@ -189,12 +215,21 @@ class ActorCritic(nn.Module):
     @nn.compact
     def __call__(self, obs: jax.Array) -> tuple[Distribution, jax.Array]:
         """Observations ``[B, *O]`` to ``(distribution [B], value [B])``."""
+        _refuse_memory(self.config)
         actor = Torso(self.config, name="torso" if self.config.shared else "actor")(obs)
         critic = actor if self.config.shared else Torso(self.config, name="critic")(obs)
         orthogonal = self.config.orthogonal_init
         distribution = PolicyHead(self.action_space, orthogonal, name="policy_head")(actor)
         value = dense(1, 1.0, orthogonal, name="value_head")(critic)
         return distribution, value[:, 0]
+
+
+def _refuse_memory(config: NetworkConfig) -> None:
+    if config.memory != "none":
+        raise ValueError(
+            f"memory={config.memory!r} is for purerl.RecurrentActorCritic and RecurrentActorQCritic "
+            "(the default networks of the algorithms that have a memory); leave it out here."
+        )
 
 
 def _refuse_shared(config: NetworkConfig) -> None:
@@ -225,6 +260,7 @@ class ActorQCritic(nn.Module):
     ) -> tuple[Distribution, jax.Array]:
         """``[B, *O]`` and perhaps actions ``[B, *A]`` to ``(distribution, q)``."""
         _refuse_shared(self.config)
+        _refuse_memory(self.config)
         orthogonal = self.config.orthogonal_init
         features = Torso(self.config, name="actor")(obs)
         distribution = PolicyHead(self.action_space, orthogonal, name="policy_head")(features)
@@ -265,6 +301,7 @@ class QNetwork(nn.Module):
     def __call__(self, obs: jax.Array) -> jax.Array:
         """``[B, *O] -> [B, K]``."""
         _refuse_shared(self.config)
+        _refuse_memory(self.config)
         count, orthogonal = self.action_space.num_actions, self.config.orthogonal_init
         if not self.dueling:
             return dense(count, 1.0, orthogonal, name="q_head")(

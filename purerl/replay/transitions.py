@@ -23,8 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.config import Number, check_integer
-from purerl.pieces.advantages import flatten_time
-from purerl.records import Clock, OffPolicyBatch, Transition
+from purerl.records import Clock, OffPolicyBatch, Transition, flatten_time
 from purerl.replay.buffers import Replay, ReplayState, Sample
 from purerl.replay.packed import empty, pack, take_fields
 from purerl.replay.tree import put, take

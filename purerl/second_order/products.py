@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.config import check_range
-from purerl.records import PyTree
+from purerl.records import PyTree, Sequences
 
 Policy = Callable[[PyTree, jax.Array], Any]  # (params, obs [B, *O]) -> distribution over [B]
 
@@ -68,8 +68,9 @@ def fisher_vector_product(
     Args:
         policy: ``(params, obs [B, *O]) -> distribution``; its samples count equally.
         params: The old parameters. Those that the policy does not depend on have zero rows.
-        obs: ``[B, *O]``.
-        fraction: Share of the samples to use, in (0, 1]; always the same ones, evenly spread.
+        obs: ``[B, *O]``; or :class:`purerl.Sequences`, for a policy with a memory.
+        fraction: Share of the samples to use, in (0, 1]; always the same ones, evenly spread. Of
+            sequences: that share of them, each whole.
 
     Returns:
         A linear function of pytrees shaped like ``params``; the result has its argument's dtypes.
@@ -120,18 +121,30 @@ def floating_leaves(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.A
     return [x for r, x in zip(real, leaves, strict=True) if r], rebuild
 
 
-def _subsample(obs: jax.Array, fraction: float) -> jax.Array:
-    """``fraction`` of the samples, spread over time steps and environments about alike.
+def _subsample(obs: jax.Array | Sequences, fraction: float) -> jax.Array | Sequences:
+    """A share of the samples, spread over time steps and environments about alike; of sequences.
+
+    Args:
+        obs: ``[B, *O]``, or sequences.
+        fraction: Which share, in (0, 1].
+    """
+    check_range("fisher_vector_product", "fraction", fraction, "(0, 1]")
+    if isinstance(obs, Sequences):
+        rows = _spread(obs.start.shape[1], fraction)
+        memory = jax.tree.map(lambda x: x[rows], obs.memory)
+        return Sequences(jax.tree.map(lambda x: x[:, rows], obs.obs), memory, obs.start[:, rows])
+    rows = _spread(obs.shape[0], fraction)
+    return obs if len(rows) == obs.shape[0] else obs[rows]
+
+
+def _spread(size: int, fraction: float) -> np.ndarray:
+    """So many rows of ``size``, evenly spread.
 
     Every k-th sample of ``[T * N]`` would be the same environments again and again where k and N
     have a common divisor; multiples of a step near the golden section have no such pattern.
     """
-    check_range("fisher_vector_product", "fraction", fraction, "(0, 1]")
-    size = obs.shape[0]
     count = max(1, round(fraction * size))
-    if count == size:
-        return obs
     step = max(1, round(0.618 * size))
     while math.gcd(step, size) > 1:
         step += 1
-    return obs[np.sort(np.arange(count) * step % size)]
+    return np.sort(np.arange(count) * step % size)

@@ -8,6 +8,7 @@ import jax.custom_batching
 import jax.numpy as jnp
 
 from purerl.envs.make import Env
+from purerl.records import PyTree
 
 CHUNK = 16  # steps, after which an evaluation looks whether episodes are left
 
@@ -27,12 +28,13 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    policy: Callable[[jax.Array, jax.Array], jax.Array],
+    policy: Callable[..., Any],
     env: Env,
     key: jax.Array,
     *,
     episodes: int = 128,
     max_steps: int | None = None,
+    init_memory: Callable[[PyTree], PyTree] | None = None,
 ) -> Evaluation:
     """Plays ``episodes`` episodes to their end, each in an environment of its own.
 
@@ -40,12 +42,14 @@ def evaluate(
     over-represented.
 
     Args:
-        policy: ``(obs [E, *O], key) -> action [E, *A]``.
+        policy: ``(obs [E, *O], key) -> action [E, *A]``; with a memory ``(obs, key, memory, start)
+            -> (action, memory)``, where ``start`` is bool ``[E]``.
         env: Environment.
         key: PRNG key.
         episodes: E, how many.
         max_steps: Steps after which unfinished episodes are cut off; the environment's time limit
             by default, and required where it has none.
+        init_memory: ``(obs [E, *O]) -> memory`` of a policy that has one.
 
     Raises:
         ValueError: If ``episodes`` is less than 1, or ``max_steps`` is missing.
@@ -58,12 +62,16 @@ def evaluate(
     reset_key, run_key = jax.random.split(key)
     obs, env_state = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
 
+    memory = None if init_memory is None else init_memory(obs)
     start = (obs, env_state, jnp.ones(episodes, bool), jnp.zeros(episodes), jnp.zeros(episodes))
 
     def step(carry: Any, t: jax.Array):
-        obs, env_state, running, ret, length = carry
+        (obs, env_state, running, ret, length), memory = carry
         act_key, env_key = jax.random.split(jax.random.fold_in(run_key, t))
-        action = policy(obs, act_key)
+        if memory is None:
+            action = policy(obs, act_key)
+        else:
+            action, memory = policy(obs, act_key, memory, jnp.full(episodes, t == 0))
         env_keys = jax.random.split(env_key, episodes)
         # What follows an episode is not looked at, so any reset will do.
         result, env_state = jax.vmap(env.step)(env_state, action, env_keys, start[:2])
@@ -71,16 +79,16 @@ def evaluate(
         ret = ret + jnp.where(counted, result.reward, 0)
         length = length + counted
         running = running & ~(counted & (result.terminated | result.truncated))
-        return (result.obs, env_state, running, ret, length), None
+        return ((result.obs, env_state, running, ret, length), memory), None
 
     def chunk(carry: Any, times: jax.Array):
         play = lambda carry: jax.lax.scan(step, carry, times)[0]  # noqa: E731
-        return jax.lax.cond(_any_of_all(carry[2]), play, lambda carry: carry, carry), None
+        return jax.lax.cond(_any_of_all(carry[0][2]), play, lambda carry: carry, carry), None
 
     # Loops of known length: XLA crashes where a while_loop is around some environments' step.
     size = min(CHUNK, limit)
     times = jnp.arange(-(-limit // size) * size).reshape(-1, size)
-    (_, _, running, ret, length), _ = jax.lax.scan(chunk, start, times)
+    ((_, _, running, ret, length), _), _ = jax.lax.scan(chunk, (start, memory), times)
     return Evaluation(jnp.mean(ret), jnp.mean(length), jnp.sum(running, dtype=jnp.int32))
 
 

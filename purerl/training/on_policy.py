@@ -51,7 +51,8 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
 
         actors, normalizer, whole = state.actors, state.normalizer, algorithm.whole_episodes
         if whole:
-            actors = rollouts.reset(env, num_envs, reset_key)
+            fresh = rollouts.reset(env, num_envs, reset_key)
+            actors = fresh._replace(memory=actors.memory)  # its first step forgets it
             if normalizer.reward is not None:  # its running return was of the abandoned episodes
                 nothing = jnp.zeros_like(normalizer.reward.running)
                 normalizer = normalizer._replace(reward=normalizer.reward._replace(running=nothing))

@@ -172,6 +172,9 @@ def start(algorithm: Any, env: Any, sizes: LoopConfig, key: jax.Array) -> TrainS
     """
     run_key, reset_key, learner_key = jax.random.split(key, 3)
     actors = rollouts.reset(env, sizes.num_envs, reset_key)
+    init_memory = getattr(algorithm, "init_memory", None)
+    if init_memory is not None:
+        actors = actors._replace(memory=init_memory(actors.obs))
     learner = algorithm.init(actors.obs, learner_key)
     real, reward = jnp.result_type(float), getattr(sizes, "normalize_reward", False)
     normalizer = Normalizer(
@@ -217,22 +220,26 @@ def play(
     """
     learner, observe, ahead = state.learner, state.normalizer.observe, algorithm.ahead
 
-    def act(obs: jax.Array, noise: PyTree) -> tuple[jax.Array, Info]:
+    def act(obs: jax.Array, noise: PyTree, *remembered: PyTree) -> tuple[jax.Array, Info]:
+        given = dict(zip(("memory", "start"), remembered, strict=False))
         if ahead is None:
-            acted = algorithm.act(learner, observe(obs), noise, progress=progress)
-            _check_returned("act", "(action, extras)", acted, dict.fromkeys(owed, obs.shape[:1]))
+            acted = algorithm.act(learner, observe(obs), noise, progress=progress, **given)
+            _check_returned("act", ("action", "extras"), acted, dict.fromkeys(owed, obs.shape[:1]))
             action, extras = acted
         else:  # the policy stands for the log-probability
-            acted = ahead.act(learner, observe(obs), noise, progress=progress)
-            _check_pair("ahead.act", "(action, policy)", acted)
-            action, extras = acted[0], {"log_prob": acted[1]}
+            acted = ahead.act(learner, observe(obs), noise, progress=progress, **given)
+            _check_tuple("ahead.act", ("action", "policy", *([*given][:1])), acted)
+            action, extras = acted[0], dict(zip(("log_prob", "memory"), acted[1:], strict=False))
+        if remembered:
+            _check_memory(remembered[0], extras)
         wanted = (len(obs), *getattr(env.action_space, "shape", ()))
         if jnp.shape(action) != wanted:
             raise ValueError(
                 f"the algorithm's act returned actions of shape {jnp.shape(action)}, wanted "
                 f"{wanted}: one of {env.action_space} for each of {len(obs)} environments."
             )
-        return action, {name: extras[name] for name in owed}
+        kept = (*owed, "memory") if remembered else owed
+        return action, {name: extras[name] for name in kept}
 
     noise = None
     if ahead is not None:
@@ -254,7 +261,7 @@ def checked_update(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> Any
         updated: What it returned.
         **owed: Shapes of entries of its info, besides ``finite``.
     """
-    _check_returned("update", "(state, info)", updated, {"finite": ()} | owed)
+    _check_returned("update", ("state", "info"), updated, {"finite": ()} | owed)
     states = jax.eval_shape(lambda: (before, updated[0]))
     old, new = (described(by_path(state)) for state in states)
     changed = [
@@ -270,17 +277,30 @@ def checked_update(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> Any
     return updated
 
 
-def _check_pair(who: str, parts: str, returned: Any) -> None:
-    if not (isinstance(returned, tuple) and len(returned) == 2):
-        what = type(returned).__name__
-        raise TypeError(f"the algorithm's {who} returned a {what}, wanted {parts}.")
+def _check_memory(before: PyTree, extras: Info) -> None:
+    """Raises ValueError unless the memory after a step is there, and like the one before it."""
+    kinds = [described(by_path(x)) for x in (extras.get("memory"), before)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"the algorithm's act owes the memory after the step, as init_memory has it, in the "
+            f"dict it returns: {kinds[1]}, and it is {kinds[0] or 'missing'}."
+        )
 
 
-def _check_returned(who: str, parts: str, returned: Any, shapes: dict[str, Any]) -> None:
-    _check_pair(who, parts, returned)
+def _check_tuple(who: str, parts: tuple[str, ...], returned: Any) -> None:
+    if not (isinstance(returned, tuple) and len(returned) == len(parts)):
+        what, wanted = type(returned).__name__, ", ".join(parts)
+        raise TypeError(f"the algorithm's {who} returned a {what}, wanted ({wanted}).")
+
+
+def _check_returned(
+    who: str, parts: tuple[str, str], returned: Any, shapes: dict[str, Any]
+) -> None:
+    _check_tuple(who, parts, returned)
     if not isinstance(returned[1], dict):
         what = type(returned[1]).__name__
-        raise TypeError(f"the algorithm's {who} returned a {what} second, wanted {parts}: a dict.")
+        wanted = f"({', '.join(parts)}): a dict"
+        raise TypeError(f"the algorithm's {who} returned a {what} second, wanted {wanted}.")
     for name, shape in shapes.items():
         got = jnp.shape(returned[1][name]) if name in returned[1] else "missing"
         if got != shape:

@@ -124,13 +124,17 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) ->
         return jax.lax.fori_loop(0, count.iteration, step, (state, totals))
 
     def evaluate_state(state: TrainState) -> Evaluation:
-        def policy(obs, key):
-            obs, greedy = state.normalizer.observe(obs), sizes.greedy_evaluation
-            return algorithm.act(state.learner, obs, key, greedy=greedy, progress=1.0)[0]
+        def policy(obs, key, *remembered):
+            obs, given = state.normalizer.observe(obs), {"greedy": sizes.greedy_evaluation}
+            given |= dict(zip(("memory", "start"), remembered, strict=False))
+            action, extras = algorithm.act(state.learner, obs, key, progress=1.0, **given)
+            return (action, extras["memory"]) if remembered else action
 
         key = jax.random.fold_in(state.key, _EVALUATION)
         key = jax.random.fold_in(key, state.clock.iteration)
-        return evaluate(policy, env, key, episodes=episodes, max_steps=limit)
+        init_memory = getattr(algorithm, "init_memory", None)
+        lengths = {"episodes": episodes, "max_steps": limit}
+        return evaluate(policy, env, key, **lengths, init_memory=init_memory)
 
     def failed(state: TrainState) -> jax.Array:
         return (state.refused > 0) | ~all_finite((state.learner, state.normalizer))

@@ -1,0 +1,205 @@
+"""Networks with a memory: what they are applied to, and the default ones.
+
+Such a network is :class:`purerl.RecurrentNetwork`. One step of it is ``apply``; in updates it is
+applied to whole :class:`purerl.Sequences`, through which gradients pass (and products with second
+derivatives, too) but not beyond their beginnings.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from purerl.policies.distributions import Distribution
+from purerl.policies.networks import MLP, NetworkConfig, PolicyHead, Torso, dense
+from purerl.records import ActionSpace, Discrete, PyTree, Sequences, flatten_time
+
+
+def has_memory(network: Any) -> bool:
+    """Whether a network is a :class:`purerl.RecurrentNetwork`.
+
+    Args:
+        network: Any.
+    """
+    return getattr(network, "init_memory", None) is not None
+
+
+def forget_where(start: jax.Array, memory: PyTree) -> PyTree:
+    """A memory that is zero where an episode starts.
+
+    Args:
+        start: bool ``[B]``.
+        memory: Leaves ``[B, ...]``.
+    """
+
+    def one(x: jax.Array) -> jax.Array:
+        return jnp.where(start.reshape(-1, *[1] * (x.ndim - 1)), jnp.zeros_like(x), x)
+
+    return jax.tree.map(one, memory)
+
+
+def apply_sequences(network: Any, params: PyTree, inputs: Sequences, *args: PyTree) -> Any:
+    """The outputs ``[B]`` of a network with a memory: ``(distribution, value)``.
+
+    Args:
+        network: :class:`purerl.RecurrentNetwork`.
+        params: Its parameters.
+        inputs: ``B = T * n`` observations.
+        *args: What the network takes besides (actions), leaves ``[B, ...]``.
+    """
+    lead = inputs.start.shape
+    args = jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), args)
+    unroll = getattr(network, "unroll", None)
+    if lead[0] == 1:  # one step: no loop
+        first = jax.tree.map(lambda x: x[0], (inputs.obs, inputs.start, args))
+        return tuple(network.apply(params, first[0], inputs.memory, first[1], *first[2])[:2])
+    if unroll is not None:
+        outputs = unroll(params, inputs.obs, inputs.memory, inputs.start, *args)[:2]
+        return tuple(flatten_time(outputs))
+
+    def step(memory: PyTree, row: Any) -> Any:
+        obs, start, args = row
+        *outputs, memory = network.apply(params, obs, memory, start, *args)
+        return memory, tuple(outputs)
+
+    rows = inputs.obs, inputs.start, args
+    return flatten_time(jax.lax.scan(step, inputs.memory, rows)[1])
+
+
+class Recurrent(nn.Module):
+    """A trunk and a recurrent cell after it, over sequences."""
+
+    config: NetworkConfig
+
+    @nn.compact
+    def __call__(
+        self, obs: jax.Array, memory: PyTree, start: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        """``[T, n, *O]`` to features ``[T * n, memory_size]``, and the memory after them."""
+        # The trunk sees all steps at once; only the cell goes from step to step.
+        features = Torso(self.config, name="torso")(flatten_time(obs))
+        features = features.reshape(*start.shape, -1)
+
+        def step(cell: nn.Module, memory: PyTree, row: tuple[jax.Array, jax.Array]) -> Any:
+            features, start = row
+            return cell(forget_where(start, memory), features)
+
+        cell = make_cell(self.config, name="cell")
+        if len(start) == 1:  # as in acting
+            memory, out = step(cell, memory, (features[0], start[0]))
+            return out, memory
+        scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
+        memory, out = scan(cell, memory, (features, start))
+        return flatten_time(out), memory
+
+
+def make_cell(config: NetworkConfig, name: str | None = None) -> nn.RNNCellBase:
+    """The recurrent cell, flax's own.
+
+    Args:
+        config: Whose ``memory`` and ``memory_size`` it has.
+        name: Of its parameters.
+    """
+    kinds = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
+    options: dict[str, Any] = {"name": name, "param_dtype": jnp.result_type(float)}
+    if config.orthogonal_init:
+        options["kernel_init"] = nn.initializers.orthogonal(1.0)
+    return kinds[config.memory](config.memory_size, **options)
+
+
+class RecurrentActorCritic(nn.Module):
+    """Policy and state value, each with a memory of its own, or with a shared trunk and memory.
+
+    A :class:`purerl.RecurrentNetwork`: hidden layers, a GRU or LSTM cell, and the heads.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, purerl
+        >>> config = purerl.NetworkConfig(memory="gru", memory_size=32)
+        >>> network = RecurrentActorCritic(purerl.Discrete(2), config)
+        >>> obs, start = jnp.zeros((8, 4)), jnp.ones(8, bool)
+        >>> memory = network.init_memory(obs)
+        >>> params = network.init(jax.random.key(0), obs, memory, start)
+        >>> policy, value, memory = network.apply(params, obs, memory, start)
+        >>> {name: x.shape for name, x in memory.items()}
+        {'actor': (8, 32), 'critic': (8, 32)}
+    """
+
+    action_space: ActionSpace
+    config: NetworkConfig
+
+    def __call__(
+        self, obs: PyTree, memory: PyTree, start: jax.Array, *args: Any
+    ) -> tuple[Distribution, jax.Array, PyTree]:
+        """One step, ``[B, *O]``: ``(distribution [B], value [B], memory)``."""
+        obs, start = jax.tree.map(lambda x: x[None], (obs, start))
+        return self.steps(obs, memory, start, *args)
+
+    @nn.compact
+    def steps(
+        self, obs: PyTree, memory: PyTree, start: jax.Array
+    ) -> tuple[Distribution, jax.Array, PyTree]:
+        """``[T, n, *O]``; distribution and value are ``[T * n]``."""
+        features, memory = self._features(obs, memory, start)
+        orthogonal = self.config.orthogonal_init
+        distribution = PolicyHead(self.action_space, orthogonal, name="policy_head")(features[0])
+        value = dense(1, 1.0, orthogonal, name="value_head")(features[-1])
+        return distribution, value[:, 0], memory
+
+    def _features(self, obs: PyTree, memory: PyTree, start: jax.Array) -> Any:
+        """Of actor and critic, ``[T * n, memory_size]``, or of both in one."""
+        after, features = {}, []
+        for name in memory:
+            out, after[name] = Recurrent(self.config, name=name)(obs, memory[name], start)
+            features.append(out)
+        return features, after
+
+    @nn.nowrap
+    def unroll(
+        self, params: PyTree, obs: PyTree, memory: PyTree, start: jax.Array, *args: Any
+    ) -> tuple[Distribution, jax.Array, PyTree]:
+        """All steps of sequences ``[T, n, *O]``; see :class:`purerl.RecurrentNetwork`."""
+        args = flatten_time(args)
+        *outputs, memory = self.apply(params, obs, memory, start, *args, method="steps")
+        outputs = jax.tree.map(lambda x: x.reshape(*start.shape, *x.shape[1:]), outputs)
+        return (*outputs, memory)
+
+    @nn.nowrap
+    def init_memory(self, obs: PyTree) -> PyTree:
+        """The empty memory, for observations ``[B, *O]``."""
+        size = len(jax.tree.leaves(obs)[0]), self.config.memory_size
+        empty = make_cell(self.config).initialize_carry(jax.random.key(0), size)
+        names = ("torso",) if self.config.shared else ("actor", "critic")
+        return dict.fromkeys(names, empty)
+
+
+class RecurrentActorQCritic(RecurrentActorCritic):
+    """Policy and action value Q(h, a), each with a memory h of its own.
+
+    For discrete actions Q has one output an action (``action=None`` returns them all, ``[B, K]``);
+    for Box actions Q is a hidden layer of memory and action.
+
+    Raises:
+        ValueError: If a shared trunk is asked for.
+    """
+
+    @nn.compact
+    def steps(
+        self, obs: PyTree, memory: PyTree, start: jax.Array, action: jax.Array | None = None
+    ) -> tuple[Distribution, jax.Array, PyTree]:
+        """``[T, n, *O]`` and perhaps actions ``[T * n, *A]``; the outputs are ``[T * n]``."""
+        if self.config.shared:
+            raise ValueError("shared=True is for an actor and a state value; leave it out here.")
+        (of_actor, features), memory = self._features(obs, memory, start)
+        orthogonal = self.config.orthogonal_init
+        distribution = PolicyHead(self.action_space, orthogonal, name="policy_head")(of_actor)
+        if isinstance(self.action_space, Discrete):
+            q = dense(self.action_space.num_actions, 1.0, orthogonal, name="q_head")(features)
+            if action is not None:
+                q = jnp.take_along_axis(q, action[:, None], axis=-1)[:, 0]
+            return distribution, q, memory
+        if action is None:  # only the shapes matter: initialization, and acting
+            action = jnp.zeros((len(features), *self.action_space.shape), features.dtype)
+        pair = jnp.concatenate([features, action], axis=-1)
+        pair = MLP(self.config, name="q_layers")(pair)
+        return distribution, dense(1, 1.0, orthogonal, name="q_head")(pair)[:, 0], memory
