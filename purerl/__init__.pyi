@@ -21,6 +21,10 @@ from purerl.algorithms.trpo import (
     trpo as trpo,
 )
 from purerl.envs.make import Env as Env, list_envs as list_envs, make_env as make_env
+from purerl.envs.wrappers import (
+    observe_last_step as observe_last_step,
+    observe_only as observe_only,
+)
 from purerl.host.compilation import cached_programs as cached_programs
 from purerl.host.experiment import Experiment as Experiment, make_experiment as make_experiment
 from purerl.host.options import (

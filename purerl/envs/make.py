@@ -107,7 +107,8 @@ def make_env(env: Any, /, **params: Any) -> Env:
         env: A name out of :func:`list_envs`; an :class:`Env`; an object with gymnax's interface; or
             a class or function that returns one of the last two.
         **params: Fields of the environment's parameters (``max_steps_in_episode=200``), or
-            arguments of its constructor.
+            arguments of its constructor. With ``last_step=True`` of any environment the observation
+            also holds the last action and reward: :func:`purerl.observe_last_step`.
 
     Raises:
         ValueError: If the name or a parameter is unknown, the environment needs a download, or
@@ -122,6 +123,10 @@ def make_env(env: Any, /, **params: Any) -> Env:
         >>> obs.shape, env.action_space, env.max_episode_steps
         ((4,), Discrete(num_actions=2), 200)
     """
+    if params.pop("last_step", False):
+        from purerl.envs.wrappers import observe_last_step
+
+        return observe_last_step(make_env(env, **params))
     with jax.ensure_compile_time_eval():  # it may be called where a function is traced
         if inspect.isclass(env) or inspect.isroutine(env):
             accepted = inspect.signature(env).parameters
