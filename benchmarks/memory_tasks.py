@@ -48,9 +48,7 @@ def t_maze(length: int = 10) -> purerl.Env:
         after = state._replace(time=state.time + 1)
         next_obs = see(after)
         fresh = reset(key) if fresh is None else fresh
-        obs, new = jax.tree.map(
-            lambda x, y: jnp.where(at_junction, x, y), fresh, (next_obs, after)
-        )
+        obs, new = jax.tree.map(lambda x, y: jnp.where(at_junction, x, y), fresh, (next_obs, after))
         reward = jnp.asarray(reward, jnp.result_type(float))
         return Step(obs, next_obs, reward, at_junction, jnp.array(False)), new
 

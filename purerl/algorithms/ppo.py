@@ -134,6 +134,9 @@ def _make_algorithm(
             beta = jnp.asarray(config.initial_beta, jnp.result_type(float))
         return PPOState(params, opt_state, opt_state if config.value_epochs else (), beta)
 
+    def policy(params: PyTree, obs: Any) -> Any:
+        return acting.apply_network(network, params, obs)[0]
+
     def update(
         state: PPOState, rollout: Rollout, key: jax.Array, *, progress: Number = 0.0
     ) -> tuple[PPOState, Info]:
@@ -149,7 +152,7 @@ def _make_algorithm(
         length = config.sequence_length
         batch = advantages.on_policy_batch(network, state.params, rollout, *settings, length)
         if isinstance(config, PPOPenaltyConfig):
-            batch = batch._replace(distribution=acting.apply_network(network, state.params, batch.obs)[0])
+            batch = batch._replace(distribution=policy(state.params, batch.obs))
         # 2. Epochs of minibatch steps on eq. 9; with value epochs, its value term afterwards.
         policy_key, value_key = jax.random.split(key)
         fit = functools.partial(
@@ -173,7 +176,7 @@ def _make_algorithm(
             info |= value_info
         # 3. The penalty coefficient follows the KL divergence of the whole update.
         if isinstance(config, PPOPenaltyConfig):
-            kl = jnp.mean(batch.distribution.kl(acting.apply_network(network, params, batch.obs)[0]))
+            kl = jnp.mean(batch.distribution.kl(policy(params, batch.obs)))
             beta = adapt_beta(beta, kl, config.target_kl)
             info |= {"kl_after": kl, "beta": beta}
         new = PPOState(params, opt_state, value_opt_state, beta)

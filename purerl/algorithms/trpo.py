@@ -108,7 +108,7 @@ def make_policy_step(
         >>> params = network.init(jax.random.key(1), obs)
         >>> action = jnp.zeros(64, jnp.int32)
         >>> batch = purerl.OnPolicyBatch(
-        ...     obs, action, acting.apply_network(network, params, obs)[0].log_prob(action), None, obs[:, 0], None
+        ...     obs, action, network.apply(params, obs)[0].log_prob(action), None, obs[:, 0], None
         ... )
         >>> params, info = jax.jit(make_policy_step(network, TRPOConfig()))(params, batch)
         >>> bool(info["accepted"]), bool(info["kl"] <= 0.01)
@@ -236,7 +236,8 @@ def _build(config: "NPGConfig", action_space: ActionSpace, network: Any) -> OnPo
         )
         new, finite = gradient.keep_if_finite(TRPOState(*learned), state, also=info["finite"])
         info |= of_critic
-        info["entropy"] = jnp.mean(acting.apply_network(network, state.params, batch.obs)[0].entropy())
+        old, _ = acting.apply_network(network, state.params, batch.obs)
+        info["entropy"] = jnp.mean(old.entropy())
         info["explained_variance"] = advantages.explained_variance(batch.value, batch.target)
         return new, info | {"accepted": info["accepted"] & finite, "finite": finite}
 
@@ -248,11 +249,12 @@ def _build(config: "NPGConfig", action_space: ActionSpace, network: Any) -> OnPo
 def trpo(config: "TRPOConfig", action_space: ActionSpace, network: Any = None) -> OnPolicyAlgorithm:
     """Trust region policy optimization (the module's steps 1 to 5).
 
-    With a memory, states are observations with what was remembered before them: gradient and
-    Fisher matrix go through the unrolled network, and the bound on the KL divergence holds for the
-    sequences of the rollout, whose first memories are those that the actors had (left by the old
-    parameters). With separate networks the constraint covers all that happens to the policy. With a shared
+    With separate networks the constraint covers all that happens to the policy. With a shared
     trunk the critic's fit that follows moves the trunk, and the policy with it, without any bound.
+
+    With a memory gradient and Fisher matrix go through the unrolled network. The bound on the KL
+    divergence holds for the rollout's sequences, the old memories at their beginnings given; what
+    the new parameters would have remembered there is another thing, without a bound.
 
     Args:
         config: Hyper-parameters.

@@ -1,6 +1,7 @@
 """Environments made of others: with less to see, or with what was done and earned last."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def observe_only(env: Env, indices: Sequence[int]) -> Env:
         raise ValueError(
             f"observe_only: indices={kept} of observations [{size}]; give some of 0 to {size - 1}."
         )
-    return _with_observations(env, env.name, (len(kept),), lambda obs, _: obs[jnp.array(kept)])
+    return _with_observations(env, (len(kept),), lambda obs, _: obs[jnp.array(kept)])
 
 
 def observe_last_step(env: Env) -> Env:
@@ -67,10 +68,10 @@ def observe_last_step(env: Env) -> Env:
             action = jax.nn.one_hot(action, width)
         return jnp.concatenate([obs, action.astype(obs.dtype), reward[None].astype(obs.dtype)])
 
-    return _with_observations(env, env.name, (env.obs_shape[0] + width + 1,), with_last)
+    return _with_observations(env, (env.obs_shape[0] + width + 1,), with_last)
 
 
-def _with_observations(env: Env, name: str, shape: tuple[int, ...], see) -> Env:
+def _with_observations(env: Env, shape: tuple[int, ...], see: Callable[..., jax.Array]) -> Env:
     """The environment with observations ``see(obs, (action, reward) or None at a beginning)``.
 
     Its state holds the observation that the environment itself gave, for what begins anew.
@@ -80,7 +81,7 @@ def _with_observations(env: Env, name: str, shape: tuple[int, ...], see) -> Env:
         obs, state = env.reset(key)
         return see(obs, None), (state, obs)
 
-    def step(state: PyTree, action: jax.Array, key: jax.Array, fresh: PyTree = None):
+    def step(state: PyTree, action: jax.Array, key: jax.Array, fresh: PyTree = None) -> Any:
         inner = None if fresh is None else fresh[1][::-1]
         result, new = env.step(state[0], action, key, inner)
         done = result.terminated | result.truncated
@@ -88,8 +89,7 @@ def _with_observations(env: Env, name: str, shape: tuple[int, ...], see) -> Env:
         obs = jnp.where(done, see(result.obs, None), see(result.obs, last))
         return result._replace(obs=obs, next_obs=see(result.next_obs, last)), (new, result.obs)
 
-    changes = {"name": name, "reset": reset, "step": step, "obs_shape": shape, "obs_range": None}
-    return env._replace(**changes)
+    return env._replace(reset=reset, step=step, obs_shape=shape, obs_range=None)
 
 
 def _check_vector(where: str, env: Env) -> None:

@@ -1,11 +1,11 @@
 """The result of a run, when it ends or read from its folder."""
 
 import pathlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from purerl.host.acting import Policy
 from purerl.host.experiment import Experiment
 from purerl.host.options import Stopped
 from purerl.host.report import frame
@@ -47,7 +47,7 @@ class RunResult(NamedTuple):
         label = "" if self.experiment is None else f"{self.experiment.label} | "
         return f"RunResult({label}{self.summary()})"
 
-    def policy(self, seed: int | str = "best", *, greedy: bool = True) -> Callable[..., Any]:
+    def policy(self, seed: int | str = "best", *, greedy: bool = True) -> Policy:
         """A policy, as :func:`purerl.load_policy` gives it.
 
         Args:

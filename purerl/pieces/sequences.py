@@ -61,7 +61,7 @@ def states(network: Any, rollout: Rollout) -> tuple[Any, Any]:
     if not has_memory(network):
         return obs, next_obs
     memory = _memory(rollout)
-    before, after = (jax.tree.map(lambda x: x[rows], memory) for rows in (slice(-1), slice(1, None)))
+    before, after = (jax.tree.map(rows, memory) for rows in (lambda x: x[:-1], lambda x: x[1:]))
     start = flatten_time(rollout.episode_step == 0)
 
     def each(obs: PyTree, memory: PyTree, start: jax.Array) -> Sequences:

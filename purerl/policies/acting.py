@@ -72,9 +72,7 @@ def check_network(network: Any) -> Any:
     return network
 
 
-def apply_network(
-    network: Any, params: PyTree, obs: jax.Array | Sequences, *args: Any
-) -> Any:
+def apply_network(network: Any, params: PyTree, obs: jax.Array | Sequences, *args: Any) -> Any:
     """The outputs ``[B]`` of a network, with a memory or without: no loss knows the difference.
 
     Args:
@@ -132,7 +130,6 @@ def init_params(
         TypeError: If the network keeps more than parameters, or returns no such pair.
         ValueError: If a shape does not fit the action space.
     """
-
     inputs = beginnings(network, obs)
 
     def outputs(params: PyTree, batch: tuple[int]) -> Iterator[tuple[str, Any, tuple[int, ...]]]:

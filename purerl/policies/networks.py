@@ -227,8 +227,8 @@ class ActorCritic(nn.Module):
 def _refuse_memory(config: NetworkConfig) -> None:
     if config.memory != "none":
         raise ValueError(
-            f"memory={config.memory!r} is for purerl.RecurrentActorCritic and RecurrentActorQCritic "
-            "(the default networks of the algorithms that have a memory); leave it out here."
+            f"memory={config.memory!r} is for purerl.RecurrentActorCritic or "
+            "RecurrentActorQCritic; use one of these, or leave it out of this network's NetworkConfig."
         )
 
 

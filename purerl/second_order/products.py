@@ -11,7 +11,7 @@ import numpy as np
 from purerl.config import check_range
 from purerl.records import PyTree, Sequences
 
-Policy = Callable[[PyTree, jax.Array], Any]  # (params, obs [B, *O]) -> distribution over [B]
+Policy = Callable[[PyTree, Any], Any]  # (params, obs [B, *O]) -> distribution over [B]
 
 
 def hvp(f: Callable[[PyTree], jax.Array], params: PyTree, v: PyTree) -> PyTree:
@@ -50,7 +50,7 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def fisher_vector_product(
-    policy: Policy, params: PyTree, obs: jax.Array, *, fraction: float = 1.0
+    policy: Policy, params: PyTree, obs: jax.Array | Sequences, *, fraction: float = 1.0
 ) -> Callable[[PyTree], PyTree]:
     r"""The Fisher matrix of a policy, as a function :math:`v \mapsto F v`.
 

@@ -132,9 +132,8 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) ->
 
         key = jax.random.fold_in(state.key, _EVALUATION)
         key = jax.random.fold_in(key, state.clock.iteration)
-        init_memory = getattr(algorithm, "init_memory", None)
-        lengths = {"episodes": episodes, "max_steps": limit}
-        return evaluate(policy, env, key, **lengths, init_memory=init_memory)
+        memory = getattr(algorithm, "init_memory", None)
+        return evaluate(policy, env, key, episodes=episodes, max_steps=limit, init_memory=memory)
 
     def failed(state: TrainState) -> jax.Array:
         return (state.refused > 0) | ~all_finite((state.learner, state.normalizer))

@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.config import check_choice
+from purerl.host.acting import Policy
 from purerl.host.experiment import Experiment
 from purerl.host.store.checkpoint import Checkpoints
 from purerl.host.store.folder import RunFolder, check_run, read_run
 from purerl.host.sweep.result import load_sweep, sweep_parts
-from purerl.records import Clock
+from purerl.records import Clock, PyTree
 from purerl.training.evaluation import Evaluation
 from purerl.training.seeds import is_clock, take_seeds, use_all_cores, vectorize
 from purerl.training.state import TrainState
@@ -28,7 +29,7 @@ def load_policy(
     checkpoint: str = "newest",
     greedy: bool = True,
     **given: Any,
-) -> Callable[..., Any]:
+) -> Policy:
     """A policy that a run or a sweep learned, for use anywhere.
 
     Args:
@@ -45,7 +46,9 @@ def load_policy(
     Returns:
         ``policy(obs, key=None) -> action``, for one raw observation ``[*O]`` or many ``[N, *O]``;
         the run's normalization is applied to them, frozen. Actions are what the environment takes,
-        as NumPy's numbers and arrays; under a JAX transformation they are traced.
+        as NumPy's numbers and arrays; under a JAX transformation they are traced. A policy with a
+        memory keeps it from call to call: ``policy.reset()`` where an episode begins, or
+        ``policy.reset(ended)`` with a bool ``[N]``.
 
     Raises:
         FileNotFoundError: If the folder holds no run, or one without a checkpoint.
@@ -61,7 +64,7 @@ def load_policy(
 
 def make_policy(
     experiment: Experiment, state: TrainState, seed: int, *, greedy: bool = True
-) -> Callable[..., Any]:
+) -> Policy:
     """The policy of one seed; see :func:`load_policy`.
 
     Args:
@@ -74,26 +77,14 @@ def make_policy(
     algorithm, env = experiment.parts()
 
     @jax.jit
-    def act(obs: jax.Array, key: jax.Array) -> jax.Array:
+    def step(obs: jax.Array, key: jax.Array, *remembered: PyTree) -> Any:
+        given = dict(zip(("memory", "start"), remembered, strict=False))
         seen = normalizer.observe(obs)
-        action, _ = algorithm.act(learner, seen, key, greedy=greedy, progress=1.0)
-        return jax.vmap(env.to_env_action)(action)
+        action, extras = algorithm.act(learner, seen, key, greedy=greedy, progress=1.0, **given)
+        action = jax.vmap(env.to_env_action)(action)
+        return (action, extras["memory"]) if remembered else action
 
-    def policy(obs: Any, key: jax.Array | None = None) -> Any:
-        obs = jnp.asarray(obs, float)
-        one = obs.shape == env.obs_shape
-        if not one and obs.shape[1:] != env.obs_shape:
-            raise ValueError(
-                f"policy: obs has shape {obs.shape}, wanted {env.obs_shape} or a batch "
-                f"(N, {', '.join(map(str, env.obs_shape))})."
-            )
-        if key is None and not greedy:
-            raise ValueError("policy: a sampled action needs a key: policy(obs, key).")
-        action = act(obs[None] if one else obs, jax.random.key(0) if key is None else key)
-        action = action[0] if one else action
-        return action if isinstance(action, jax.core.Tracer) else np.asarray(action)[()]
-
-    return policy
+    return Policy(step, env.obs_shape, greedy, getattr(algorithm, "init_memory", None))
 
 
 def evaluate_run(
