@@ -228,7 +228,7 @@ def _refuse_memory(config: NetworkConfig) -> None:
     if config.memory != "none":
         raise ValueError(
             f"memory={config.memory!r} is for purerl.RecurrentActorCritic or "
-            "RecurrentActorQCritic; use one of these, or leave it out of this network's NetworkConfig."
+            "RecurrentActorQCritic; use one of these, or leave it out of this network's config."
         )
 
 
