@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl.envs.make import Env
-from purerl.records import Discrete, PyTree
+from purerl.envs.make import Env, is_shape
+from purerl.records import Box, Discrete, PyTree, num_choices
 
 
 def observe_only(env: Env, indices: Sequence[int]) -> Env:
@@ -26,7 +26,10 @@ def observe_only(env: Env, indices: Sequence[int]) -> Env:
         >>> positions.reset(jax.random.key(0))[0].shape
         (2,)
     """
-    _check_vector("observe_only", env)
+    if not (is_shape(env.obs_shape) and len(env.obs_shape) == 1):
+        raise ValueError(
+            f"observe_only: {env.name} has observations of shape {env.obs_shape}, wanted vectors."
+        )
     (size,), kept = env.obs_shape, tuple(int(i) for i in indices)
     if not kept or not all(0 <= i < size for i in kept):
         raise ValueError(
@@ -38,46 +41,51 @@ def observe_only(env: Env, indices: Sequence[int]) -> Env:
 def observe_last_step(env: Env) -> Env:
     """An environment whose observation also holds the last action and reward.
 
-    They follow the observation's own numbers: a discrete action as a one-hot vector, a real one as
-    it is; then the reward. At an episode's first step they are zeros. Policies with a memory can
-    learn from them what the rules are; ``make_env(env, last_step=True)`` does this, too.
+    A policy with a memory can learn from them what the rules are. Observations are a dict: what the
+    environment gives (an array as ``"obs"``, a dict as it is), ``"last_action"`` (a discrete choice
+    as a one-hot vector, a real action as it is) and ``"last_reward"`` ``[1]``; at an episode's
+    first step both are zeros. ``make_env(env, last_step=True)`` does this, too.
 
     Args:
-        env: With observations ``[D]``.
-
-    Raises:
-        ValueError: If observations are no vectors.
+        env: Environment.
 
     Example:
         >>> import jax, purerl
         >>> env = observe_last_step(purerl.make_env("CartPole-v1"))
         >>> obs, state = env.reset(jax.random.key(0))
         >>> step, state = env.step(state, 1, jax.random.key(1))
-        >>> step.obs[4:].tolist()
-        [0.0, 1.0, 1.0]
+        >>> step.obs["last_action"].tolist(), step.obs["last_reward"].tolist()
+        ([0.0, 1.0], [1.0])
     """
-    _check_vector("observe_last_step", env)
-    space = env.action_space
-    width = space.num_actions if isinstance(space, Discrete) else space.shape[0]
+    space, real = env.action_space, jnp.result_type(float)
+    width = space.shape[0] if isinstance(space, Box) else num_choices(space)
 
-    def with_last(obs: jax.Array, last: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-        if last is None:
-            return jnp.concatenate([obs, jnp.zeros(width + 1, obs.dtype)])
-        action, reward = last
-        if isinstance(space, Discrete):
-            action = jax.nn.one_hot(action, width)
-        return jnp.concatenate([obs, action.astype(obs.dtype), reward[None].astype(obs.dtype)])
+    def encoded(action: jax.Array) -> jax.Array:
+        if isinstance(space, Box):
+            return jnp.asarray(action, real)
+        counts = [space.num_actions] if isinstance(space, Discrete) else space.counts
+        choices = jnp.atleast_1d(action)
+        hot = [jax.nn.one_hot(choices[i], n, dtype=real) for i, n in enumerate(counts)]
+        return jnp.concatenate(hot)
 
-    return _with_observations(env, (env.obs_shape[0] + width + 1,), with_last)
+    def see(obs: PyTree, last: tuple[jax.Array, jax.Array] | None) -> PyTree:
+        action, reward = jnp.zeros(width, real), jnp.zeros(1, real)
+        if last is not None:
+            action, reward = encoded(last[0]), jnp.asarray(last[1], real)[None]
+        seen = obs if isinstance(obs, dict) else {"obs": obs}
+        return seen | {"last_action": action, "last_reward": reward}
+
+    shape = env.obs_shape if isinstance(env.obs_shape, dict) else {"obs": env.obs_shape}
+    return _with_observations(env, shape | {"last_action": (width,), "last_reward": (1,)}, see)
 
 
-def _with_observations(env: Env, shape: tuple[int, ...], see: Callable[..., jax.Array]) -> Env:
+def _with_observations(env: Env, shape: PyTree, see: Callable[..., PyTree]) -> Env:
     """The environment with observations ``see(obs, (action, reward) or None at a beginning)``.
 
     Its state holds the observation that the environment itself gave, for what begins anew.
     """
 
-    def reset(key: jax.Array) -> tuple[jax.Array, PyTree]:
+    def reset(key: jax.Array) -> tuple[PyTree, PyTree]:
         obs, state = env.reset(key)
         return see(obs, None), (state, obs)
 
@@ -86,15 +94,8 @@ def _with_observations(env: Env, shape: tuple[int, ...], see: Callable[..., jax.
         result, new = env.step(state[0], action, key, inner)
         done = result.terminated | result.truncated
         last = action, result.reward
-        obs = jnp.where(done, see(result.obs, None), see(result.obs, last))
+        fresh_obs, next_obs = see(result.obs, None), see(result.obs, last)
+        obs = jax.tree.map(lambda x, y: jnp.where(done, x, y), fresh_obs, next_obs)
         return result._replace(obs=obs, next_obs=see(result.next_obs, last)), (new, result.obs)
 
     return env._replace(reset=reset, step=step, obs_shape=shape, obs_range=None)
-
-
-def _check_vector(where: str, env: Env) -> None:
-    if len(env.obs_shape) != 1:
-        raise ValueError(
-            f"{where}: {env.name} has observations of shape {env.obs_shape}, wanted vectors; "
-            "flatten them in a wrapper of your own first."
-        )

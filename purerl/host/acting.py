@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.records import PyTree
+from purerl.checks import shape_of
+from purerl.envs.make import Env
+from purerl.records import PyTree, action_mask, num_rows
 
 
 class Policy:
@@ -25,12 +27,12 @@ class Policy:
     def __init__(
         self,
         step: Callable[..., Any],
-        obs_shape: tuple[int, ...],
+        env: Env,
         greedy: bool,
         init_memory: Callable[[jax.Array], PyTree] | None = None,
     ):
         self.step, self.init_memory = step, init_memory
-        self._obs_shape, self._greedy = obs_shape, greedy
+        self._env, self._greedy = env, greedy
         self._memory: PyTree = None  # None: of no environment yet
         self._start = np.ones(0, bool)
 
@@ -58,38 +60,54 @@ class Policy:
             obs: As the environment gives them.
             key: PRNG key, for sampled actions.
         """
-        obs = jnp.asarray(obs, float)
-        one = obs.shape == self._obs_shape
-        if not one and obs.shape[1:] != self._obs_shape:
-            raise ValueError(
-                f"policy: obs has shape {obs.shape}, wanted {self._obs_shape} or a batch "
-                f"(N, {', '.join(map(str, self._obs_shape))})."
-            )
+        obs, one = _batch_of(self._env, obs)
         if key is None and not self._greedy:
             raise ValueError("policy: a sampled action needs a key: policy(obs, key).")
-        many = obs[None] if one else obs
         key = jax.random.key(0) if key is None else key
         if self.init_memory is None:
-            action = self.step(many, key)
+            action = self.step(obs, key)
         else:
-            action = self._remember(many, key, self.init_memory)
+            action = self._remember(obs, key, self.init_memory)
         action = action[0] if one else action
         return action if isinstance(action, jax.core.Tracer) else np.asarray(action)[()]
 
-    def _remember(self, obs: jax.Array, key: jax.Array, init_memory: Any) -> jax.Array:
+    def _remember(self, obs: PyTree, key: jax.Array, init_memory: Any) -> jax.Array:
         """Acts with the memory, and keeps the one after it."""
-        if any(isinstance(x, jax.core.Tracer) for x in (obs, key)):
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((obs, key))):
             raise TypeError(
                 "policy: it keeps a memory from call to call, which a traced function cannot do; "
                 "use policy.step(obs, key, memory, start), with policy.init_memory(obs) to begin."
             )
+        count = num_rows(obs)
         if self._memory is None:
-            self._memory, self._start = init_memory(obs), np.ones(len(obs), bool)
-        if len(obs) != len(self._start):
+            self._memory, self._start = init_memory(obs), np.ones(count, bool)
+        if count != len(self._start):
             raise ValueError(
-                f"policy: obs are of {len(obs)} environments, and it remembers "
+                f"policy: obs are of {count} environments, and it remembers "
                 f"{len(self._start)}; call policy.reset() where others begin."
             )
         action, self._memory = self.step(obs, key, self._memory, jnp.asarray(self._start))
-        self._start = np.zeros(len(obs), bool)
+        self._start = np.zeros(count, bool)
         return action
+
+
+def _batch_of(env: Env, obs: Any) -> tuple[PyTree, bool]:
+    """Observations ``[N, *O]`` in the dtypes that a learner sees; and whether it was one alone."""
+    like = jax.eval_shape(env.reset, jax.random.key(0))[0]
+    try:
+        obs = jax.tree.map(lambda leaf, x: jnp.asarray(x, leaf.dtype), like, obs)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"policy: obs is not of shape {shape_of(like)}: {error}") from error
+    shapes, wanted = shape_of(obs), shape_of(like)
+    one = shapes == wanted
+    if one:
+        obs = jax.tree.map(lambda x: x[None], obs)
+    elif jax.tree.map(lambda x: x.shape[1:], obs) != wanted:
+        many = jax.tree.map(lambda x: ("N", *x.shape), like)
+        raise ValueError(f"policy: obs has shape {shapes}, wanted {wanted} or a batch {many}.")
+    mask = action_mask(obs)
+    if mask is None or isinstance(mask, jax.core.Tracer):
+        return obs, one
+    if len(dead := np.flatnonzero(~np.asarray(mask).any(axis=-1))):
+        raise ValueError(f"policy: action_mask allows no action in observation {dead[0]}.")
+    return obs, one

@@ -12,8 +12,23 @@ import jax
 import jax.numpy as jnp
 
 from purerl.policies.distributions import Distribution
-from purerl.policies.networks import MLP, NetworkConfig, PolicyHead, Torso, dense
-from purerl.records import ActionSpace, Discrete, PyTree, Sequences, flatten_time
+from purerl.policies.networks import (
+    MLP,
+    NetworkConfig,
+    PolicyHead,
+    Torso,
+    beside_action,
+    dense,
+)
+from purerl.records import (
+    ActionSpace,
+    Discrete,
+    PyTree,
+    Sequences,
+    action_mask,
+    flatten_time,
+    num_rows,
+)
 
 
 def has_memory(network: Any) -> bool:
@@ -73,9 +88,7 @@ class Recurrent(nn.Module):
     config: NetworkConfig
 
     @nn.compact
-    def __call__(
-        self, obs: jax.Array, memory: PyTree, start: jax.Array
-    ) -> tuple[jax.Array, PyTree]:
+    def __call__(self, obs: PyTree, memory: PyTree, start: jax.Array) -> tuple[jax.Array, PyTree]:
         """``[T, n, *O]`` to features ``[T * n, memory_size]``, and the memory after them."""
         # The trunk sees all steps at once; only the cell goes from step to step.
         features = Torso(self.config, name="torso")(flatten_time(obs))
@@ -140,19 +153,18 @@ class RecurrentActorCritic(nn.Module):
         self, obs: PyTree, memory: PyTree, start: jax.Array
     ) -> tuple[Distribution, jax.Array, PyTree]:
         """``[T, n, *O]``; distribution and value are ``[T * n]``."""
-        features, memory = self._features(obs, memory, start)
-        orthogonal = self.config.orthogonal_init
-        distribution = PolicyHead(self.action_space, orthogonal, name="policy_head")(features[0])
-        value = dense(1, 1.0, orthogonal, name="value_head")(features[-1])
+        distribution, features, memory = self._policy(obs, memory, start)
+        value = dense(1, 1.0, self.config.orthogonal_init, name="value_head")(features)
         return distribution, value[:, 0], memory
 
-    def _features(self, obs: PyTree, memory: PyTree, start: jax.Array) -> Any:
-        """Of actor and critic, ``[T * n, memory_size]``, or of both in one."""
+    def _policy(self, obs: PyTree, memory: PyTree, start: jax.Array) -> Any:
+        """The policy, the critic's features ``[T * n, memory_size]``, and the memory."""
         after, features = {}, []
-        for name in memory:
+        for name in memory:  # of actor and critic, or of both in one
             out, after[name] = Recurrent(self.config, name=name)(obs, memory[name], start)
             features.append(out)
-        return features, after
+        head = PolicyHead(self.action_space, self.config, name="policy_head")
+        return head(features[0], action_mask(flatten_time(obs))), features[-1], after
 
     @nn.nowrap
     def unroll(
@@ -167,7 +179,7 @@ class RecurrentActorCritic(nn.Module):
     @nn.nowrap
     def init_memory(self, obs: PyTree) -> PyTree:
         """The empty memory, for observations ``[B, *O]``."""
-        size = len(jax.tree.leaves(obs)[0]), self.config.memory_size
+        size = num_rows(obs), self.config.memory_size
         empty = make_cell(self.config).initialize_carry(jax.random.key(0), size)
         names = ("torso",) if self.config.shared else ("actor", "critic")
         return dict.fromkeys(names, empty)
@@ -177,7 +189,7 @@ class RecurrentActorQCritic(RecurrentActorCritic):
     """Policy and action value Q(h, a), each with a memory h of its own.
 
     For discrete actions Q has one output an action (``action=None`` returns them all, ``[B, K]``);
-    for Box actions Q is a hidden layer of memory and action.
+    for others it has hidden layers after memory and action.
 
     Raises:
         ValueError: If a shared trunk is asked for.
@@ -190,16 +202,13 @@ class RecurrentActorQCritic(RecurrentActorCritic):
         """``[T, n, *O]`` and perhaps actions ``[T * n, *A]``; the outputs are ``[T * n]``."""
         if self.config.shared:
             raise ValueError("shared=True is for an actor and a state value; leave it out here.")
-        (of_actor, features), memory = self._features(obs, memory, start)
+        distribution, features, memory = self._policy(obs, memory, start)
         orthogonal = self.config.orthogonal_init
-        distribution = PolicyHead(self.action_space, orthogonal, name="policy_head")(of_actor)
         if isinstance(self.action_space, Discrete):
             q = dense(self.action_space.num_actions, 1.0, orthogonal, name="q_head")(features)
             if action is not None:
                 q = jnp.take_along_axis(q, action[:, None], axis=-1)[:, 0]
             return distribution, q, memory
-        if action is None:  # only the shapes matter: initialization, and acting
-            action = jnp.zeros((len(features), *self.action_space.shape), features.dtype)
-        pair = jnp.concatenate([features, action], axis=-1)
+        pair = beside_action(self.action_space, features, action)
         pair = MLP(self.config, name="q_layers")(pair)
         return distribution, dense(1, 1.0, orthogonal, name="q_head")(pair)[:, 0], memory

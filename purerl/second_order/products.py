@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.config import check_range
-from purerl.records import PyTree, Sequences
+from purerl.records import PyTree, Sequences, num_rows
 
 Policy = Callable[[PyTree, Any], Any]  # (params, obs [B, *O]) -> distribution over [B]
 
@@ -50,7 +50,7 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def fisher_vector_product(
-    policy: Policy, params: PyTree, obs: jax.Array | Sequences, *, fraction: float = 1.0
+    policy: Policy, params: PyTree, obs: PyTree | Sequences, *, fraction: float = 1.0
 ) -> Callable[[PyTree], PyTree]:
     r"""The Fisher matrix of a policy, as a function :math:`v \mapsto F v`.
 
@@ -121,20 +121,15 @@ def floating_leaves(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.A
     return [x for r, x in zip(real, leaves, strict=True) if r], rebuild
 
 
-def _subsample(obs: jax.Array | Sequences, fraction: float) -> jax.Array | Sequences:
-    """A share of the samples, spread over time steps and environments about alike; of sequences.
-
-    Args:
-        obs: ``[B, *O]``, or sequences.
-        fraction: Which share, in (0, 1].
-    """
+def _subsample(obs: PyTree | Sequences, fraction: float) -> PyTree | Sequences:
+    """``fraction`` of the samples, spread over time and environments about alike; of sequences."""
     check_range("fisher_vector_product", "fraction", fraction, "(0, 1]")
     if isinstance(obs, Sequences):
         rows = _spread(obs.start.shape[1], fraction)
         memory = jax.tree.map(lambda x: x[rows], obs.memory)
         return Sequences(jax.tree.map(lambda x: x[:, rows], obs.obs), memory, obs.start[:, rows])
-    rows = _spread(obs.shape[0], fraction)
-    return obs if len(rows) == obs.shape[0] else obs[rows]
+    rows = _spread(num_rows(obs), fraction)
+    return obs if len(rows) == num_rows(obs) else jax.tree.map(lambda x: x[rows], obs)
 
 
 def _spread(size: int, fraction: float) -> np.ndarray:

@@ -84,7 +84,7 @@ def make_policy(
         action = jax.vmap(env.to_env_action)(action)
         return (action, extras["memory"]) if remembered else action
 
-    return Policy(step, env.obs_shape, greedy, getattr(algorithm, "init_memory", None))
+    return Policy(step, env, greedy, getattr(algorithm, "init_memory", None))
 
 
 def evaluate_run(
