@@ -1,4 +1,8 @@
-"""A rollout's observations as what the network takes: samples, or with a memory sequences."""
+"""A rollout's observations as what the network takes: samples, or with a memory sequences.
+
+Rows that are no transitions stand at the ends of their environments' sequences, where nothing
+follows that could remember them.
+"""
 
 from typing import Any
 
@@ -25,9 +29,10 @@ def observations(network: Any, rollout: Rollout, length: int | None = None) -> A
     if not has_memory(network):
         return flatten_time(rollout.obs)
     length = check_length(rollout, length)
-    obs, start = _cut((rollout.obs, rollout.episode_step == 0), length)
-    memory = jax.tree.map(lambda x: x[:-1:length], _memory(rollout))
-    return Sequences(obs, flatten_time(memory), start)
+    before = jax.tree.map(lambda x: x[:-1], _memory(rollout))
+    parts = _valid_first(rollout.valid, (rollout.obs, rollout.episode_step == 0, before))
+    obs, start = _cut(parts[:2], length)
+    return Sequences(obs, flatten_time(jax.tree.map(lambda x: x[::length], parts[2])), start)
 
 
 def samples(network: Any, rollout: Rollout, fields: PyTree, length: int | None = None) -> PyTree:
@@ -40,6 +45,7 @@ def samples(network: Any, rollout: Rollout, fields: PyTree, length: int | None =
         length: As given there.
     """
     if has_memory(network):
+        fields = _valid_first(rollout.valid, fields)
         fields = _cut(fields, check_length(rollout, length))
     return flatten_time(fields)
 
@@ -123,6 +129,19 @@ def _memory(rollout: Rollout) -> PyTree:
             'before each step and after the last, as init_memory and extras["memory"] of act give.'
         )
     return rollout.memory
+
+
+def _valid_first(valid: jax.Array | None, tree: PyTree) -> PyTree:
+    """Arrays ``[T, N, ...]`` with the valid rows of each environment before all others."""
+    if valid is None:
+        return tree
+    order = jnp.argsort(~valid, axis=0, stable=True)
+
+    def one(x: jax.Array) -> jax.Array:
+        places = order.reshape(*order.shape, *[1] * (x.ndim - 2))
+        return jnp.take_along_axis(x, places, axis=0)
+
+    return jax.tree.map(one, tree)
 
 
 def _cut(tree: PyTree, length: int) -> PyTree:

@@ -301,7 +301,9 @@ def test_a_memory_that_changes_is_refused():
             return super().__call__(obs, memory, start)[:2]
 
     obs, key = jnp.zeros((ENVS, OBS)), jax.random.key(0)
-    with pytest.raises(ValueError, match="memory is .*bfloat16.* after a step, wanted that of init"):
+    with pytest.raises(
+        ValueError, match="memory is .*bfloat16.* after a step, wanted that of init"
+    ):
         purerl.a2c(purerl.A2CConfig(), SPACES["discrete"], Grows()).init(obs, key)
     with pytest.raises(TypeError, match=r"wanted three: \(distribution \[B\], value \[B\], memory"):
         purerl.a2c(purerl.A2CConfig(), SPACES["discrete"], Forgets()).init(obs, key)
