@@ -45,7 +45,58 @@ class Cell:
     @property
     def name(self) -> str:
         """Of the row and of its file."""
-        return f"{self.algorithm}{self.suffix}-{self.env}"
+        return f"{self.algorithm}{self.suffix}-{short(self.env)}"
+
+
+def short(env: str) -> str:
+    """An environment's name; of an import path the last part."""
+    return env.rpartition(":")[2]
+
+
+# A small trunk and memory: what has to be remembered is little.
+SMALL = {"hidden_sizes": (32,), "memory_size": 32, "num_envs": 16, "rollout_length": 128}
+SMALL |= {"evaluation_episodes": 128}
+POSITIONS = {"hidden_sizes": (64,), "memory_size": 32, "steps": 500_000, "evaluations": 10}
+POSITIONS |= {"evaluation_episodes": 32}
+# By environment: steps, target with a memory, and the numbers of each algorithm.
+MEMORY_TASKS: dict[str, tuple[float | None, dict[str, Any], dict[str, dict[str, Any]]]] = {
+    "memory_tasks:memory_chain_10": (0.9, SMALL | {"steps": 100_000}, {}),
+    "memory_tasks:memory_chain_30": (0.9, SMALL | {"steps": 200_000}, {}),
+    "memory_tasks:t_maze": (0.9, SMALL | {"steps": 100_000}, {}),
+    "memory_tasks:cartpole_positions": (
+        450,
+        POSITIONS,
+        {
+            "ppo_clip": {"num_envs": 16, "rollout_length": 128, "sequence_length": 32}
+            | {"learning_rate": 1e-3},
+            "trpo": {"num_envs": 32, "rollout_length": 64},
+        },
+    ),
+    "CartPole-v1": (None, {"hidden_sizes": (64,)}, {}),
+    "UmbrellaChain-bsuite": (None, SMALL | {"steps": 100_000}, {}),
+}
+
+
+def memory_cells() -> list[Cell]:
+    """Each task with and without a memory, which is the only difference."""
+    return [
+        Cell(
+            algorithm=algorithm,
+            env=env,
+            target=target if memory != "none" else None,
+            changes=_of_memory(memory, numbers | own.get(algorithm, {})),
+            suffix=f"[{'gru' if memory == 'gru' else 'memoryless'}]",
+        )
+        for env, (target, numbers, own) in MEMORY_TASKS.items()
+        for algorithm in ("ppo_clip", "trpo")
+        for memory in ("gru", "none")
+    ]
+
+
+def _of_memory(memory: str, numbers: dict[str, Any]) -> dict[str, Any]:
+    """Sequences are for a memory alone."""
+    without = {name: x for name, x in numbers.items() if name != "sequence_length"}
+    return {"memory": memory} | (without if memory == "none" else numbers)
 
 
 CELLS = [
@@ -111,6 +162,7 @@ CELLS = [
     Cell(algorithm="dqn", env="MountainCar-v0", above=-130),
     Cell(algorithm="dqn", env="Catch-bsuite", target=0.95),
     Cell(algorithm="dqn", env="Breakout-MinAtar", target=8, seeds=4),
+    *memory_cells(),
 ]
 
 
@@ -165,9 +217,10 @@ def table(results: list[dict[str, Any]]) -> str:
         target = "-" if result["target"] is None else f"{result['target']:g}"
         if result.get("above") is not None:
             target = f"{(last > result['above']).sum()} seeds above {result['above']:g}"
-        algorithm = result["name"].removesuffix("-" + result["experiment"]["env"])
+        env = short(result["experiment"]["env"])
+        algorithm = result["name"].removesuffix("-" + env)
         rows.append(
-            f"| {algorithm} | {result['experiment']['env']} | {result['steps'][-1]:,} "
+            f"| {algorithm} | {env} | {result['steps'][-1]:,} "
             f"| {result['seeds']} | {purerl.iqm(last):.1f} [{low:.1f}, {high:.1f}] "
             f"| {last.min():.1f} | {target} | {(result['commit'] or '?')[:10]} |"
         )
@@ -183,17 +236,23 @@ def report() -> None:
     text = README.read_text()
     head, rest = text.split(begin)
     README.write_text(f"{head}{begin}{table(results)}\n{rest[rest.index(end) :]}")
-    for env in {result["experiment"]["env"] for result in results}:
+    for env in {short(result["experiment"]["env"]) for result in results}:
         curves = {
             result["name"].removesuffix("-" + env): (
                 np.array(result["steps"]),
                 np.array(result["returns"]),
             )
             for result in results
-            if result["experiment"]["env"] == env
+            if short(result["experiment"]["env"]) == env
         }
         plain = {name: curve for name, curve in curves.items() if "[" not in name}
-        save_plot(plot_curves(plain, env), RESULTS / f"{env}.png")
+        if plain:
+            save_plot(plot_curves(plain, env), RESULTS / f"{env}.png")
+        of_memory = {
+            name: x for name, x in curves.items() if name.endswith(("[gru]", "[memoryless]"))
+        }
+        if of_memory:
+            save_plot(plot_curves(of_memory, env), RESULTS / f"memory-{env}.png")
         switched = {name: curve for name, curve in curves.items() if name.startswith("dqn")}
         if len(switched) > 1:
             save_plot(plot_curves(switched, env), RESULTS / f"dqn-{env}.png")

@@ -53,3 +53,13 @@ def t_maze(length: int = 10) -> purerl.Env:
         return Step(obs, next_obs, reward, at_junction, jnp.array(False)), new
 
     return purerl.Env("t_maze", reset, step, purerl.Discrete(2), (2,), length + 1)
+
+
+def memory_chain_10() -> purerl.Env:
+    """MemoryChain-bsuite, asked after 10 steps for what its first two observations hold."""
+    return purerl.make_env("MemoryChain-bsuite", memory_length=10)
+
+
+def memory_chain_30() -> purerl.Env:
+    """MemoryChain-bsuite, asked after 30 steps for what its first two observations hold."""
+    return purerl.make_env("MemoryChain-bsuite", memory_length=30)

@@ -10,6 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import purerl
+from purerl.algorithms.a2c import A2CState
 from purerl.policies import acting
 from purerl.records import Sequences
 
@@ -239,7 +240,7 @@ def test_a_fraction_of_the_fisher_matrix_is_of_whole_sequences(x64):
 def test_without_a_memory_given_each_step_is_an_episodes_first(case):
     made = CASES[case]()
     act = acting.make_act(made.network)
-    state = purerl.algorithms.a2c.A2CState(made.params, None)
+    state = A2CState(made.params, None)
     obs, key = made.inputs.obs[0], jax.random.key(0)
     action, extras = act(state, obs, key)
     given = {"memory": made.inputs.memory, "start": jnp.ones(ENVS, bool)}
@@ -301,9 +302,7 @@ def test_a_memory_that_changes_is_refused():
             return super().__call__(obs, memory, start)[:2]
 
     obs, key = jnp.zeros((ENVS, OBS)), jax.random.key(0)
-    with pytest.raises(
-        ValueError, match="memory is .*bfloat16.* after a step, wanted that of init"
-    ):
+    with pytest.raises(ValueError, match=r"memory is .*bfloat16.* after a step, wanted that of"):
         purerl.a2c(purerl.A2CConfig(), SPACES["discrete"], Grows()).init(obs, key)
     with pytest.raises(TypeError, match=r"wanted three: \(distribution \[B\], value \[B\], memory"):
         purerl.a2c(purerl.A2CConfig(), SPACES["discrete"], Forgets()).init(obs, key)
@@ -315,5 +314,5 @@ def test_networks_without_a_memory_refuse_the_option():
         purerl.ActorQCritic(SPACES["discrete"], config("lstm")),
         purerl.QNetwork(SPACES["discrete"], config()),
     ):
-        with pytest.raises(ValueError, match="is for purerl.RecurrentActorCritic"):
+        with pytest.raises(ValueError, match=r"is for purerl\.RecurrentActorCritic"):
             network.init(jax.random.key(0), jnp.zeros((1, OBS)))
