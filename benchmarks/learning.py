@@ -61,7 +61,7 @@ POSITIONS |= {"evaluation_episodes": 32}
 # By environment: steps, target with a memory, and the numbers of each algorithm.
 MEMORY_TASKS: dict[str, tuple[float | None, dict[str, Any], dict[str, dict[str, Any]]]] = {
     "memory_tasks:memory_chain_10": (0.9, SMALL | {"steps": 100_000}, {}),
-    "memory_tasks:memory_chain_30": (0.9, SMALL | {"steps": 200_000}, {}),
+    "memory_tasks:memory_chain_30": (0.9, SMALL | {"steps": 200_000, "memory_span": 60}, {}),
     "memory_tasks:t_maze": (0.9, SMALL | {"steps": 100_000}, {}),
     "memory_tasks:cartpole_positions": (
         450,

@@ -12,7 +12,8 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from purerl import make_env
+from purerl import Discrete, Env, make_env
+from purerl.envs.make import Step
 
 GAMMA = 0.8
 LIMIT = 5  # the time limit of a table
@@ -198,3 +199,32 @@ def all_tables():
     """``(env, {name: states}, values [S])`` of all tables in one."""
     joint, where = union(TABLES)
     return make_env(TableEnv(joint)), where, np.array(joint.value)
+
+
+def recall():
+    """A bit is seen at the first step, and is the reward of each later one, whatever is done.
+
+    Each step is truncated with probability 1/2, and nothing ever terminates. With gamma = 1/2 the
+    value is the bit at the first step, and twice the bit later, where nothing tells it.
+    """
+
+    def observe(time, bit):
+        real = jnp.result_type(float)
+        return jnp.where(time == 0, jnp.stack([jnp.ones((), real), bit]), jnp.zeros(2, real))
+
+    def reset(key):
+        bit = jax.random.rademacher(key, (), jnp.result_type(float))
+        return observe(0, bit), (jnp.int32(0), bit)
+
+    def step(state, action, key, fresh=None):
+        time, bit = state
+        reset_key, end_key = jax.random.split(key)
+        truncated = jax.random.bernoulli(end_key)
+        next_obs = observe(time + 1, bit)
+        fresh = reset(reset_key) if fresh is None else fresh
+        after = next_obs, (time + 1, bit)
+        obs, state = jax.tree.map(lambda x, y: jnp.where(truncated, x, y), fresh, after)
+        reward = jnp.where(time == 0, 0.0, bit)
+        return Step(obs, next_obs, reward, jnp.array(False), truncated), state
+
+    return Env("recall", reset, step, Discrete(2), (2,), None)

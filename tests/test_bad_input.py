@@ -314,6 +314,60 @@ ENV = purerl.make_env(probe_envs.NoisyEnv())
 A2C = purerl.a2c(purerl.A2CConfig(network=TINY), ENV.action_space)
 
 
+# Memory.
+
+GRU = NetworkConfig(hidden_sizes=(4,), memory="gru", memory_size=4)
+
+
+def remembering(name, **options):
+    """An algorithm with a memory, its state, and a rollout [6, 2] that it made."""
+    algorithm = BUILDERS[name](CONFIGS[name](network=GRU, **options), Discrete(2))
+    obs, flags = np.zeros((6, 2, 3), np.float32), np.zeros((6, 2), bool)
+    zeros = np.zeros((6, 2), np.float32)
+    memory = jax.tree.map(
+        lambda x: jnp.zeros((7, *x.shape), x.dtype), algorithm.init_memory(jnp.asarray(obs[0]))
+    )
+    whole = zeros.astype(np.int32)
+    rollout = Rollout(obs, whole, zeros, zeros, flags, flags, obs, whole, memory=memory)
+    return algorithm, algorithm.init(jnp.asarray(obs[0]), jax.random.key(0)), rollout
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "change", "message"),
+    [
+        ("ppo_clip", {"num_minibatches": 4}, {}, "2 sequences cannot be split into 4 equal"),
+        ("trpo", {"critic_minibatches": 3}, {}, "2 sequences cannot be split into 3 equal"),
+        (
+            "ppo_penalty",
+            {"sequence_length": 4},
+            {},
+            "sequence_length=4 does not divide the rollout's 6 steps; choose one that divides",
+        ),
+        ("a2c", {}, {"memory": None}, "rollout.memory has nothing, wanted leaves [T + 1, N, ...]"),
+    ],
+)
+def test_sequences_that_do_not_fit(name, options, change, message):
+    algorithm, state, rollout = remembering(name, **options)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        algorithm.update(state, rollout._replace(**change), jax.random.key(0))
+
+
+def test_algorithms_without_a_memory():
+    class Own:
+        init = apply = init_memory = len
+
+    for name in ("acktr", "dqn"):
+        with pytest.raises(ValueError, match=f"{name} cannot learn with a memory; give it a netw"):
+            getattr(purerl, name)(CONFIGS[name](network=GRU), Discrete(2))
+        with pytest.raises(ValueError, match=r"or take policy_gradient, a2c, ppo_clip, ppo_penal"):
+            getattr(purerl, name)(CONFIGS[name](), Discrete(2), Own())
+
+
+def test_sequences_without_a_memory():
+    with pytest.raises(ValueError, match=r"PPOClipConfig: sequence_length=4 is for networks with"):
+        purerl.ppo_clip(purerl.PPOClipConfig(sequence_length=4), Discrete(2))
+
+
 def test_fewer_steps_than_one_iteration():
     with pytest.raises(ValueError, match=r"steps=1023 is less than .* 8 \* 128 = 1024 steps"):
         purerl.make_train(A2C, ENV, 1023)

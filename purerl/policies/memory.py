@@ -5,6 +5,7 @@ applied to whole :class:`purerl.Sequences`, through which gradients pass (and pr
 derivatives, too) but not beyond their beginnings.
 """
 
+import zlib
 from typing import Any
 
 import flax.linen as nn
@@ -121,10 +122,40 @@ def make_cell(config: NetworkConfig, name: str | None = None) -> nn.RNNCellBase:
     return kinds[config.memory](config.memory_size, **options)
 
 
+def keep_longer(params: PyTree, span: int, key: jax.Array) -> PyTree:
+    r"""Parameters whose cells begin with gates that keep their state for some steps.
+
+    A gate at :math:`\sigma(b)` keeps a state for about :math:`1 + e^b` steps, so that with b = 0 a
+    gradient through 30 steps is too small to be found among the noise. The biases become
+    :math:`b = \log U(1, span - 1)` for the GRU's update gate and the LSTM's forget gate, and -b for
+    the LSTM's input gate.
+
+    Args:
+        params: With flax's cells in it, each called ``cell``.
+        span: Most steps.
+        key: PRNG key.
+
+    References:
+        Tallec and Ollivier 2018, "Can recurrent neural networks warp time?", eq. 16 (chrono
+        initialization).
+    """
+
+    def one(path: Any, x: jax.Array) -> jax.Array:
+        *_, cell, gate, kind = ("", "", *(getattr(part, "key", "") for part in path))
+        sign = {"iz": 1, "hf": 1, "hi": -1}.get(gate) if (cell, kind) == ("cell", "bias") else None
+        if sign is None:
+            return x
+        # The gates of one cell share their numbers.
+        own = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path[:-2]).encode()))
+        return sign * jnp.log(jax.random.uniform(own, x.shape, x.dtype, 1, span - 1))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 class RecurrentActorCritic(nn.Module):
     """Policy and state value, each with a memory of its own, or with a shared trunk and memory.
 
-    A :class:`purerl.RecurrentNetwork`: hidden layers, a GRU or LSTM cell, and the heads.
+    A :class:`purerl.RecurrentNetwork`: hidden layers, a GRU or LSTM cell of flax's, and the heads.
 
     Example:
         >>> import jax, jax.numpy as jnp, purerl
@@ -140,6 +171,12 @@ class RecurrentActorCritic(nn.Module):
 
     action_space: ActionSpace
     config: NetworkConfig
+
+    @nn.nowrap
+    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Parameters, for what the call takes; with ``memory_span``, see :func:`keep_longer`."""
+        params, span = super().init(rngs, *args, **kwargs), self.config.memory_span
+        return params if span is None else keep_longer(params, span, rngs)
 
     def __call__(
         self, obs: PyTree, memory: PyTree, start: jax.Array, *args: Any

@@ -103,6 +103,9 @@ class NetworkConfig(Config):
         "none", "A recurrent cell after the hidden layers; policy-gradient family, PPO and TRPO."
     )
     memory_size: int = field(64, "Width of the recurrent cell.")
+    memory_span: int | None = field(
+        None, "Most steps that a unit keeps its state at first; None: gates half open.", "[3, inf)"
+    )
 
 
 def dense(features: int, scale: float, orthogonal: bool = True, name: str | None = None):

@@ -20,11 +20,12 @@ from purerl import NetworkConfig
 from purerl.records import Box, Clock, Discrete, Rollout
 
 TINY = NetworkConfig(hidden_sizes=(8,))
+GRU, LSTM = (NetworkConfig(hidden_sizes=(8,), memory=x, memory_size=4) for x in ("gru", "lstm"))
 SPACES = {"discrete": Discrete(3), "box": Box((2,), jnp.full(2, -2.0), jnp.full(2, 2.0))}
 STEPS, ENVS, OBS = 6, 4, 3
 
 
-def ppo(name, space, rate, gamma, entropy, own):
+def ppo(name, space, rate, gamma, entropy, own, network=TINY, **more):
     build, config, own_name = {
         "clip": (purerl.ppo_clip, purerl.PPOClipConfig, "clip"),
         "penalty": (purerl.ppo_penalty, purerl.PPOPenaltyConfig, "target_kl"),
@@ -32,12 +33,12 @@ def ppo(name, space, rate, gamma, entropy, own):
     numbers = {"learning_rate": rate, "gamma": gamma, "entropy_coef": entropy, own_name: own}
     # A large epsilon: Adam would let grow what rounding leaves of the KL's gradient.
     sizes = {"num_epochs": 2, "num_minibatches": 2, "adam_eps": 1e-3}
-    return build(config(network=TINY, **sizes, **numbers), space)
+    return build(config(network=network, **sizes, **numbers, **more), space)
 
 
-def a2c(space, rate, gamma, entropy, own):
+def a2c(space, rate, gamma, entropy, own, network=TINY):
     numbers = {"learning_rate": rate, "gamma": gamma, "entropy_coef": entropy, "value_coef": own}
-    return purerl.a2c(purerl.A2CConfig(network=TINY, **numbers), space)
+    return purerl.a2c(purerl.A2CConfig(network=network, **numbers), space)
 
 
 def acktr(space, rate, gamma, entropy, own):
@@ -46,17 +47,17 @@ def acktr(space, rate, gamma, entropy, own):
     return purerl.acktr(config, space)
 
 
-def policy_gradient(space, rate, gamma, entropy, own, **choices):
+def policy_gradient(space, rate, gamma, entropy, own, network=TINY, **choices):
     numbers = {"learning_rate": rate, "gamma": gamma, "entropy_coef": entropy, "optimizer_eps": own}
-    config = purerl.PolicyGradientConfig(network=TINY, **numbers, **choices)
+    config = purerl.PolicyGradientConfig(network=network, **numbers, **choices)
     return purerl.policy_gradient(config, space)
 
 
-def trust_region(build, config, space, rate, gamma, damping, own):
+def trust_region(build, config, space, rate, gamma, damping, own, network=TINY):
     sizes = {"cg_iterations": 4, "critic_epochs": 2, "critic_minibatches": 2}
     numbers = {"gamma": gamma, "damping": 0.1 + damping, "max_kl": 0.1 * own}
     numbers["critic_learning_rate"] = rate
-    return build(config(network=TINY, **sizes, **numbers), space)
+    return build(config(network=network, **sizes, **numbers), space)
 
 
 def dqn(space, rate, tau, norm, own, **switches):
@@ -81,11 +82,26 @@ ALGORITHMS = {
     "return_to_go": functools.partial(policy_gradient, estimator="return_to_go"),
     "trpo": functools.partial(trust_region, purerl.trpo, purerl.TRPOConfig),
 }
+# With a memory: all of those that have one, with the parts of each.
+REMEMBERS = {
+    "a2c": functools.partial(a2c, network=GRU),
+    "npg": functools.partial(ALGORITHMS["npg"], network=GRU),
+    "policy_gradient": functools.partial(policy_gradient, network=GRU),
+    "ppo_clip": functools.partial(ppo, "clip", network=GRU, sequence_length=3),
+    "ppo_penalty": functools.partial(ppo, "penalty", network=LSTM),
+    "q_minus_v": functools.partial(ALGORITHMS["q_minus_v"], network=GRU),
+    "return_to_go": functools.partial(ALGORITHMS["return_to_go"], network=LSTM),
+    "trpo": functools.partial(ALGORITHMS["trpo"], network=GRU),
+}
+ALGORITHMS |= {f"{name} memory": build for name, build in REMEMBERS.items()}
 # Learning rate, gamma, the entropy's coefficient, a number of its own.
 HYPER = (0.01, 0.9, 0.05, 0.1)
 GRID = np.array([HYPER, (0.02, 0.5, 0.0, 0.2), (0.03, 1.0, 0.3, 0.01)])
 ON_BOX = ("acktr", "ppo_penalty", "q_minus_v", "trpo")
-ROWS = [(name, "discrete") for name in ALGORITHMS] + [(name, "box") for name in ON_BOX]
+# Those with a memory are compiled where they have code of their own.
+ROWS = [(name, "discrete") for name in ALGORITHMS if "memory" not in name]
+ROWS += [(name, "box") for name in ON_BOX]
+ROWS += [("ppo_clip memory", "discrete"), ("trpo memory", "box")]
 EVERY = pytest.mark.parametrize(
     ("name", "space"),
     [(a, s) for a in ALGORITHMS for s in SPACES if (a[:3], s) != ("dqn", "box")],
@@ -114,9 +130,20 @@ def data_for(name, space):
     """What ``update`` takes, and observations for ``init`` and ``act``."""
     if not name.startswith("dqn"):
         rollout = hand_made(space)
+        if name.endswith("memory"):
+            rollout = rollout._replace(memory=memories(name, space, rollout.obs))
         return rollout, rollout.obs[0]
     batch = random_batch(actions=3)
     return batch, batch.obs[:ENVS]
+
+
+def memories(name, space, obs):
+    """Some, before each step and after the last."""
+    empty = ALGORITHMS[name](SPACES[space], *HYPER).init_memory(obs[0])
+    leaves, structure = jax.tree.flatten(empty)
+    rng = np.random.default_rng(1)
+    some = [jnp.array(rng.normal(size=(STEPS + 1, *x.shape)), x.dtype) for x in leaves]
+    return jax.tree.unflatten(structure, some)
 
 
 class Compiled:
@@ -144,7 +171,7 @@ class Compiled:
             out["by_key"] = act(act_key)
             noise = algorithm.ahead.noise(new, obs, act_key, 1)
             row = jax.tree.map(lambda x: x[0], noise)
-            out["by_noise"], policy = algorithm.ahead.act(new, obs, row, progress=1.0)
+            out["by_noise"], policy, *_ = algorithm.ahead.act(new, obs, row, progress=1.0)
             if algorithm.ahead.log_prob is not None:
                 out["evaluated"] = algorithm.ahead.log_prob(policy, out["by_noise"])
             return out | {"log_prob": extras["log_prob"], "default": default}
@@ -326,6 +353,7 @@ CHUNKED = [
     ("dqn_everything", "discrete"),
     ("npg", "discrete"),
     ("ppo_clip", "box"),
+    ("ppo_clip memory", "discrete"),
     ("ppo_penalty", "discrete"),
     ("return_to_go", "discrete"),
     ("trpo", "discrete"),

@@ -153,7 +153,9 @@ def test_what_does_not_divide():
     )
     with pytest.raises(ValueError, match=r"4 sequences cannot be split into 3 equal minibatches"):
         minibatches(jax.random.key(0), batch, 3)
-    with pytest.raises(ValueError, match=r"sequence_length=4 does not divide the rollout's 6 steps"):
+    with pytest.raises(
+        ValueError, match=r"sequence_length=4 does not divide the rollout's 6 steps"
+    ):
         sequences.observations(Sum(), rollout(), 4)
     with pytest.raises(ValueError, match=r"rollout\.memory has nothing, wanted leaves \[T \+ 1, N"):
         sequences.observations(Sum(), rollout()._replace(memory=None))

@@ -201,6 +201,35 @@ def test_the_default_cells_are_those_of_the_papers(x64):
         jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-12), after, wanted)
 
 
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_cells_that_keep_their_state_from_the_beginning(kind):
+    """Half of the units for more than half the span; the other numbers are as before."""
+    settings = {"hidden_sizes": (5,), "memory": kind, "memory_size": 64}
+    space, args = SPACES["discrete"], (jnp.zeros((1, OBS)), None, jnp.ones(1, bool))
+    made = []
+    for span in (None, 41):
+        network = purerl.RecurrentActorCritic(
+            space, purerl.NetworkConfig(**settings, memory_span=span)
+        )
+        memory = network.init_memory(args[0])
+        made.append(network.init(jax.random.key(0), args[0], memory, args[2])["params"])
+    plain, longer = made
+    kept, let_in = {"gru": ("iz", None), "lstm": ("hf", "hi")}[kind]
+    for part in ("actor", "critic"):
+        cell = longer[part]["cell"]
+        bias = cell[kept].pop("bias")
+        steps = 1 + np.exp(bias)
+        assert steps.min() >= 2
+        assert steps.max() <= 41
+        assert abs(np.median(steps) - 21) < 6
+        if let_in:
+            np.testing.assert_array_equal(cell[let_in].pop("bias"), -bias)
+            plain[part]["cell"][let_in].pop("bias")
+        plain[part]["cell"][kept].pop("bias")
+    jax.tree.map(np.testing.assert_array_equal, plain, longer)
+    assert not np.array_equal(bias, steps)
+
+
 @pytest.mark.parametrize("case", ["gru", "lstm", "plain"])
 def test_fisher_vector_products_through_the_unrolled_network(case, x64):
     """J^T H J with a dense Jacobian, and the Hessian of the mean KL."""
@@ -231,6 +260,27 @@ def test_a_fraction_of_the_fisher_matrix_is_of_whole_sequences(x64):
         both = (ravel_pytree(f(made.params))[0] for f in (product, one))
         found.append(np.allclose(*both, atol=1e-12))
     assert sum(found) == 1
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_values_of_actions_with_a_memory(space, x64):
+    """Step by step as unrolled; of discrete actions one out of all; of others another for each."""
+    made = Network(purerl.RecurrentActorQCritic(SPACES[space], config()))
+    key = jax.random.key(3)
+    action = made.at_once()[0].sample(key)
+    value = made.at_once(None, None, action)[1]
+    by_step = action.reshape(STEPS, ENVS, *action.shape[1:])
+    memory = made.inputs.memory
+    for t in range(3):
+        inputs = made.inputs.obs[t], memory, made.inputs.start[t], by_step[t]
+        _, q, memory = made.network.apply(made.params, *inputs)
+        np.testing.assert_allclose(q, value[t * ENVS : (t + 1) * ENVS], atol=1e-12)
+    all_of_them = made.at_once()[1]
+    if space == "discrete":
+        np.testing.assert_array_equal(value, all_of_them[jnp.arange(len(action)), action])
+    else:
+        assert value.shape == all_of_them.shape
+        assert not np.allclose(value, all_of_them)
 
 
 # Acting.
