@@ -125,7 +125,7 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) ->
 
     def evaluate_state(state: TrainState) -> Evaluation:
         def policy(obs, key):
-            obs, greedy = state.normalizer.observe(obs), sizes.greedy_evaluation
+            obs, greedy = state.normalizer.observe(obs, sizes), sizes.greedy_evaluation
             return algorithm.act(state.learner, obs, key, greedy=greedy, progress=1.0)[0]
 
         key = jax.random.fold_in(state.key, _EVALUATION)
@@ -164,6 +164,7 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) ->
         warmup_steps=sizes.warmup_steps,
         evaluation_episodes=episodes,
         evaluation_share=sizes.evaluation_share(env),
+        loop=loop,
     )
 
 

@@ -77,7 +77,7 @@ def make_policy(
 
     @jax.jit
     def act(obs: jax.Array, key: jax.Array) -> jax.Array:
-        seen = normalizer.observe(obs)
+        seen = normalizer.observe(obs, experiment.loop)
         action, _ = algorithm.act(learner, seen, key, greedy=greedy, progress=1.0)
         return jax.vmap(env.to_env_action)(action)
 
