@@ -20,7 +20,8 @@ from purerl.algorithms.trpo import (
     npg as npg,
     trpo as trpo,
 )
-from purerl.envs.make import Env as Env, list_envs as list_envs, make_env as make_env
+from purerl.envs.families import list_envs as list_envs
+from purerl.envs.make import Env as Env, make_env as make_env
 from purerl.host.compilation import cached_programs as cached_programs
 from purerl.host.experiment import Experiment as Experiment, make_experiment as make_experiment
 from purerl.host.options import (

@@ -15,8 +15,9 @@ import numpy as np
 from gymnax.environments.environment import Environment
 
 from purerl.config import check_choice, suggest
+from purerl.envs import spaces
 from purerl.envs.make import Env, Step, check_array, values
-from purerl.records import ActionSpace, Box, Discrete, PyTree
+from purerl.records import ActionSpace, Discrete
 
 NEEDS_DOWNLOAD = "MNISTBandit-bsuite"
 DUE = 1000  # bytes of an observation and a state
@@ -72,15 +73,15 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     of_gymnax = getattr(type(env), "step", None) is Environment.step
     raw_step = (_step_of_gymnax if of_gymnax else _step_of_its_own)(name, env, env_params)
 
-    @_lenient
+    @spaces.lenient
     def raw_reset(key):
         return values(f"{name}.reset", env.reset(key, env_params), "(obs, state)")
 
     def reset(key):
         obs, state = raw_reset(key)
-        return convert("reset", obs), _fix_weak_types(state)
+        return convert("reset", obs), spaces.fix_weak_types(state)
 
-    @_lenient
+    @spaces.lenient
     def step(state, action, key, fresh=None):
         action = to_env_action(action)
         if of_gymnax and fresh is None:
@@ -88,7 +89,7 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
             fresh = reset(reset_key)
         obs, final, state, reward, terminated, truncated = raw_step(state, action, key)
         obs, final = convert("step", obs), convert("step", final)
-        state, reward = _fix_weak_types(state), jnp.asarray(reward, jnp.result_type(float))
+        state, reward = spaces.fix_weak_types(state), jnp.asarray(reward, jnp.result_type(float))
         terminated, truncated = jnp.asarray(terminated), jnp.asarray(truncated)
         if of_gymnax:
             done = terminated | truncated
@@ -132,17 +133,6 @@ def _step_of_its_own(name: str, env: Any, params: Any) -> Callable[..., Any]:
     return step
 
 
-def _lenient(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's strictness about rank promotion is not for the code of environments."""
-
-    @functools.wraps(function)
-    def lenient(*args, **kwargs):
-        with jax.numpy_rank_promotion("allow"):
-            return function(*args, **kwargs)
-
-    return lenient
-
-
 def _replace(name: str, env_params: Any, changes: dict[str, Any]) -> Any:
     known = getattr(env_params, "__dataclass_fields__", {})
     for key in changes:
@@ -166,19 +156,7 @@ def _actions(name: str, space: Any) -> tuple[Callable[[Any], Any], ActionSpace]:
     """A function from a learner's actions to the environment's, and the learner's space."""
     if _is_discrete(name, "actions", space):
         return lambda action: action, Discrete(int(space.n))
-    shape = tuple(space.shape)
-    low, high = (np.broadcast_to(np.asarray(b, float), shape) for b in (space.low, space.high))
-    finite = np.isfinite(low) & np.isfinite(high)
-    least, most = np.where(finite, low, -1), np.where(finite, high, 1)
-    middle, half = (least + most) / 2, (most - least) / 2
-
-    @_lenient
-    def to_env_action(action):
-        real = jnp.result_type(float)
-        offset, scale, lowest, highest = (jnp.asarray(x, real) for x in (middle, half, low, high))
-        return jnp.clip(offset + scale * action, lowest, highest)
-
-    return to_env_action, Box(shape, np.where(finite, -1, low), np.where(finite, 1, high))
+    return spaces.scaled_box(tuple(space.shape), space.low, space.high)
 
 
 def _observations(name: str, space: Any, raw: Any) -> tuple[Callable[..., jax.Array], Any, Any]:
@@ -197,8 +175,3 @@ def _observations(name: str, space: Any, raw: Any) -> tuple[Callable[..., jax.Ar
     whole |= name.endswith("-MinAtar")  # booleans, which gymnax casts
     range_ = float(np.min(space.low)), float(np.max(space.high))
     return convert, shape or (1,), range_ if whole else None
-
-
-def _fix_weak_types(state: PyTree) -> PyTree:
-    """Weakly typed leaves (Python numbers in a reset) would make a scan's carry change its type."""
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)

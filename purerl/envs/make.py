@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.checks import by_path, described
+from purerl.envs import families
 from purerl.records import ActionSpace, Box, Discrete, PyTree
 
 LANES = 8  # environments of the trial that make_env makes of a user's own
@@ -78,15 +79,8 @@ class Env(NamedTuple):
     to_env_action: Callable[[jax.Array], jax.Array] = lambda action: action
 
 
-def list_envs() -> list[str]:
-    """Names that :func:`make_env` takes."""
-    from purerl.envs import gymnax_adapter
-
-    return gymnax_adapter.list_envs()
-
-
 def make_env(env: Any, /, **params: Any) -> Env:
-    """An environment by its gymnax name, or of what a user has.
+    """An environment by its name, ``family:name`` or one of gymnax's, or of what a user has.
 
     Observations come as floating-point arrays (integers and booleans are cast, a discrete
     observation becomes one-hot) and rewards as floating-point scalars. Actions with finite bounds
@@ -94,7 +88,10 @@ def make_env(env: Any, /, **params: Any) -> Env:
     not scaled. Actions beyond the bounds are clipped to them here, and only here: a learner sees
     its Gaussian's own.
 
-    An object has ``default_params``, ``action_space(params)`` and ``observation_space(params)``
+    The families are gymnax, Brax, MuJoCo Playground, Jumanji, Navix and Craftax, each imported when
+    one of its environments is made; docs/environments.md says what they take.
+
+    An object is of one of these families, or has ``default_params``, ``action_space(params)`` and ``observation_space(params)``
     (objects like gymnax's or Gymnasium's ``Discrete`` and ``Box``), ``reset(key, params) -> (obs,
     state)``, and either gymnax's base class with its ``step_env``, or a ``step(key, state, action,
     params)`` of its own. That gives gymnax 1.0's six values ``(obs, state, reward, terminated,
@@ -104,14 +101,15 @@ def make_env(env: Any, /, **params: Any) -> Env:
     some hundred random steps that new episodes begin, and that none exceeds the time limit.
 
     Args:
-        env: A name out of :func:`list_envs`; an :class:`Env`; an object with gymnax's interface; or
-            a class or function that returns one of the last two.
+        env: A name out of :func:`purerl.list_envs`; an :class:`Env`; an object of one of the
+            families, or with gymnax's interface; or a class or function that returns one of these.
         **params: Fields of the environment's parameters (``max_steps_in_episode=200``), or
             arguments of its constructor.
 
     Raises:
-        ValueError: If the name or a parameter is unknown, the environment needs a download, or
-            episodes do not begin again or exceed their limit.
+        ValueError: If the name or a parameter is unknown, the family's package is not installed,
+            the environment needs a download, or episodes do not begin again or exceed their
+            limit.
         TypeError: If the object is of another kind, or a function of it returns something else than
             it should.
 
@@ -130,11 +128,13 @@ def make_env(env: Any, /, **params: Any) -> Env:
         if own and params:
             raise TypeError(f"{env.name} is an Env record, which has no parameters: {params}.")
         if not own:
-            from purerl.envs import gymnax_adapter
-
             named = isinstance(env, str)
-            env = (gymnax_adapter.named if named else gymnax_adapter.adapt)(env, params)
-            if named:  # gymnax's own are known to be right
+            if named:
+                family, name = families.split(env)
+                env = families.adapter(family).named(name, params)
+            else:
+                env = families.adapter(families.family_of(env)).adapt(env, params)
+            if named:  # the families' own are known to be right
                 _checked.add(env.step)
         if env.step not in _checked:
             _check(env)

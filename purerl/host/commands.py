@@ -12,7 +12,7 @@ import jax
 import tyro
 
 from purerl.algorithms import ALGORITHMS
-from purerl.envs.make import list_envs
+from purerl.envs import families
 from purerl.host import command_line, runs
 from purerl.host.brought import short_name
 from purerl.host.experiment import make_experiment
@@ -108,7 +108,7 @@ def _new_folder(command: str, *names: str) -> pathlib.Path:
     if jax.process_count() > 1:
         raise ValueError("several hosts need one folder that all of them see: give --out FOLDER.")
     words = [] if command == "train" else [command]
-    words += [short_name(name) for name in names] + [time.strftime("%Y%m%d-%H%M%S")]
+    words += [short_name(name).replace(":", "-") for name in names] + [time.strftime("%Y%m%d-%H%M%S")]
     base = pathlib.Path("runs") / "-".join(words)
     others = (base.with_name(f"{base.name}-{i}") for i in itertools.count(2))
     return next(path for path in itertools.chain([base], others) if not path.exists())
@@ -220,7 +220,10 @@ def list_names(words: list[str]) -> int:
     if words:
         raise ValueError(f"got {' '.join(words)}, wanted nothing after 'list'.")
     print("algorithms:", *ALGORITHMS, sep="\n  ")
-    print("environments:", *list_envs(), sep="\n  ")
+    print("environments:", *families.list_envs(), sep="\n  ")
+    missing = [name for name in families.FAMILIES if not families.is_installed(name)]
+    for name in missing:
+        print(f"not installed: {name} (pip install 'purerl[{families.FAMILIES[name].extra}]')")
     return 0
 
 

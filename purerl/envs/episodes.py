@@ -1,0 +1,123 @@
+"""The record of an environment that a family has as two functions without a reset of its own."""
+
+import functools
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purerl.config import check_integer, suggest
+from purerl.envs import spaces
+from purerl.envs.make import Env, Step
+from purerl.records import ActionSpace
+
+
+def make_record(
+    name: str,
+    reset: Callable[[jax.Array], tuple[Any, Any]],
+    step: Callable[..., tuple[Any, ...]],
+    action_space: ActionSpace,
+    to_env_action: Callable[[jax.Array], jax.Array] = lambda action: action,
+    *,
+    limit: int | None,
+    counted: bool = False,
+    obs_range: tuple[float, float] | None = None,
+) -> Env:
+    """An :class:`Env` that begins again where an episode ended, and casts what it gives.
+
+    The functions get keys as arrays of integers, ``jax.random.PRNGKey``'s, which all families take.
+    Resets are drawn when they are due: in all of these families one costs more than a step.
+
+    Args:
+        name: For messages.
+        reset: ``(key) -> (obs, state)``.
+        step: ``(state, action, key) -> (obs, state, reward, terminated, truncated)``.
+        action_space: The learner's.
+        to_env_action: From it to what ``step`` takes.
+        limit: The time limit in steps, if there is one.
+        counted: Whether to count steps here and to truncate at the limit, because ``step`` does
+            not.
+        obs_range: As the record has it.
+    """
+
+    @spaces.lenient
+    def begin(key):
+        obs, state = reset(jax.random.key_data(key))
+        state = (state, jnp.int32(0)) if counted else state
+        return spaces.observation(obs), spaces.fix_weak_types(state)
+
+    @spaces.lenient
+    def advance(state, action, key, fresh=None):
+        if fresh is None:
+            key, reset_key = jax.random.split(key)
+            fresh = begin(reset_key)
+        inner, time = state if counted else (state, 0)
+        outputs = step(inner, to_env_action(action), jax.random.key_data(key))
+        final, state, reward, terminated, truncated = outputs
+        if counted:
+            state, truncated = (state, time + 1), time + 1 >= limit
+        final, state = spaces.observation(final), spaces.fix_weak_types(state)
+        terminated, truncated = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
+        done = terminated | truncated
+        obs, state = jax.tree.map(functools.partial(jnp.where, done), fresh, (final, state))
+        reward = jnp.asarray(reward, jnp.result_type(float))
+        return Step(obs, final, reward, terminated, truncated), state
+
+    shape = spaces.shapes(jax.eval_shape(begin, jax.random.key(0))[0])
+    interval = 1 if limit is None else limit
+    about = action_space, shape, limit, interval, obs_range, "due", to_env_action
+    return Env(name, begin, advance, *about)
+
+
+def make_physics_record(name: str, env: Any, episode_length: int, action_repeat: int = 1) -> Env:
+    """An :class:`Env` of what Brax and Playground have: states with observation, reward and done.
+
+    Args:
+        name: For messages.
+        env: With ``reset(key) -> state``, ``step(state, action) -> state`` and ``action_size``;
+            actions in [-1, 1]; its ``done`` is termination.
+        episode_length: The time limit in steps of ``env``.
+        action_repeat: Steps of ``env`` with one action, which are one step of the record; rewards
+            are added, and no step is made after an end.
+    """
+    length = check_integer(name, "episode_length", episode_length)
+    repeat = check_integer(name, "action_repeat", action_repeat)
+
+    def reset(key):
+        state = env.reset(key)
+        return state.obs, state
+
+    def once(state, action):
+        return env.step(jax.tree.map(lambda x: x, state), action)  # it writes to dictionaries
+
+    def again(state, action):
+        ended, after = state.done.astype(bool), once(state, action)
+        after = after.replace(reward=state.reward + after.reward)
+        return jax.tree.map(functools.partial(jnp.where, ended), state, after), None
+
+    def step(state, action, key):
+        del key
+        state = once(state, action)
+        if repeat > 1:
+            state = spaces.fix_weak_types(state)
+            actions = jnp.broadcast_to(action, (repeat - 1, *action.shape))
+            state, _ = jax.lax.scan(again, state, actions)
+        return state.obs, state, state.reward, state.done, False
+
+    to_env_action, action_space = spaces.scaled_box((int(env.action_size),), -1.0, 1.0)
+    limit = -(-length // repeat)
+    return make_record(name, reset, step, action_space, to_env_action, limit=limit, counted=True)
+
+
+def check_params(name: str, params: dict[str, Any], known: Collection[str]) -> None:
+    """Raises ValueError, with close matches, where an environment has no such parameter.
+
+    Args:
+        name: The environment, for the message.
+        params: What was given.
+        known: What it takes.
+    """
+    for key in params:
+        if key not in known:
+            raise ValueError(f"{name} has no parameter {key!r}. {suggest(key, sorted(known))}")

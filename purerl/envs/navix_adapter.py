@@ -1,0 +1,84 @@
+"""The only file that knows Navix, which tells termination from truncation itself."""
+
+from typing import Any
+
+import navix
+from navix.rendering.cache import RenderingCache
+
+from purerl.config import check_choice
+from purerl.envs.episodes import check_params, make_record
+from purerl.envs.make import Env
+from purerl.records import Discrete
+
+# Parameters that are functions, and where they are found by name.
+FUNCTIONS: dict[str, Any] = {
+    "observation_fn": navix.observations,
+    "reward_fn": navix.rewards,
+    "termination_fn": navix.terminations,
+}
+PARAMS = ("max_steps", "penality_coeff", *FUNCTIONS)
+
+
+def list_envs() -> list[str]:
+    """Names that :func:`named` takes."""
+    return list(navix.registry())
+
+
+def named(name: str, params: dict[str, Any]) -> Env:
+    """An environment of Navix's.
+
+    Args:
+        name: Out of :func:`list_envs`.
+        params: ``max_steps``, the time limit; ``penality_coeff``; ``observation_fn``, ``reward_fn``
+            and ``termination_fn``, functions or their names in Navix, such as ``"rgb"``.
+    """
+    check_choice("unknown environment of navix", name, list_envs())
+    check_params(f"navix:{name}", params, PARAMS)
+    chosen = {key: _function(key, x) if key in FUNCTIONS else x for key, x in params.items()}
+    return adapt(navix.make(name, **chosen), {}, f"navix:{name}")
+
+
+def _function(key: str, value: Any) -> Any:
+    """What a name stands for; functions as they are."""
+    if not isinstance(value, str):
+        return value
+    module = FUNCTIONS[key]
+    known = [x for x, f in vars(module).items() if getattr(f, "__module__", "") == module.__name__]
+    check_choice(f"navix: unknown {key}", value, known)
+    return getattr(module, value)
+
+
+def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
+    """An environment of an object of Navix's.
+
+    Args:
+        env: A ``navix.Environment``.
+        params: There are none; the object has them.
+        name: Its name; that of its class by default.
+    """
+    name = name or type(env).__name__
+    check_params(name, params, ["what navix.make takes"])
+
+    # Pictures of the grid's tiles are hundreds of kilobytes, the same in every step, and made of
+    # the grid, so they are not carried along.
+    def bare(timestep):
+        return timestep.replace(state=timestep.state.replace(cache=None))
+
+    def reset(key):
+        timestep = env.reset(key)
+        return timestep.observation, bare(timestep)
+
+    def step(timestep, action, key):
+        del key  # its state has one
+        cache = RenderingCache.init(timestep.state.grid)
+        # Its own reset, one step after an end, is never due here; a constant says so to XLA.
+        timestep = timestep.replace(
+            state=timestep.state.replace(cache=cache), step_type=navix.StepType.TRANSITION
+        )
+        after = env.step(timestep, action)
+        flags = after.is_termination(), after.is_truncation()
+        return after.observation, bare(after), after.reward, *flags
+
+    actions = Discrete(len(env.action_set))
+    whole = (0.0, 255.0)  # all its observations are bytes or small integers
+    return make_record(name, reset, step, actions, limit=int(env.max_steps), obs_range=whole)
