@@ -1,5 +1,5 @@
-"""The only file that knows Brax. What ends an episode in Brax itself is termination; its time limit,
-which Brax has in a wrapper that replaces the flag of the environment, is counted here.
+"""The only file that knows Brax. What ends an episode in Brax itself is termination; its time limit
+is counted here, since Brax has it in a wrapper that replaces the flag of the environment.
 """
 
 import functools

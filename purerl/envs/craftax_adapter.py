@@ -5,8 +5,6 @@ first is termination (the flag under a limit that is never reached), the second 
 import functools
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from craftax.craftax_env import make_craftax_env_from_name
 

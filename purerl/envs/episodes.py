@@ -21,7 +21,6 @@ def make_record(
     to_env_action: Callable[[jax.Array], jax.Array] = lambda action: action,
     *,
     limit: int | None,
-    counted: bool = False,
     obs_range: tuple[float, float] | None = None,
 ) -> Env:
     """An :class:`Env` that begins again where an episode ended, and casts what it gives.
@@ -35,16 +34,13 @@ def make_record(
         step: ``(state, action, key) -> (obs, state, reward, terminated, truncated)``.
         action_space: The learner's.
         to_env_action: From it to what ``step`` takes.
-        limit: The time limit in steps, if there is one.
-        counted: Whether to count steps here and to truncate at the limit, because ``step`` does
-            not.
+        limit: The time limit in steps, if there is one; ``step`` truncates by it.
         obs_range: As the record has it.
     """
 
     @spaces.lenient
     def begin(key):
         obs, state = reset(jax.random.key_data(key))
-        state = (state, jnp.int32(0)) if counted else state
         return spaces.observation(obs), spaces.fix_weak_types(state)
 
     @spaces.lenient
@@ -52,11 +48,8 @@ def make_record(
         if fresh is None:
             key, reset_key = jax.random.split(key)
             fresh = begin(reset_key)
-        inner, time = state if counted else (state, 0)
-        outputs = step(inner, to_env_action(action), jax.random.key_data(key))
+        outputs = step(state, to_env_action(action), jax.random.key_data(key))
         final, state, reward, terminated, truncated = outputs
-        if counted:
-            state, truncated = (state, time + 1), time + 1 >= limit
         final, state = spaces.observation(final), spaces.fix_weak_types(state)
         terminated, truncated = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
         done = terminated | truncated
@@ -66,8 +59,8 @@ def make_record(
 
     shape = spaces.shapes(jax.eval_shape(begin, jax.random.key(0))[0])
     interval = 1 if limit is None else limit
-    about = action_space, shape, limit, interval, obs_range, "due", to_env_action
-    return Env(name, begin, advance, *about)
+    space = action_space, shape, limit, interval, obs_range
+    return Env(name, begin, advance, *space, resets="due", to_env_action=to_env_action)
 
 
 def make_physics_record(name: str, env: Any, episode_length: int, action_repeat: int = 1) -> Env:
@@ -86,7 +79,7 @@ def make_physics_record(name: str, env: Any, episode_length: int, action_repeat:
 
     def reset(key):
         state = env.reset(key)
-        return state.obs, state
+        return state.obs, (state, jnp.int32(0))
 
     def once(state, action):
         return env.step(jax.tree.map(lambda x: x, state), action)  # it writes to dictionaries
@@ -98,16 +91,16 @@ def make_physics_record(name: str, env: Any, episode_length: int, action_repeat:
 
     def step(state, action, key):
         del key
-        state = once(state, action)
+        state, time = once(state[0], action), state[1] + 1
         if repeat > 1:
             state = spaces.fix_weak_types(state)
             actions = jnp.broadcast_to(action, (repeat - 1, *action.shape))
             state, _ = jax.lax.scan(again, state, actions)
-        return state.obs, state, state.reward, state.done, False
+        return state.obs, (state, time), state.reward, state.done, time >= limit
 
     to_env_action, action_space = spaces.scaled_box((int(env.action_size),), -1.0, 1.0)
     limit = -(-length // repeat)
-    return make_record(name, reset, step, action_space, to_env_action, limit=limit, counted=True)
+    return make_record(name, reset, step, action_space, to_env_action, limit=limit)
 
 
 def check_params(name: str, params: dict[str, Any], known: Collection[str]) -> None:

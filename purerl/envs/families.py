@@ -5,8 +5,11 @@ An environment is named ``family:name``; gymnax's also go by their names alone.
 
 import importlib
 import importlib.util
+import warnings
 from types import ModuleType
 from typing import Any, NamedTuple
+
+import jax
 
 from purerl.config import check_choice
 
@@ -94,7 +97,9 @@ def adapter(family: str) -> ModuleType:
             f"the environments of {family} need the package {package}, which is not installed: "
             f"pip install 'purerl[{extra}]'."
         )
-    return importlib.import_module(module)
+    with warnings.catch_warnings(), jax.numpy_rank_promotion("allow"):
+        warnings.simplefilter("ignore")  # of what the package imports; nothing a user can mend
+        return importlib.import_module(module)
 
 
 def family_of(env: Any) -> str:
@@ -114,7 +119,8 @@ def list_envs(family: str | None = None) -> list[str]:
         family: Those of one family, such as ``"brax"``; by default of all that are installed, whose
             packages are imported for it.
     """
-    check_choice("list_envs: unknown family", family, [None, *FAMILIES])
+    if family is not None:
+        check_choice("list_envs: unknown family", family, FAMILIES)
     wanted = [x for x in FAMILIES if is_installed(x)] if family is None else [family]
     names = {x: adapter(x).list_envs() for x in wanted}
     return [n if x == "gymnax" else f"{x}:{n}" for x in wanted for n in names[x]]

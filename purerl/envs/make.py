@@ -91,14 +91,15 @@ def make_env(env: Any, /, **params: Any) -> Env:
     The families are gymnax, Brax, MuJoCo Playground, Jumanji, Navix and Craftax, each imported when
     one of its environments is made; docs/environments.md says what they take.
 
-    An object is of one of these families, or has ``default_params``, ``action_space(params)`` and ``observation_space(params)``
-    (objects like gymnax's or Gymnasium's ``Discrete`` and ``Box``), ``reset(key, params) -> (obs,
-    state)``, and either gymnax's base class with its ``step_env``, or a ``step(key, state, action,
-    params)`` of its own. That gives gymnax 1.0's six values ``(obs, state, reward, terminated,
-    truncated, info)`` and begins again by itself: where an episode ended, ``obs`` and ``state`` are
-    of a new one, and ``info["final_observation"]`` is always what the action led to. What is not a
-    name is checked: shapes and dtypes by tracing, and where ``step`` begins again by itself, by
-    some hundred random steps that new episodes begin, and that none exceeds the time limit.
+    An object is of one of these families, or has ``default_params``, ``action_space(params)`` and
+    ``observation_space(params)`` (objects like gymnax's or Gymnasium's ``Discrete`` and ``Box``),
+    ``reset(key, params) -> (obs, state)``, and either gymnax's base class with its ``step_env``, or
+    a ``step(key, state, action, params)`` of its own. That gives gymnax 1.0's six values ``(obs,
+    state, reward, terminated, truncated, info)`` and begins again by itself: where an episode
+    ended, ``obs`` and ``state`` are of a new one, and ``info["final_observation"]`` is always what
+    the action led to. What is not a name is checked: shapes and dtypes by tracing, and where
+    ``step`` begins again by itself, by some hundred random steps that new episodes begin, and that
+    none exceeds the time limit.
 
     Args:
         env: A name out of :func:`purerl.list_envs`; an :class:`Env`; an object of one of the

@@ -108,7 +108,9 @@ def _new_folder(command: str, *names: str) -> pathlib.Path:
     if jax.process_count() > 1:
         raise ValueError("several hosts need one folder that all of them see: give --out FOLDER.")
     words = [] if command == "train" else [command]
-    words += [short_name(name).replace(":", "-") for name in names] + [time.strftime("%Y%m%d-%H%M%S")]
+    words += [short_name(name).replace(":", "-") for name in names] + [
+        time.strftime("%Y%m%d-%H%M%S")
+    ]
     base = pathlib.Path("runs") / "-".join(words)
     others = (base.with_name(f"{base.name}-{i}") for i in itertools.count(2))
     return next(path for path in itertools.chain([base], others) if not path.exists())
