@@ -130,11 +130,7 @@ def make_env(env: Any, /, **params: Any) -> Env:
             raise TypeError(f"{env.name} is an Env record, which has no parameters: {params}.")
         if not own:
             named = isinstance(env, str)
-            if named:
-                family, name = families.split(env)
-                env = families.adapter(family).named(name, params)
-            else:
-                env = families.adapter(families.family_of(env)).adapt(env, params)
+            env = _adapted(env, params)
             if named:  # the families' own are known to be right
                 _checked.add(env.step)
         if env.step not in _checked:
@@ -143,6 +139,15 @@ def make_env(env: Any, /, **params: Any) -> Env:
                 _try_out(env)
             _checked.add(env.step)
         return env
+
+
+def _adapted(env: Any, params: dict[str, Any]) -> Env:
+    """An environment of a name, or of an object of a family."""
+    with jax.numpy_rank_promotion("allow"):  # strictness is not for the code of packages
+        if isinstance(env, str):
+            family, name = families.split(env)
+            return families.adapter(family).named(name, params)
+        return families.adapter(families.family_of(env)).adapt(env, params)
 
 
 def values(where: str, got: Any, wanted: str) -> Any:
