@@ -24,6 +24,17 @@ from purerl.config import check_integer
 PyTree = Any
 Info = dict[str, jax.Array]
 
+ACTION_MASK = "action_mask"  # a leaf of observations that says which actions are allowed
+
+
+def num_rows(tree: PyTree) -> int:
+    """The length of the leading axis, which all leaves share.
+
+    Args:
+        tree: Arrays ``[N, ...]``, such as observations.
+    """
+    return jax.tree.leaves(tree)[0].shape[0]
+
 
 @dataclasses.dataclass(frozen=True)
 class Discrete:
@@ -97,7 +108,76 @@ class Box:
         return hash(self._key())
 
 
-ActionSpace = Discrete | Box
+@dataclasses.dataclass(frozen=True)
+class MultiDiscrete:
+    """Several choices at once: actions are int32 vectors ``[D]``, of ``0 ... counts[i] - 1`` each.
+
+    Attributes:
+        counts: At least 1 each, ``D`` of them.
+
+    Raises:
+        ValueError: If there is none, or one is no positive integer.
+
+    Example:
+        >>> MultiDiscrete([3, 2]).shape
+        (2,)
+    """
+
+    counts: tuple[int, ...]
+
+    def __post_init__(self):
+        counts = self.counts if np.ndim(self.counts) == 1 else ()
+        if not len(counts):
+            raise ValueError(f"MultiDiscrete: counts={self.counts!r}, wanted integers: (3, 2).")
+        counts = tuple(check_integer("MultiDiscrete", "a count", n) for n in counts)
+        object.__setattr__(self, "counts", counts)
+
+    @property
+    def shape(self) -> tuple[int]:
+        """Of one action, ``(D,)``."""
+        return (len(self.counts),)
+
+
+ActionSpace = Discrete | MultiDiscrete | Box
+
+
+def action_mask(obs: PyTree) -> jax.Array | None:
+    """The leaf of observations that is called ``action_mask``, bool ``[..., K]``; None without one.
+
+    Args:
+        obs: An array, or a pytree of arrays.
+    """
+    for path, x in jax.tree_util.tree_leaves_with_path(obs):
+        if path and _name(path[-1]) == ACTION_MASK:
+            return x
+    return None
+
+
+def inputs_of(obs: PyTree) -> list[jax.Array]:
+    """The leaves of observations that are inputs of a network: all but an ``action_mask``.
+
+    Args:
+        obs: An array, or a pytree of arrays.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(obs)
+    return [x for path, x in leaves if not path or _name(path[-1]) != ACTION_MASK]
+
+
+def _name(key: Any) -> Any:
+    """Of the last part of a leaf's path."""
+    return getattr(key, "key", getattr(key, "name", None))
+
+
+def num_choices(space: ActionSpace) -> int | None:
+    """How many actions an ``action_mask`` speaks of: of a MultiDiscrete all choices, one after the
+    other; None of a Box, whose actions cannot be forbidden.
+
+    Args:
+        space: Of an environment.
+    """
+    if isinstance(space, Box):
+        return None
+    return space.num_actions if isinstance(space, Discrete) else sum(space.counts)
 
 
 class Rollout(NamedTuple):

@@ -226,7 +226,7 @@ def acktr(
             by_step = x.reshape(*rollout.reward.shape, *x.shape[1:])
             return by_step[:: config.stats_stride].reshape(-1, *x.shape[1:])
 
-        some_obs = some_steps(batch.obs)
+        some_obs = jax.tree.map(some_steps, batch.obs)
 
         def statistics() -> kfac.Factors:
             some = tapped

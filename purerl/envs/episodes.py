@@ -1,7 +1,9 @@
-"""The record of an environment that a family has as two functions without a reset of its own."""
+"""What adapters of families share: records of environments that do not begin again by themselves,
+observations of any structure, leniency.
+"""
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 from purerl.config import check_integer, suggest
 from purerl.envs import spaces
 from purerl.envs.make import Env, Step
-from purerl.records import ActionSpace
+from purerl.records import ACTION_MASK, ActionSpace, Box, PyTree
 
 
 def make_record(
@@ -38,26 +40,26 @@ def make_record(
         obs_range: As the record has it.
     """
 
-    @spaces.lenient
+    @lenient
     def begin(key):
         obs, state = reset(jax.random.key_data(key))
-        return spaces.observation(obs), spaces.fix_weak_types(state)
+        return learner_obs(obs), fix_weak_types(state)
 
-    @spaces.lenient
+    @lenient
     def advance(state, action, key, fresh=None):
         if fresh is None:
             key, reset_key = jax.random.split(key)
             fresh = begin(reset_key)
         outputs = step(state, to_env_action(action), jax.random.key_data(key))
         final, state, reward, terminated, truncated = outputs
-        final, state = spaces.observation(final), spaces.fix_weak_types(state)
+        final, state = learner_obs(final), fix_weak_types(state)
         terminated, truncated = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
         done = terminated | truncated
         obs, state = jax.tree.map(functools.partial(jnp.where, done), fresh, (final, state))
         reward = jnp.asarray(reward, jnp.result_type(float))
         return Step(obs, final, reward, terminated, truncated), state
 
-    shape = spaces.shapes(jax.eval_shape(begin, jax.random.key(0))[0])
+    shape = jax.tree.map(lambda x: x.shape, jax.eval_shape(begin, jax.random.key(0))[0])
     interval = 1 if limit is None else limit
     space = action_space, shape, limit, interval, obs_range
     return Env(name, begin, advance, *space, resets="due", to_env_action=to_env_action)
@@ -93,12 +95,12 @@ def make_physics_record(name: str, env: Any, episode_length: int, action_repeat:
         del key
         state, time = once(state[0], action), state[1] + 1
         if repeat > 1:
-            state = spaces.fix_weak_types(state)
+            state = fix_weak_types(state)
             actions = jnp.broadcast_to(action, (repeat - 1, *action.shape))
             state, _ = jax.lax.scan(again, state, actions)
         return state.obs, (state, time), state.reward, state.done, time >= limit
 
-    to_env_action, action_space = spaces.scaled_box((int(env.action_size),), -1.0, 1.0)
+    to_env_action, action_space = spaces.actions(name, Box((int(env.action_size),), -1.0, 1.0))
     limit = -(-length // repeat)
     return make_record(name, reset, step, action_space, to_env_action, limit=limit)
 
@@ -114,3 +116,41 @@ def check_params(name: str, params: dict[str, Any], known: Collection[str]) -> N
     for key in params:
         if key not in known:
             raise ValueError(f"{name} has no parameter {key!r}. {suggest(key, sorted(known))}")
+
+
+def learner_obs(raw: Any) -> PyTree:
+    """An observation as a learner gets it: an array, or a dictionary of dictionaries and arrays.
+
+    Named tuples and dataclasses become dictionaries by the names of their fields, and scalars
+    vectors of one. Bytes stay bytes, an ``action_mask`` booleans; the rest becomes floating point.
+
+    Args:
+        raw: What the environment gives.
+    """
+    if hasattr(raw, "_asdict"):
+        raw = raw._asdict()
+    elif hasattr(raw, "__dataclass_fields__"):
+        raw = {name: getattr(raw, name) for name in raw.__dataclass_fields__}
+    if isinstance(raw, Mapping):
+        return {
+            name: jnp.asarray(x, bool) if name == ACTION_MASK else learner_obs(x)
+            for name, x in raw.items()
+        }
+    raw = jnp.atleast_1d(raw)
+    return raw if raw.dtype == jnp.uint8 else raw.astype(jnp.result_type(float))
+
+
+def lenient(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A user's strictness about rank promotion is not for the code of environments."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        with jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def fix_weak_types(state: PyTree) -> PyTree:
+    """Weakly typed leaves (Python numbers in a reset) would make a scan's carry change its type."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)

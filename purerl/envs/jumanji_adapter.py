@@ -17,7 +17,7 @@ from purerl.config import check_choice
 from purerl.envs import spaces
 from purerl.envs.episodes import check_params, make_record
 from purerl.envs.make import Env
-from purerl.records import ActionSpace, Discrete, MultiDiscrete
+from purerl.records import ActionSpace, Box, Discrete, MultiDiscrete
 
 NEEDS_DOWNLOAD = "Sokoban-v0"
 
@@ -89,9 +89,8 @@ def _actions(spec: Any, mask: tuple[int, ...]) -> tuple[Callable[[Any], Any], Ac
         return lambda action: action, Discrete(int(spec.num_values))
     shape = tuple(spec.shape)
     if jnp.issubdtype(spec.dtype, jnp.floating):
-        bounds = (np.ravel(np.broadcast_to(x, shape)) for x in (spec.minimum, spec.maximum))
-        to_vector, box = spaces.scaled_box((math.prod(shape),), *bounds)
-        return lambda action: to_vector(action).reshape(shape), box
+        bounds = (np.broadcast_to(x, shape) for x in (spec.minimum, spec.maximum))
+        return spaces.actions("jumanji", Box(shape, *bounds))
     largest = np.ravel(np.broadcast_to(spec.maximum, shape))
     counts = tuple(int(x) + 1 for x in largest)
     if mask == counts:  # a mask of combinations, so that each of them is one action

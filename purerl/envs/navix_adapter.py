@@ -16,6 +16,7 @@ FUNCTIONS: dict[str, Any] = {
     "reward_fn": navix.rewards,
     "termination_fn": navix.terminations,
 }
+PICTURES = (navix.observations.rgb, navix.observations.rgb_first_person)
 PARAMS = ("max_steps", "penality_coeff", *FUNCTIONS)
 
 
@@ -64,9 +65,16 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     def bare(timestep):
         return timestep.replace(state=timestep.state.replace(cache=None))
 
+    # Bytes stay bytes to a learner, who takes them for the brightness of pixels, which symbols in
+    # bytes are not.
+    picture = env.observation_fn in PICTURES
+
+    def seen(obs):
+        return obs if picture else obs.astype(float)
+
     def reset(key):
         timestep = env.reset(key)
-        return timestep.observation, bare(timestep)
+        return seen(timestep.observation), bare(timestep)
 
     def step(timestep, action, key):
         del key  # its state has one
@@ -77,8 +85,7 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
         )
         after = env.step(timestep, action)
         flags = after.is_termination(), after.is_truncation()
-        return after.observation, bare(after), after.reward, *flags
+        return seen(after.observation), bare(after), after.reward, *flags
 
-    actions = Discrete(len(env.action_set))
-    whole = (0.0, 255.0)  # all its observations are bytes or small integers
-    return make_record(name, reset, step, actions, limit=int(env.max_steps), obs_range=whole)
+    actions, symbols = Discrete(len(env.action_set)), None if picture else (0.0, 255.0)
+    return make_record(name, reset, step, actions, limit=int(env.max_steps), obs_range=symbols)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.config import check_range
-from purerl.records import PyTree
+from purerl.records import PyTree, num_rows
 
-Policy = Callable[[PyTree, jax.Array], Any]  # (params, obs [B, *O]) -> distribution over [B]
+Policy = Callable[[PyTree, PyTree], Any]  # (params, obs [B, *O]) -> distribution over [B]
 
 
 def hvp(f: Callable[[PyTree], jax.Array], params: PyTree, v: PyTree) -> PyTree:
@@ -50,7 +50,7 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def fisher_vector_product(
-    policy: Policy, params: PyTree, obs: jax.Array, *, fraction: float = 1.0
+    policy: Policy, params: PyTree, obs: PyTree, *, fraction: float = 1.0
 ) -> Callable[[PyTree], PyTree]:
     r"""The Fisher matrix of a policy, as a function :math:`v \mapsto F v`.
 
@@ -120,18 +120,19 @@ def floating_leaves(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.A
     return [x for r, x in zip(real, leaves, strict=True) if r], rebuild
 
 
-def _subsample(obs: jax.Array, fraction: float) -> jax.Array:
+def _subsample(obs: PyTree, fraction: float) -> PyTree:
     """``fraction`` of the samples, spread over time steps and environments about alike.
 
     Every k-th sample of ``[T * N]`` would be the same environments again and again where k and N
     have a common divisor; multiples of a step near the golden section have no such pattern.
     """
     check_range("fisher_vector_product", "fraction", fraction, "(0, 1]")
-    size = obs.shape[0]
+    size = num_rows(obs)
     count = max(1, round(fraction * size))
     if count == size:
         return obs
     step = max(1, round(0.618 * size))
     while math.gcd(step, size) > 1:
         step += 1
-    return obs[np.sort(np.arange(count) * step % size)]
+    rows = np.sort(np.arange(count) * step % size)
+    return jax.tree.map(lambda x: x[rows], obs)

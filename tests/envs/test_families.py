@@ -14,8 +14,8 @@ import pytest
 import purerl
 from purerl.cli import main
 from purerl.envs import families, list_envs, make_env
-from purerl.envs.spaces import lenient
-from purerl.records import Box, Discrete
+from purerl.envs.episodes import lenient
+from purerl.records import Box, Discrete, MultiDiscrete
 
 KEY = jax.random.key(0)
 RAW = jax.random.PRNGKey(0)
@@ -87,6 +87,9 @@ def test_a_family_that_does_not_exist_has_close_matches(capsys):
         ("navix:Empty-5x5", {}, "unknown environment of navix .*Navix-Empty-5x5-v0"),
         ("navix:Navix-Empty-5x5-v0", {"max_step": 9}, "Did you mean max_steps"),
         ("navix:Navix-Empty-5x5-v0", {"observation_fn": "rbg"}, "Did you mean rgb"),
+        ("jumanji:Snak-v1", {}, "Did you mean Snake-v1"),
+        ("jumanji:Snake-v1", {"time_limits": 9}, "Did you mean time_limit"),
+        ("jumanji:Sokoban-v0", {}, "downloads its levels; give it generator="),
         ("craftax:Craftax-Symbolic", {}, "Did you mean Craftax-Symbolic-v1"),
         ("craftax:Craftax-Classic-Symbolic-v1", {"max_steps": 1}, "Did you mean max_timesteps"),
     ],
@@ -144,7 +147,7 @@ def test_ends_of_states_with_done(ends, episode_length, repeat, terminated, trun
 
     env = make_physics_record("stub", Stub(ends), episode_length, repeat)
     assert env.max_episode_steps == env.truncation_interval == -(-episode_length // repeat)
-    (obs, _), (steps, states) = play(env, jnp.zeros((4, 1)))
+    _, (steps, states) = play(env, jnp.zeros((4, 1)))
     assert steps.terminated.tolist() == [bool(x) for x in terminated]
     assert steps.truncated.tolist() == [bool(x) for x in truncated]
     assert steps.reward.tolist() == reward
@@ -253,6 +256,102 @@ def test_craftax_tells_death_from_the_time_limit():
     dead, after = step(state.replace(player_health=jnp.int32(0)), jnp.int32(0), KEY)
     assert (bool(dead.terminated), bool(dead.truncated)) == (True, False)
     assert int(after.timestep) == 0
+
+
+def test_jumanji_is_as_its_own_with_named_observations_and_masks():
+    """At its time limit Jumanji's discount is zero: in its own words a termination."""
+    needs("jumanji")
+    import jumanji
+
+    env = make_env("jumanji:Maze-v0", time_limit=3)
+    assert (env.action_space, env.max_episode_steps) == (Discrete(4), 3)
+    place = {"row": (1,), "col": (1,)}
+    assert env.obs_shape == {
+        "agent_position": place,
+        "target_position": place,
+        "walls": (10, 10),
+        "step_count": (1,),
+        "action_mask": (4,),
+    }
+    (obs, _), (steps, _) = play(env, jnp.array([0, 1, 2, 3]))
+    assert (obs["action_mask"].dtype, obs["walls"].dtype) == (bool, jnp.float32)
+    (state, first), step = alone(jumanji.make("Maze-v0", time_limit=3))
+    np.testing.assert_array_equal(obs["walls"], first.observation.walls)
+    for i, action in enumerate([0, 1, 2]):
+        state, timestep = step(state, action)
+        got = jax.tree.map(lambda x, i=i: x[i], steps.next_obs)
+        np.testing.assert_array_equal(got["action_mask"], timestep.observation.action_mask)
+        assert got["agent_position"]["row"][0] == timestep.observation.agent_position.row
+        assert bool(steps.terminated[i]) == (bool(timestep.last()) and timestep.discount == 0)
+    assert steps.terminated.tolist() == [False, False, True, False]
+    assert not steps.truncated.any()
+
+
+class Agents:
+    """Jumanji's interface, two agents: the state counts; it ends as its arguments say."""
+
+    time_limit = 9
+
+    def __init__(self, spec, mask, discounts=(1, 1)):
+        self.action_spec, self.mask, self.discounts = spec, mask, jnp.array(discounts, float)
+
+    def _seen(self):
+        from jumanji.environments.routing.connector.types import Observation
+
+        return Observation(grid=jnp.ones((2, 2), jnp.int8), action_mask=self.mask, step_count=7)
+
+    def reset(self, key):
+        from jumanji import types
+
+        return jnp.int32(0), types.restart(self._seen(), shape=(2,))
+
+    def step(self, state, action):
+        from jumanji import types
+
+        reward = jnp.stack([action.ravel()[0], action.ravel()[-1]]).astype(float)
+        step = types.TimeStep(
+            step_type=jnp.where(state == 1, types.StepType.LAST, types.StepType.MID),
+            reward=reward,
+            discount=jnp.where(state == 1, self.discounts, 1.0),
+            observation=self._seen(),
+        )
+        return state + 1, step
+
+
+@pytest.mark.parametrize(("discounts", "terminated"), [((0, 0), True), ((0, 1), False)])
+def test_jumanji_ends_by_truncation_where_a_discount_is_left(discounts, terminated):
+    needs("jumanji")
+    from jumanji import specs
+
+    from purerl.envs import jumanji_adapter
+
+    two = specs.MultiDiscreteArray(jnp.array([3, 3]))
+    mask = jnp.array([[True, False, True], [True, True, False]])
+    env = jumanji_adapter.adapt(Agents(two, mask, discounts), {})
+    assert env.action_space == MultiDiscrete((3, 3))
+    (obs, _), (steps, states) = play(env, jnp.array([[0, 1], [2, 2], [1, 0]]))
+    assert obs["action_mask"].tolist() == mask.ravel().tolist()
+    assert steps.reward.tolist() == [1, 4, 1]  # the sum over agents
+    assert steps.terminated.tolist() == [False, terminated, False]
+    assert steps.truncated.tolist() == [False, not terminated, False]
+    assert states.tolist() == [1, 0, 1]
+
+
+def test_actions_of_jumanji():
+    needs("jumanji")
+    from jumanji import specs
+
+    from purerl.envs import jumanji_adapter
+
+    grid = specs.MultiDiscreteArray(jnp.array([2, 5]))
+    env = jumanji_adapter.adapt(Agents(grid, jnp.arange(10).reshape(2, 5) == 7), {})
+    assert env.action_space == Discrete(10)  # a mask of combinations
+    assert env.to_env_action(jnp.int32(7)).tolist() == [1, 2]
+    assert jnp.argmax(env.reset(KEY)[0]["action_mask"]) == 7
+    force = specs.BoundedArray((2, 2), float, minimum=0.0, maximum=4.0)
+    env = jumanji_adapter.adapt(Agents(force, jnp.ones(1, bool)), {})
+    assert env.action_space == Box((4,), -1, 1)
+    assert env.to_env_action(jnp.array([-1, 1, 0, 9.0])).tolist() == [[0, 4], [2, 4]]
 
 
 @pytest.mark.parametrize("family", [x for x in families.FAMILIES if x != "gymnax"])

@@ -17,7 +17,7 @@ from flax.core import tracers
 from flax.traverse_util import flatten_dict
 from jax.interpreters import partial_eval
 
-from purerl.records import PyTree
+from purerl.records import PyTree, num_rows
 from purerl.second_order.products import floating_leaves
 
 
@@ -89,7 +89,7 @@ def find_layers(network: nn.Module, params: PyTree, obs: jax.Array) -> tuple[Lay
         trace = tracers.current_trace()
 
         def visit(module, x, y):
-            _check(module, x, len(obs), lifted=tracers.current_trace() != trace)
+            _check(module, x, num_rows(obs), lifted=tracers.current_trace() != trace)
             path = _path(module)
             locations = _count(module, y) + (found[path].locations if path in found else 0)
             size = _rows(module, x), module.features
@@ -155,7 +155,9 @@ def tap(network: nn.Module, layers: Iterable[Layer], params: PyTree, obs: jax.Ar
         return output, seen
 
     dtype = jnp.result_type(*jax.tree.leaves(params))
-    zeros = tuple(jnp.zeros((len(obs), layer.locations, layer.outputs), dtype) for layer in layers)
+    zeros = tuple(
+        jnp.zeros((num_rows(obs), layer.locations, layer.outputs), dtype) for layer in layers
+    )
     output, pullback, seen = jax.vjp(forward, params, zeros, has_aux=True)
     return Tapped(output, lambda: tuple(map(_locations, modules, seen)), pullback)
 
