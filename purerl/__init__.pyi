@@ -29,6 +29,7 @@ from purerl.host.options import (
     RunOptions as RunOptions,
     Terminated as Terminated,
 )
+from purerl.host.play import play as play
 from purerl.host.report.aggregate import iqm as iqm, iqm_interval as iqm_interval
 from purerl.host.report.plotting import plot_curves as plot_curves
 from purerl.host.report.writers import Writer as Writer

@@ -12,7 +12,7 @@ from brax.envs.base import PipelineEnv
 
 from purerl.config import check_choice
 from purerl.envs.episodes import check_params, make_physics_record
-from purerl.envs.make import Env
+from purerl.envs.make import Env, Pictures
 
 # Its time limit, and steps with one action: what brax.envs.create takes besides, and its defaults.
 OURS = {"episode_length": 1000, "action_repeat": 1}
@@ -60,4 +60,22 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     """
     name = name or type(env).__name__
     check_params(name, params, OURS)
-    return make_physics_record(name, env, *(OURS | params).values())
+    length, repeat = (OURS | params).values()
+    return make_physics_record(name, env, length, repeat, _pictures(env))
+
+
+def _pictures(env: Any) -> Pictures | None:
+    """Drawn by MuJoCo, or as a page; None for what has no bodies."""
+    if not hasattr(env, "sys"):
+        return None
+
+    def frames(states):
+        return env.render([state.pipeline_state for state in states])
+
+    def page(states):
+        from brax.io import html
+
+        poses = [state.pipeline_state for state in states]
+        return html.render(env.sys.tree_replace({"opt.timestep": env.dt}), poses)
+
+    return Pictures(frames, float(env.dt), page)

@@ -3,18 +3,22 @@ first is termination (the flag under a limit that is never reached), the second 
 """
 
 import functools
+import importlib
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from craftax.craftax_env import make_craftax_env_from_name
 
 from purerl.config import check_choice
 from purerl.envs.episodes import check_params, make_record
-from purerl.envs.make import Env
+from purerl.envs.make import Env, Pictures
 from purerl.records import Discrete
 
 NAMES = ["Craftax-Symbolic-v1", "Craftax-Classic-Symbolic-v1"]
 PIXELS = ["Craftax-Pixels-v1", "Craftax-Classic-Pixels-v1"]
+TILE = 16  # pixels of a tile in a picture
 NEVER = int(np.iinfo(np.int32).max)
 
 
@@ -61,4 +65,17 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
         return obs, state, reward, terminated, state.timestep >= env_params.max_timesteps
 
     actions = Discrete(int(env.num_actions))
-    return make_record(name, reset, step, actions, limit=int(env_params.max_timesteps))
+    limit, drawn = int(env_params.max_timesteps), Pictures(_frames(env), seconds=0.2)
+    return make_record(name, reset, step, actions, limit=limit, pictures=drawn)
+
+
+def _frames(env: Any) -> Callable[[list[Any]], list[np.ndarray]]:
+    """By the renderer of the game that it is a variant of."""
+    package = type(env).__module__.rpartition(".envs.")[0]
+
+    def frames(states):
+        renderer = importlib.import_module(f"{package}.renderer")
+        draw = jax.jit(renderer.make_craftax_pixel_renderer(TILE))
+        return [np.asarray(draw(state)).astype(np.uint8) for state in states]
+
+    return frames

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from purerl.config import check_integer, suggest
 from purerl.envs import spaces
-from purerl.envs.make import Env, Step
+from purerl.envs.make import Env, Pictures, Step
 from purerl.records import ACTION_MASK, ActionSpace, Box, PyTree
 
 
@@ -24,6 +24,7 @@ def make_record(
     *,
     limit: int | None,
     obs_range: tuple[float, float] | None = None,
+    pictures: Pictures | None = None,
 ) -> Env:
     """An :class:`Env` that begins again where an episode ended, and casts what it gives.
 
@@ -38,6 +39,7 @@ def make_record(
         to_env_action: From it to what ``step`` takes.
         limit: The time limit in steps, if there is one; ``step`` truncates by it.
         obs_range: As the record has it.
+        pictures: How it is drawn.
     """
 
     @lenient
@@ -62,10 +64,16 @@ def make_record(
     shape = jax.tree.map(lambda x: x.shape, jax.eval_shape(begin, jax.random.key(0))[0])
     interval = 1 if limit is None else limit
     space = action_space, shape, limit, interval, obs_range
-    return Env(name, begin, advance, *space, resets="due", to_env_action=to_env_action)
+    return Env(name, begin, advance, *space, "due", to_env_action, pictures)
 
 
-def make_physics_record(name: str, env: Any, episode_length: int, action_repeat: int = 1) -> Env:
+def make_physics_record(
+    name: str,
+    env: Any,
+    episode_length: int,
+    action_repeat: int = 1,
+    pictures: Pictures | None = None,
+) -> Env:
     """An :class:`Env` of what Brax and Playground have: states with observation, reward and done.
 
     Args:
@@ -75,6 +83,7 @@ def make_physics_record(name: str, env: Any, episode_length: int, action_repeat:
         episode_length: The time limit in steps of ``env``.
         action_repeat: Steps of ``env`` with one action, which are one step of the record; rewards
             are added, and no step is made after an end.
+        pictures: How states of ``env`` are drawn.
     """
     length = check_integer(name, "episode_length", episode_length)
     repeat = check_integer(name, "action_repeat", action_repeat)
@@ -102,7 +111,18 @@ def make_physics_record(name: str, env: Any, episode_length: int, action_repeat:
 
     to_env_action, action_space = spaces.actions(name, Box((int(env.action_size),), -1.0, 1.0))
     limit = -(-length // repeat)
-    return make_record(name, reset, step, action_space, to_env_action, limit=limit)
+    drawn = pictures and _without_time(pictures, repeat)
+    actions = action_space, to_env_action
+    return make_record(name, reset, step, *actions, limit=limit, pictures=drawn)
+
+
+def _without_time(pictures: Pictures, repeat: int) -> Pictures:
+    """The same of states that have a time besides, one for each ``repeat`` steps."""
+
+    def bare(draw):
+        return draw and (lambda states: draw([state for state, _ in states]))
+
+    return Pictures(bare(pictures.frames), repeat * pictures.seconds, bare(pictures.html))
 
 
 def check_params(name: str, params: dict[str, Any], known: Collection[str]) -> None:

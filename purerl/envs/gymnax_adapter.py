@@ -17,6 +17,7 @@ from gymnax.environments.environment import Environment
 from purerl.config import check_choice, suggest
 from purerl.envs import spaces
 from purerl.envs.episodes import fix_weak_types, lenient
+from purerl.envs.gymnax_pictures import pictures
 from purerl.envs.make import Env, Step, values
 
 NEEDS_DOWNLOAD = "MNISTBandit-bsuite"
@@ -111,7 +112,7 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((raw_obs, state)))
     resets: Any = ("due" if size > DUE else "ahead") if of_gymnax else "own"
     about = action_space, seen.shape, limit, interval, obs_range, resets, to_env_action
-    return Env(name, reset, step, *about)
+    return Env(name, reset, step, *about, pictures(env, env_params))
 
 
 def _step_of_gymnax(name: str, env: Any, params: Any) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from jumanji import registration, specs
 from purerl.config import check_choice
 from purerl.envs import spaces
 from purerl.envs.episodes import check_params, make_record
-from purerl.envs.make import Env
+from purerl.envs.make import Env, Pictures
 from purerl.records import ActionSpace, Box, Discrete, MultiDiscrete
 
 NEEDS_DOWNLOAD = "Sokoban-v0"
@@ -75,7 +75,22 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
 
     limit = getattr(env, "time_limit", None)
     limit = None if limit is None else int(limit)
-    return make_record(name, reset, step, action_space, to_env_action, limit=limit)
+    drawn = Pictures(_frames(env), seconds=0.2) if hasattr(env, "_viewer") else None
+    about = action_space, to_env_action
+    return make_record(name, reset, step, *about, limit=limit, pictures=drawn)
+
+
+def _frames(env: Any) -> Callable[[list[Any]], list[np.ndarray]]:
+    """By its viewer, which otherwise opens a window."""
+
+    def frames(states):
+        viewer = env._viewer
+        viewer._display, viewer.figure_size = viewer._display_rgb_array, (5.0, 5.0)
+        drawn = [np.array(viewer.render(state))[..., :3] for state in states]
+        viewer.close()
+        return drawn
+
+    return frames
 
 
 def _actions(spec: Any, mask: tuple[int, ...]) -> tuple[Callable[[Any], Any], ActionSpace]:

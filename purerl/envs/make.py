@@ -3,7 +3,7 @@
 import functools
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -45,6 +45,20 @@ class Step(NamedTuple):
     truncated: jax.Array
 
 
+class Pictures(NamedTuple):
+    """How an environment is drawn, outside of JAX's transformations.
+
+    Attributes:
+        frames: ``(states) -> frames``: one uint8 ``[height, width, 3]`` for each state of a list.
+        seconds: Of one step, by which a film runs as fast as the environment.
+        html: ``(states) -> text``, a page that shows them; None where there is none.
+    """
+
+    frames: Callable[[list[PyTree]], Sequence[np.ndarray]]
+    seconds: float = 0.05
+    html: Callable[[list[PyTree]], str] | None = None
+
+
 class Env(NamedTuple):
     """A single environment as two pure functions; loops ``vmap`` them.
 
@@ -78,6 +92,7 @@ class Env(NamedTuple):
         to_env_action: ``(action) -> action``, from ``action_space`` to the environment's own
             actions (clipped to its bounds), as ``step`` does it. A policy that plays the
             environment elsewhere needs it.
+        pictures: How it is drawn; None where it cannot be.
     """
 
     name: str
@@ -90,6 +105,7 @@ class Env(NamedTuple):
     obs_range: tuple[float, float] | None = None
     resets: Literal["ahead", "due", "own"] = "ahead"
     to_env_action: Callable[[jax.Array], jax.Array] = lambda action: action
+    pictures: Pictures | None = None
 
 
 def make_env(env: Any, /, **params: Any) -> Env:

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import jax
 import navix
+import numpy as np
 from navix.rendering.cache import RenderingCache
 
 from purerl.config import check_choice
 from purerl.envs.episodes import check_params, make_record
-from purerl.envs.make import Env
+from purerl.envs.make import Env, Pictures
 from purerl.records import Discrete
 
 # Parameters that are functions, and where they are found by name.
@@ -88,4 +90,14 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
         return seen(after.observation), bare(after), after.reward, *flags
 
     actions, symbols = Discrete(len(env.action_set)), None if picture else (0.0, 255.0)
-    return make_record(name, reset, step, actions, limit=int(env.max_steps), obs_range=symbols)
+    limit, drawn = int(env.max_steps), Pictures(_frames, seconds=0.2)
+    return make_record(name, reset, step, actions, limit=limit, obs_range=symbols, pictures=drawn)
+
+
+def _frames(timesteps: list[Any]) -> list[np.ndarray]:
+    return [np.asarray(_picture(timestep.state)) for timestep in timesteps]
+
+
+@jax.jit
+def _picture(state: Any) -> jax.Array:
+    return navix.observations.rgb(state.replace(cache=RenderingCache.init(state.grid)))

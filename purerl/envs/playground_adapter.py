@@ -13,7 +13,7 @@ from mujoco_playground._src.mjx_env import MENAGERIE_PATH
 
 from purerl.config import check_choice
 from purerl.envs.episodes import check_params, make_physics_record
-from purerl.envs.make import Env
+from purerl.envs.make import Env, Pictures
 
 
 def list_envs() -> list[str]:
@@ -68,4 +68,5 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     name = name or type(env).__name__
     check_params(name, params, ["its configuration"])
     config = env._config
-    return make_physics_record(name, env, config.episode_length, config.get("action_repeat", 1))
+    sizes = config.episode_length, config.get("action_repeat", 1)
+    return make_physics_record(name, env, *sizes, Pictures(env.render, float(env.dt)))
