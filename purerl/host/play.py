@@ -79,8 +79,8 @@ def play(
     check_choice("play: unknown kind of file", out.suffix, FORMATS)
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists; choose another file, or give overwrite=True.")
-    if out.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise ValueError(f"{out}: MP4 needs imageio with ffmpeg: pip install 'purerl[play]'.")
+    if out.suffix == ".mp4" and importlib.util.find_spec("av") is None:
+        raise ValueError(f"{out}: MP4 needs imageio with PyAV: pip install 'purerl[play]'.")
     check_integer("play", "episodes", episodes)
     check_integer("play", "max_steps", max_steps)
     _draw_without_screen()
@@ -104,6 +104,8 @@ def play(
 
 
 def _draw_without_screen() -> None:
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame also looks for a loudspeaker
     screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if sys.platform == "linux" and not screen:
         os.environ.setdefault("MUJOCO_GL", "egl")
@@ -154,11 +156,11 @@ def write_film(frames: Sequence[np.ndarray], out: pathlib.Path, seconds: float) 
     scale = max(1, round(SMALLEST / frames[0].shape[0]))
     large = (np.repeat(np.repeat(frame, scale, axis=0), scale, axis=1) for frame in frames)
     if out.suffix == ".mp4":
-        import imageio
+        import imageio.v3
 
-        with imageio.get_writer(out, fps=1 / seconds) as film:
-            for frame in large:
-                film.append_data(frame)
+        height, width = (size // 2 * 2 for size in scale * np.array(frames[0].shape[:2]))  # even
+        film = np.stack([frame[:height, :width] for frame in large])
+        imageio.v3.imwrite(out, film, plugin="pyav", codec="libx264", fps=round(1 / seconds))
         return
     from PIL import Image
 

@@ -166,7 +166,9 @@ def test_brax_falls_as_by_itself_and_has_its_time_limit_besides():
     assert (env.obs_shape, env.action_space) == ((4,), Box((1,), -1, 1))
     assert (env.max_episode_steps, env.resets) == (1000, "due")
     actions = jnp.tile(jnp.array([[1.0], [0.2]]), (15, 1))
-    _, (steps, _) = play(env, actions)
+    (_, first), (steps, _) = play(env, actions)
+    page = env.pictures.html([first])
+    assert "https://cdn.jsdelivr.net" in page  # from where it loads its scripts
     own = brax.envs.create("inverted_pendulum", auto_reset=False, backend="spring")
     state, step = alone(own)
     end = int(np.argmax(steps.terminated))
@@ -231,7 +233,10 @@ def test_navix_draws_the_picture_that_it_draws_itself():
     name = "Navix-DoorKey-5x5-v0"
     env = make_env(f"navix:{name}", observation_fn="rgb")
     actions = jnp.array([1, 2, 3, 2])
-    (obs, _), (steps, _) = play(env, actions)
+    (obs, _), (steps, states) = play(env, actions)
+    assert obs.dtype == jnp.uint8
+    (picture,) = env.pictures.frames([jax.tree.map(lambda x: x[-1], states)])
+    np.testing.assert_array_equal(picture, steps.obs[-1])
     own = navix.make(name, observation_fn=navix.observations.rgb)
     timestep, step = alone(own)
     np.testing.assert_array_equal(obs, timestep.observation)
