@@ -90,7 +90,8 @@ def check_rollout(rollout: Rollout, action_space: ActionSpace) -> None:
     shape = getattr(action_space, "shape", ())
     kind = "floating" if isinstance(action_space, Box) else "integer"
     action = {f"T N *A {kind}": "action"} if shape else {"T N integer": "episode_step action"}
-    check_fields("rollout", rollout, STEPS | action, **{"*A": shape})
+    valid = {} if rollout.valid is None else {"T N bool": f"{STEPS['T N bool']} valid"}
+    check_fields("rollout", rollout, STEPS | valid | action, **{"*A": shape})
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:

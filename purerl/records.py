@@ -196,6 +196,9 @@ class Rollout(NamedTuple):
         truncated: bool ``[T, N]``, whether the episode was cut off after the step.
         next_obs: ``[T, N, *O]``, the observation that the step led to, before any reset.
         episode_step: int32 ``[T, N]``, 0 at the first step of an episode.
+        valid: bool ``[T, N]``, whether the row is a transition; None: all are. A vectorized
+            environment may spend a step on its own reset, between two episodes: what that row holds
+            is learned from by nobody.
     """
 
     obs: jax.Array
@@ -206,6 +209,7 @@ class Rollout(NamedTuple):
     truncated: jax.Array
     next_obs: jax.Array
     episode_step: jax.Array
+    valid: jax.Array | None = None
 
 
 class OnPolicyBatch(NamedTuple):
@@ -219,6 +223,7 @@ class OnPolicyBatch(NamedTuple):
         advantage: ``[B]``.
         target: ``[B]``, what the critic is regressed on.
         distribution: pi_old(. | obs), leaves ``[B, ...]``, where a loss needs the whole of it.
+        valid: bool ``[B]``, which samples count; None: all.
     """
 
     obs: jax.Array
@@ -228,6 +233,7 @@ class OnPolicyBatch(NamedTuple):
     advantage: jax.Array
     target: jax.Array
     distribution: PyTree = None
+    valid: jax.Array | None = None
 
 
 class Ahead(NamedTuple):
@@ -295,6 +301,7 @@ class Transition(NamedTuple):
         terminated: bool ``[N]``, whether the step ended its episode.
         truncated: bool ``[N]``, whether the episode was cut off after it; never merged with it.
         next_obs: ``[N, *O]``, the observation *before* any reset.
+        valid: bool ``[N]``, whether it is a transition, as in :class:`Rollout`; None: all are.
     """
 
     obs: jax.Array
@@ -303,6 +310,7 @@ class Transition(NamedTuple):
     terminated: jax.Array
     truncated: jax.Array
     next_obs: jax.Array
+    valid: jax.Array | None = None
 
 
 class OffPolicyBatch(NamedTuple):
@@ -318,7 +326,8 @@ class OffPolicyBatch(NamedTuple):
         reward: ``[B]``, of one or several steps, discounted.
         discount: ``[B]``, what the value of next_obs is multiplied with.
         next_obs: ``[B, *O]``; any observation where ``discount`` is 0.
-        weight: ``[B]``, importance weights in (0, 1]; ones for uniform replay.
+        weight: ``[B]``, importance weights in (0, 1]; ones for uniform replay. Of what is no
+            transition 0, and the others are the larger, so that a mean is that of the others.
         indices: int32 ``[B]``, places in the replay buffer.
     """
 

@@ -151,6 +151,7 @@ def scale_rewards(
     done: jax.Array,
     gamma: float | jax.Array,
     clip: float | None = 10.0,
+    valid: jax.Array | None = None,
 ) -> tuple[jax.Array, RewardScaler]:
     """Rewards divided by the standard deviation known before them, and the scaler after them.
 
@@ -162,6 +163,8 @@ def scale_rewards(
         done: Terminated or truncated, ``[T, N]``: the running sum starts anew.
         gamma: Discount of the running sum.
         clip: Bound on the absolute result; None: no bound.
+        valid: Which rewards count, bool ``[T, N]``: the running sum passes over the others. None:
+            all.
 
     Returns:
         ``(scaled reward [T, N], scaler)``.
@@ -173,11 +176,13 @@ def scale_rewards(
     real = scaler.running.dtype
 
     def step(running, transition):
-        r, d = transition
+        r, d, counts = transition
         total = (running * gamma + r).astype(real)
-        return jnp.where(d | ~jnp.isfinite(total), 0, total), total
+        after = jnp.where(d | ~jnp.isfinite(total), 0, total)
+        return (after if counts is None else jnp.where(counts, after, running)), total
 
-    running, totals = jax.lax.scan(step, scaler.running, (jnp.asarray(reward, real), done))
+    transitions = jnp.asarray(reward, real), done, valid
+    running, totals = jax.lax.scan(step, scaler.running, transitions)
     mean = jnp.zeros((), real)  # rewards are divided and not centred, so that they keep their sign
     scaled = normalize(reward, scaler.moments._replace(mean=mean), clip)
-    return scaled, RewardScaler(running, merge_moments(scaler.moments, totals))
+    return scaled, RewardScaler(running, merge_moments(scaler.moments, totals, valid))

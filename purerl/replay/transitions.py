@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.config import Number, check_integer
+from purerl.pieces import rows
 from purerl.pieces.advantages import flatten_time
 from purerl.records import Clock, OffPolicyBatch, PyTree, Transition
 from purerl.replay.buffers import Replay, ReplayState, Sample
@@ -77,7 +78,8 @@ def replay_memory(
 
     and as ``next_obs`` that of step t + m - 1, before any reset. The sum stops after ``terminated``
     and after ``truncated``, and at the newest step that is held: m is ``n_step`` or less. Where
-    both flags are set, terminated wins. Where d is zero, ``next_obs`` is some observation.
+    both flags are set, terminated wins. Where d is zero, ``next_obs`` is some observation. What is
+    no transition (:attr:`purerl.Transition.valid`) has weight zero, and the others make up for it.
 
     Args:
         replay: :func:`purerl.uniform` or :func:`purerl.prioritized`.
@@ -146,7 +148,8 @@ def replay_memory(
         each = (times, steps.truncated, steps.next_obs)
         last_obs, _ = jax.lax.scan(remember, state.last_obs, each)
         steps_added = Clock(state.steps.iteration + length)
-        return ReplayMemoryState(replay.add(state.replay, items), last_obs, steps_added)
+        valid = None if steps.valid is None else flatten_time(steps.valid)
+        return ReplayMemoryState(replay.add(state.replay, items, valid), last_obs, steps_added)
 
     def window_of(time: jax.Array) -> jax.Array:
         return (time // interval) % windows
@@ -182,6 +185,9 @@ def replay_memory(
         time, env = state.steps.iteration - 1 - age // num_envs, num_envs - 1 - age % num_envs
         row = jnp.where(truncated, window_of(time), windows)
         is_apart = truncated | (age < num_envs)
+        weight = sample.weight
+        if first.valid is not None:
+            weight = jnp.where(first.valid, weight, 0) * rows.share(first.valid)
 
         def next_of(last: jax.Array, following: jax.Array) -> jax.Array:
             apart = take(last, row, env)
@@ -193,7 +199,7 @@ def replay_memory(
             reward=reward,
             discount=jnp.where(terminated, 0, discount),
             next_obs=_as_seen(jax.tree.map(next_of, state.last_obs, following), obs),
-            weight=sample.weight,
+            weight=weight,
             indices=sample.indices,
         )
 

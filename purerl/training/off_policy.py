@@ -46,7 +46,7 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         actors, rollout, statistics = states.play(algorithm, env, state, key, length, progress)
         transitions = Transition(*(getattr(rollout, name) for name in Transition._fields))
         replay = memory.add(state.replay, transitions)
-        normalizer = state.normalizer.merge(rollout.obs)
+        normalizer = state.normalizer.merge(rollout.obs, rollout.valid)
         return state._replace(actors=actors, normalizer=normalizer, replay=replay), statistics
 
     def init(key: jax.Array) -> TrainState:

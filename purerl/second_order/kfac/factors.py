@@ -54,7 +54,9 @@ class Inverse(NamedTuple):
     condition: jax.Array
 
 
-def fisher_factors(layers: Sequence[Layer], tapped: Tapped, score: PyTree) -> Factors:
+def fisher_factors(
+    layers: Sequence[Layer], tapped: Tapped, score: PyTree, valid: jax.Array | None = None
+) -> Factors:
     r"""The factors over one batch.
 
     What no layer claims (a log-std, the scale of a LayerNorm) has a diagonal: scores of different
@@ -66,23 +68,31 @@ def fisher_factors(layers: Sequence[Layer], tapped: Tapped, score: PyTree) -> Fa
         tapped: A forward pass, over B samples.
         score: Cotangent of the output: gradient of :math:`\sum_b \log p(y_b | output_b)`, a *sum*,
             for y *drawn from the model*. With the gradient of a loss in its place this would be
-            the empirical Fisher, which is another matrix.
+            the empirical Fisher, which is another matrix. Zero of samples that do not count.
+        valid: Which samples count, bool ``[B]``; None: all.
 
     References:
         Martens and Grosse 2015, section 3; Grosse and Martens 2016 (KFC), section 3.
     """
     gradient, deltas = tapped.pullback(score)
-    a = [_second_moment(x) / x.shape[1] for x in tapped.inputs()]
-    g = [_second_moment(x) for x in deltas]
+    inputs, batch = tapped.inputs(), _count(deltas[0], valid)
+    if valid is not None:
+        inputs = tuple(jnp.where(valid[:, None, None], x, 0) for x in inputs)
+    a = [_second_moment(x, batch) / x.shape[1] for x in inputs]
+    g = [_second_moment(x, batch) for x in deltas]
     _, rest = to_matrices(layers, gradient)
-    batch = len(deltas[0])
     return Factors(tuple(a), tuple(g), {k: jnp.square(_wide(x)) / batch for k, x in rest.items()})
 
 
-def _second_moment(x: jax.Array) -> jax.Array:
-    """Sum over locations, mean over samples: ``[B, L, d] -> [d, d]``."""
+def _count(x: jax.Array, valid: jax.Array | None) -> int | jax.Array:
+    """How many samples count."""
+    return len(x) if valid is None else jnp.maximum(jnp.sum(valid), 1)
+
+
+def _second_moment(x: jax.Array, batch: int | jax.Array) -> jax.Array:
+    """Sum over locations, mean over a batch of samples: ``[B, L, d] -> [d, d]``."""
     rows = _wide(x.reshape(-1, x.shape[-1]))
-    return rows.T @ rows / len(x)
+    return rows.T @ rows / batch
 
 
 def _wide(x: jax.Array) -> jax.Array:
