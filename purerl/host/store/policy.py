@@ -54,11 +54,31 @@ def load_policy(
         ValueError: If there is no such seed or point, or the checkpoint is damaged or of another
             version.
     """
+    experiment, state = load_seed(path, seed, point, checkpoint, given)
+    return make_policy(experiment, state, 0, greedy=greedy)
+
+
+def load_seed(
+    path: str | pathlib.Path,
+    seed: int | str,
+    point: int | str,
+    checkpoint: str,
+    given: dict[str, Any],
+) -> tuple[Experiment, TrainState]:
+    """The experiment of a run or point, and learner and normalizer of one seed, ``[1, ...]``.
+
+    Args:
+        path: As :func:`load_policy` takes it, as the others.
+        seed: Which of its seeds.
+        point: Of a sweep.
+        checkpoint: ``newest`` or ``best``.
+        given: Objects that the run was begun with.
+    """
     check_choice("load_policy: unknown checkpoint", checkpoint, ("newest", "best"))
     folder = RunFolder(path)
     experiment, learned, returns = _learned_seeds(folder, point, checkpoint, given)
     number = best_seed(str(path), seed, folder.read_config()["seeds"], returns)
-    return make_policy(experiment, _together(folder, learned, [number]), 0, greedy=greedy)
+    return experiment, _together(folder, learned, [number])
 
 
 def make_policy(
