@@ -38,7 +38,9 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
 
     obs = jax.tree.map(held, seen)
     no, warmup = jnp.array(False), sizes.warmup_steps // sizes.num_envs
-    item = Transition(obs, action, jnp.zeros((), real), terminated=no, truncated=no, next_obs=obs)
+    idle = no if env.outside is not None and env.outside.idle else None
+    zero = jnp.zeros((), real)
+    item = Transition(obs, action, zero, terminated=no, truncated=no, next_obs=obs, valid=idle)
 
     def start(key: jax.Array) -> TrainState:
         state = states.start(algorithm, env, sizes, jax.random.split(key)[0])

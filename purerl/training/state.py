@@ -84,6 +84,11 @@ class Totals(NamedTuple):
     episodes: rollouts.EpisodeStatistics
     info: Info
 
+    def plus(self, metrics: Metrics) -> "Totals":
+        """With those of one more iteration."""
+        more = Totals(metrics.episodes, {name: metrics.info[name] for name in self.info})
+        return jax.tree.map(jnp.add, self, more)
+
 
 class LearningCurve(NamedTuple):
     """The evaluations of a run.
