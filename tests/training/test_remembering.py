@@ -27,9 +27,9 @@ def played(env, network, config=purerl.A2CConfig, length=12):
     def play(key):
         start = states.start(algorithm, env, sizes, key)
         for _ in range(2):
-            actors, rollout, _ = states.play(algorithm, env, start, key, length, 0.0, "log_prob")
-            start = start._replace(actors=actors)
-        return start.learner.params, rollout, actors
+            seen = states.play(algorithm, env, sizes, start, key, length, 0.0, "log_prob")
+            start = start._replace(actors=seen.actors)
+        return start.learner.params, seen.rollout, seen.actors
 
     return jax.jit(play)(jax.random.key(0))
 

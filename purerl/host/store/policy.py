@@ -12,6 +12,7 @@ import numpy as np
 from purerl.config import check_choice
 from purerl.host.acting import Policy
 from purerl.host.experiment import Experiment
+from purerl.host.players.driver import evaluate_played
 from purerl.host.store.checkpoint import Checkpoints
 from purerl.host.store.folder import RunFolder, check_run, read_run
 from purerl.host.sweep.result import load_sweep, sweep_parts
@@ -55,11 +56,31 @@ def load_policy(
         ValueError: If there is no such seed or point, or the checkpoint is damaged or of another
             version.
     """
+    experiment, state = load_seed(path, seed, point, checkpoint, given)
+    return make_policy(experiment, state, 0, greedy=greedy)
+
+
+def load_seed(
+    path: str | pathlib.Path,
+    seed: int | str,
+    point: int | str,
+    checkpoint: str,
+    given: dict[str, Any],
+) -> tuple[Experiment, TrainState]:
+    """The experiment of a run or point, and learner and normalizer of one seed, ``[1, ...]``.
+
+    Args:
+        path: As :func:`load_policy` takes it, as the others.
+        seed: Which of its seeds.
+        point: Of a sweep.
+        checkpoint: ``newest`` or ``best``.
+        given: Objects that the run was begun with.
+    """
     check_choice("load_policy: unknown checkpoint", checkpoint, ("newest", "best"))
     folder = RunFolder(path)
     experiment, learned, returns = _learned_seeds(folder, point, checkpoint, given)
     number = best_seed(str(path), seed, folder.read_config()["seeds"], returns)
-    return make_policy(experiment, _together(folder, learned, [number]), 0, greedy=greedy)
+    return experiment, _together(folder, learned, [number])
 
 
 def make_policy(
@@ -79,7 +100,7 @@ def make_policy(
     @jax.jit
     def step(obs: jax.Array, key: jax.Array, *remembered: PyTree) -> Any:
         given = dict(zip(("memory", "start"), remembered, strict=False))
-        seen = normalizer.observe(obs)
+        seen = normalizer.observe(obs, experiment.loop)
         action, extras = algorithm.act(learner, seen, key, greedy=greedy, progress=1.0, **given)
         action = jax.vmap(env.to_env_action)(action)
         return (action, extras["memory"]) if remembered else action
@@ -118,10 +139,12 @@ def evaluate_run(
     experiment, learned, _ = _learned_seeds(folder, point, "newest", given)
     seeds = folder.read_config()["seeds"]
     state = _together(folder, learned, range(seeds))
-    train = experiment.replace(evaluation_episodes=episodes, greedy_evaluation=greedy).build()
+    asked = experiment.replace(evaluation_episodes=episodes, greedy_evaluation=greedy)
     keys = jax.random.split(jax.random.key(seed), seeds)
     state = state._replace(clock=Clock(jnp.int32(0)), key=keys)
-    return jax.device_get(jax.jit(vectorize(train.evaluate))(state))
+    if experiment.environment.outside is not None:
+        return evaluate_played(asked, state)
+    return jax.device_get(jax.jit(vectorize(asked.build().evaluate))(state))
 
 
 def best_seed(where: str, seed: int | str, seeds: int, returns: Mapping[int, float]) -> int:
