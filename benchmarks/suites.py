@@ -6,9 +6,12 @@ from typing import Literal, NamedTuple
 import isolated
 from peers import measure
 
-_SHARED = (f"{name}=={measure.version(name)}" for name in ("jax", "jaxlib", "flax", "optax"))
+_SHARED = tuple(f"{name}=={measure.version(name)}" for name in ("jax", "jaxlib", "flax", "optax"))
 # With the JAX of this process and the newest gymnax that Rejax works with.
 REJAX = ("rejax", (("rejax==0.1.3", "gymnax==0.0.9", *_SHARED),))
+
+
+MEMORAX = ("memorax", (("memorax==1.0.1", "gymnax==0.0.9", *_SHARED),))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,26 @@ SUITES = {
             Demand("ceiling-gradient", 0.7),
             Demand("purerl", 1.0, seeds=64, other_seeds=16),
             Demand("rejax", 1.0, figure="compile_s"),
+        ),
+    ),
+    "recurrent": Suite(
+        contenders={
+            "purerl": Contender(label="purerl", program="purerl_recurrent.py"),
+            "memorax": Contender(
+                label="Memorax 1.0.1", program="memorax_ppo.py", environment=MEMORAX
+            ),
+            "memorax-sharded": Contender(
+                label="Memorax, seeds sharded by us",
+                program="memorax_ppo.py --shard",
+                environment=MEMORAX,
+                seeds="many",
+            ),
+        },
+        seeds=(1, 16),
+        demands=(
+            Demand("memorax", 1.0, seeds=1),
+            Demand("memorax", 1.3, seeds=16),
+            Demand("memorax-sharded", 1.0, seeds=16),
         ),
     ),
     "trpo": Suite(

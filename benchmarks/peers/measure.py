@@ -59,6 +59,14 @@ class PPOSetting(Setting):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RecurrentSetting(PPOSetting):
+    """Suite recurrent: PPO with a GRU after one hidden layer; a minibatch is one environment."""
+
+    hidden: tuple[int, ...] = (64,)
+    memory: int = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TRPOSetting(Setting):
     """Suite trpo; epochs, minibatches, learning rate and Adam's epsilon are the critic's."""
 
@@ -113,6 +121,7 @@ class DQNSetting:
 
 
 PPO = PPOSetting()
+RECURRENT = RecurrentSetting()
 TRPO = TRPOSetting()
 ACKTR = ACKTRSetting()
 DQN = DQNSetting()
