@@ -147,7 +147,7 @@ def keep_longer(params: PyTree, span: int, key: jax.Array) -> PyTree:
             return x
         # The gates of one cell share their numbers.
         own = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path[:-2]).encode()))
-        return sign * jnp.log(jax.random.uniform(own, x.shape, x.dtype, 1, span - 1))
+        return sign * jnp.log(jax.random.uniform(own, x.shape, x.dtype, 1, max(span - 1, 1)))
 
     return jax.tree_util.tree_map_with_path(one, params)
 

@@ -104,7 +104,7 @@ class NetworkConfig(Config):
     )
     memory_size: int = field(64, "Width of the recurrent cell.")
     memory_span: int | None = field(
-        None, "Most steps that a unit keeps its state at first; None: gates half open.", "[3, inf)"
+        None, "Most steps that a unit keeps its state at first; None: as if it were 2."
     )
 
 
