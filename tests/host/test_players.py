@@ -1,4 +1,4 @@
-"""Environments that the host plays: what they did is what is learned from, whatever their vector does.
+"""Environments that the host plays: what they did is learned from, whatever their vector does.
 
 In :class:`Script` observations tell which episode and step they are of, so that a rollout can be
 checked against the environment itself.
@@ -17,8 +17,7 @@ from run_folders import read_rows
 import purerl
 from purerl.host.players.actors import Actors
 from purerl.host.players.driver import PlayedDriver
-from purerl.host.players.player import PlayedError
-from purerl.records import Rollout
+from purerl.host.players.player import Moved, PlayedError
 
 LENGTHS = (3, 5, 4)  # of an environment's episodes, again and again
 TINY = purerl.NetworkConfig(hidden_sizes=(8,))
@@ -86,6 +85,9 @@ def experiment(algorithm="a2c", env=Script, **options):
     return purerl.make_experiment(algorithm, env, **sizes | options)
 
 
+QUIET = {"seeds": 2, "progress": False}
+
+
 def played(name, **options):
     """A driver that has collected two rollouts, and they, of both seeds ``[S, 2 T, N]``."""
     made = experiment(env=MAKERS[name], **options)
@@ -142,9 +144,9 @@ def test_seeds_play_episodes_of_their_own_and_the_same_again():
     assert len(set(np.ravel(numbers[0]))) == 4
 
 
-CARTPOLE = "gymnasium:CartPole-v1"
+CARTPOLE, LIMIT = "gymnasium:CartPole-v1", {"max_episode_steps": 30}
 ALGORITHMS = {
-    "policy_gradient": {"estimator": "return_to_go", "max_episode_steps": 40},
+    "policy_gradient": {"estimator": "return_to_go"},
     "a2c": {"normalize_reward": True},
     "acktr": {},
     "ppo_clip": {"normalize_obs": True},
@@ -158,23 +160,17 @@ ALGORITHMS = {
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_trains_stops_and_goes_on(name, tmp_path):
     """In a vector that spends steps on its resets: their rewards are NaN."""
-    options = {"rollout_length": 32, "steps": 384} | ALGORITHMS[name]
-    if name == "policy_gradient":  # whole first episodes; the limit is the vector's
-        options["env_params"] = {}
-    env = vector if name != "policy_gradient" else "gymnasium:CartPole-v1"
-    if name == "policy_gradient":
-        options |= {"env_params": {"max_episode_steps": 30}, "num_envs": 2}
-    made = experiment(
-        name, env, **options | {"evaluations": 2, "evaluation_episodes": 2, "max_episode_steps": 30}
-    )
+    env, options = vector, {"rollout_length": 32, "steps": 384} | ALGORITHMS[name]
+    if name == "policy_gradient":  # whole first episodes need a time limit that is known
+        env, options = CARTPOLE, options | {"env_params": {"max_episode_steps": 30}}
+    made = experiment(name, env, evaluations=2, evaluation_episodes=2, **LIMIT, **options)
     calls = []
 
     def stop(row):
         calls.append(row["step"])
         return purerl.STOP if len(calls) == 1 else None
 
-    how = {"seeds": 2, "progress": False}
-    cut = purerl.run(made, out=tmp_path / "run", on_row=stop, **how)
+    cut = purerl.run(made, out=tmp_path / "run", on_row=stop, **QUIET)
     assert cut.stopped == "hook"
     result = purerl.resume(tmp_path / "run", progress=False)
     assert result.stopped is None
@@ -189,3 +185,102 @@ def test_every_algorithm_trains_stops_and_goes_on(name, tmp_path):
     assert policy(np.asarray(obs)) in (1, 2) if env is vector else (0, 1)
     evaluation = purerl.evaluate_run(tmp_path / "run", episodes=2)
     assert evaluation.mean_return.shape == (2,)
+
+
+def test_processes_of_their_own_and_learning_meanwhile():
+    made = experiment(env=CARTPOLE, steps=64, env_params={"vectorization": "async"})
+    assert not purerl.run(made, **QUIET).failed.any()
+    options = {"warmup": 32, "rollout_length": 4, "capacity": 128, "batch_size": 16}
+    late = experiment("dqn", **options)
+    assert not purerl.run(late, overlap=True, **QUIET).failed.any()
+
+
+def test_a_sweep_of_what_the_host_plays(tmp_path):
+    made = experiment(evaluations=1, evaluation_episodes=1, **LIMIT)
+    result = purerl.sweep(made, {"learning_rate": [1e-3, 1e-2]}, out=tmp_path / "sweep", **QUIET)
+    assert result.returns.shape[:2] == (2, 2)
+    policy = purerl.load_policy(tmp_path / "sweep")
+    assert policy(np.zeros(3)) in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("params", "options", "message"),
+    [
+        (
+            {"fail_at": 3},
+            {},
+            r"environment 0 of seed 0 failed at step 2 .* the motor is broken .*kept",
+        ),
+        ({"hang_at": 2}, {"env_seconds": 0.5}, r"seeds 0 to 1 failed at step 1.*no answer within"),
+    ],
+)
+def test_an_environment_that_fails_or_hangs_is_named(params, options, message):
+    made = experiment(env_params=params)
+    with pytest.raises(PlayedError, match=message):
+        purerl.run(made, **QUIET, **options)
+
+
+class Illegal(Script):
+    observation_space = spaces.Dict(
+        {"at": spaces.Discrete(5), "action_mask": spaces.MultiBinary(2)}
+    )
+
+    def _obs(self):
+        return {"at": self.time, "action_mask": np.full(2, self.time < 2, np.int8)}
+
+
+def test_a_state_without_a_legal_action_is_named():
+    with pytest.raises(PlayedError, match=r"environment 0 of seed 0 failed.*allows no action"):
+        purerl.run(experiment(env=Illegal), **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("env", "params", "error", "message"),
+    [
+        ("gymnasium:CartPole-v9", {}, ValueError, "Did you mean CartPole-v1"),
+        ("gymnasium:CartPole-v1", {"gravity": 1}, ValueError, "gymnasium.make.*failed.*gravity"),
+        ("gymnasium:CartPole-v1", {"vectorization": "both"}, ValueError, "unknown vectorization"),
+        (Script(), {}, TypeError, "one environment, and a run needs several; give the function"),
+        (SyncVectorEnv([Script]), {}, TypeError, "a vector of 1 environments.*takes num_envs"),
+    ],
+)
+def test_what_cannot_be_played_is_told(env, params, error, message):
+    with pytest.raises(error, match=message):
+        purerl.make_env(env, **params)
+
+
+def test_no_jitted_function_plays_it():
+    made = experiment()
+    with pytest.raises(TypeError, match=r"Script is not written in JAX.*purerl.run"):
+        jax.jit(made.build().train)(jax.random.key(0))
+
+
+def test_finished_environments_are_left_alone():
+    """Where whole first episodes are wanted, what has ended is not stepped any more."""
+
+    class Counted:
+        def __init__(self):
+            self.stepped = []
+
+        def reset(self):
+            return np.zeros((4, 1), np.float32)
+
+        def step(self, action, rows=None):
+            rows = np.arange(4) if rows is None else rows
+            self.stepped.append(len(rows))
+            obs, ones = np.zeros((len(rows), 1), np.float32), np.ones(len(rows))
+            no = np.zeros(len(rows), bool)
+            return Moved(obs, obs, ones, rows < len(self.stepped), no, ~no)
+
+        def close(self):
+            pass
+
+    player = Counted()
+    actors = Actors(player, 2, 2, 9.0)
+    running = np.ones((2, 2), bool)
+    while running.any():
+        moved = actors.step(np.zeros((2, 2), np.int32), running)
+        assert (moved.valid == running).all()
+        running &= ~actors.ended(moved)
+    assert player.stepped == [4, 3, 2, 1]
+    assert actors.returns.tolist() == [[1, 2], [3, 4]]

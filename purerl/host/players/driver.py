@@ -21,7 +21,7 @@ from purerl.host.options import RunOptions
 from purerl.host.players.actors import Actors
 from purerl.host.programs import Driver, Report
 from purerl.pieces.rollout import EpisodeStatistics
-from purerl.records import Clock, PyTree, Rollout
+from purerl.records import Clock, OnPolicyAlgorithm, PyTree, Rollout
 from purerl.training.evaluation import Evaluation
 from purerl.training.seeds import vectorize
 from purerl.training.state import Played, Totals, TrainState
@@ -105,6 +105,7 @@ class PlayedDriver(Driver):
         self.next_acting: Any = None
         self.real = jax.dtypes.canonicalize_dtype(float)
         algorithm, env = self.experiment.parts()
+        self.on_policy = isinstance(algorithm, OnPolicyAlgorithm)
         self.whole_episodes = getattr(algorithm, "whole_episodes", False)
         self.masked = self.whole_episodes or (env.outside is not None and env.outside.idle)
 
@@ -165,6 +166,7 @@ class PlayedDriver(Driver):
         self.state, self.totals, self.acting = self.programs.begin(self.rows)
         if self.programs.warm_up is not None:
             rollout, _ = self._collect(self.train.loop.warm_up_length, 0)
+            rollout = rollout._replace(log_prob=None)  # type: ignore[arg-type]
             self.state, self.acting = self.programs.warm_up(self.rows, self.state, rollout)
         self.seconds["training"] += time.perf_counter() - begin
         if learned is not None:
@@ -234,7 +236,7 @@ class PlayedDriver(Driver):
         outside = self.experiment.environment.outside
         assert outside is not None
         player = outside.make(len(seeds), seeds)
-        return Actors(player, self.seeds, self.options.env_seconds)
+        return Actors(player, self.seeds, num_envs, self.options.env_seconds)
 
     def _collect(self, length: int, iteration: int) -> tuple[Rollout, EpisodeStatistics]:
         """Plays ``length`` steps of all environments; leaves ``[S, T, N, ...]`` and ``[S]``."""
@@ -262,7 +264,7 @@ class PlayedDriver(Driver):
             returns += np.where(ended, actors.returns, 0).sum(1)
             lengths += np.where(ended, actors.lengths, 0).sum(1, dtype=np.int32)
             actors.begin_anew(ended)
-            steps.append((moved, obs, action, log_prob, age))
+            steps.append((moved, obs, action, log_prob if self.on_policy else None, age))
             if whole:
                 running = running & ~ended
         sums = self.layout.put((ended_count, returns.astype(self.real), lengths))
