@@ -36,6 +36,9 @@ FAMILIES = {
     "jumanji": Family("purerl.envs.jumanji_adapter", "jumanji", "jumanji"),
     "navix": Family("purerl.envs.navix_adapter", "navix", "navix"),
     "craftax": Family("purerl.envs.craftax_adapter", "craftax", "craftax"),
+    # Not written in JAX: the host plays them.
+    "gymnasium": Family("purerl.host.players.gymnasium_adapter", "gymnasium", None),
+    "envpool": Family("purerl.host.players.envpool_adapter", "envpool", "envpool"),
 }
 
 

@@ -59,6 +59,21 @@ class Pictures(NamedTuple):
     html: Callable[[list[PyTree]], str] | None = None
 
 
+class Outside(NamedTuple):
+    """How the host plays an environment that is not written in JAX.
+
+    Attributes:
+        make: ``(count, seeds [count]) -> player`` of so many environments, as
+            :class:`purerl.host.players.player.Player` says.
+        idle: Whether a player may spend steps on its own resets, which are then no transitions.
+        notes: What a run tells its user of the environment, such as that numbers lose precision.
+    """
+
+    make: Callable[[int, np.ndarray], Any]
+    idle: bool = False
+    notes: tuple[str, ...] = ()
+
+
 class Env(NamedTuple):
     """A single environment as two pure functions; loops ``vmap`` them.
 
@@ -93,6 +108,8 @@ class Env(NamedTuple):
             actions (clipped to its bounds), as ``step`` does it. A policy that plays the
             environment elsewhere needs it.
         pictures: How it is drawn; None where it cannot be.
+        outside: Of an environment that the host plays, since it is not written in JAX: how. Its
+            ``reset`` then tells shapes only, and its ``step`` raises.
     """
 
     name: str
@@ -106,6 +123,7 @@ class Env(NamedTuple):
     resets: Literal["ahead", "due", "own"] = "ahead"
     to_env_action: Callable[[jax.Array], jax.Array] = lambda action: action
     pictures: Pictures | None = None
+    outside: Outside | None = None
 
 
 def make_env(env: Any, /, **params: Any) -> Env:
@@ -151,20 +169,23 @@ def make_env(env: Any, /, **params: Any) -> Env:
         ((4,), Discrete(num_actions=2), 200)
     """
     with jax.ensure_compile_time_eval():  # it may be called where a function is traced
+        again: Any = None
         if inspect.isclass(env) or inspect.isroutine(env):
             accepted = inspect.signature(env).parameters
-            env = env(**{key: params.pop(key) for key in accepted if key in params})
+            given = {name: params.pop(name) for name in accepted if name in params}
+            again = functools.partial(env, **given)
+            env = again(**({"num_envs": 1} if "num_envs" in accepted else {}))
         own = isinstance(env, Env)
         if own and params:
             raise TypeError(f"{env.name} is an Env record, which has no parameters: {params}.")
         if not own:
             named = isinstance(env, str)
-            env = _adapted(env, params)
+            env = _adapted(env, params, again)
             if named:  # the families' own are known to be right
                 _checked.add(env.step)
         if env.step not in _checked:
             _check(env)
-            if own or env.resets == "own":
+            if env.outside is None and (own or env.resets == "own"):
                 _try_out(env)
             _checked.add(env.step)
         return env
@@ -179,13 +200,16 @@ def is_shape(x: Any) -> bool:
     return type(x) is tuple and all(isinstance(axis, int) for axis in x)
 
 
-def _adapted(env: Any, params: dict[str, Any]) -> Env:
-    """An environment of a name, or of an object of a family."""
+def _adapted(env: Any, params: dict[str, Any], again: Callable[..., Any] | None) -> Env:
+    """An environment of a name, or of an object of a family, and of what made it."""
     with jax.numpy_rank_promotion("allow"):  # strictness is not for the code of packages
         if isinstance(env, str):
             family, name = families.split(env)
             return families.adapter(family).named(name, params)
-        return families.adapter(families.family_of(env)).adapt(env, params)
+        adapt = families.adapter(families.family_of(env)).adapt
+        if "again" in inspect.signature(adapt).parameters:  # several of them are needed
+            return adapt(env, params, again)
+        return adapt(env, params)
 
 
 def values(where: str, got: Any, wanted: str) -> Any:

@@ -123,7 +123,7 @@ def _play(
     @jax.jit
     def step(env_state, obs, key):
         act_key, env_key = jax.random.split(key)
-        seen = normalizer.observe(jax.tree.map(lambda x: x[None], obs))
+        seen = normalizer.observe(jax.tree.map(lambda x: x[None], obs), experiment.loop)
         action, _ = algorithm.act(learner, seen, act_key, greedy=greedy, progress=1.0)
         return env.step(env_state, action[0], env_key)
 

@@ -108,7 +108,8 @@ def test_the_best_legal_action_and_its_value_are_learned(name):
 @pytest.mark.parametrize("name", ["acktr", "ppo_clip", "trpo"])
 def test_several_choices_are_learned_with_masks(name):
     algorithm, *_, result = learned(name, several=True, normalize=name == "ppo_clip")
-    obs = result.state.normalizer.observe(observations(several=True))
+    sizes = purerl.training.sizes.OnPolicyLoopConfig()
+    obs = result.state.normalizer.observe(observations(several=True), sizes)
     assert obs["action_mask"].dtype == bool
     action, _ = algorithm.act(result.state.learner, obs, jax.random.key(0), greedy=True)
     assert action.tolist() == [[2, 2], [2, 2], [1, 1], [1, 1]]
