@@ -104,7 +104,7 @@ def play(
 
 
 def _draw_without_screen() -> None:
-    """Tells MuJoCo, and SDL for pygame, to look for no screen where there is none, nor for sound."""
+    """Tells MuJoCo and SDL (pygame's) to look for no screen where there is none, nor for sound."""
     settings = {"PYGAME_HIDE_SUPPORT_PROMPT": "1", "SDL_AUDIODRIVER": "dummy"}
     screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if sys.platform == "linux" and not screen:
