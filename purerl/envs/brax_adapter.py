@@ -11,7 +11,7 @@ import jax
 from brax.envs.base import PipelineEnv
 
 from purerl.config import check_choice
-from purerl.envs.episodes import check_params, make_physics_record
+from purerl.envs.episodes import check_params, make_physics_record, view
 from purerl.envs.make import Env, Pictures
 
 # Its time limit, and steps with one action: what brax.envs.create takes besides, and its defaults.
@@ -70,7 +70,7 @@ def _pictures(env: Any) -> Pictures | None:
         return None
 
     def frames(states):
-        return env.render([state.pipeline_state for state in states])
+        return env.render([state.pipeline_state for state in states], **view(env.sys.mj_model))
 
     def page(states):
         from brax.io import html

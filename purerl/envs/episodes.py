@@ -125,6 +125,16 @@ def _without_time(pictures: Pictures, repeat: int) -> Pictures:
     return Pictures(bare(pictures.frames), repeat * pictures.seconds, bare(pictures.html))
 
 
+def view(model: Any) -> dict[str, Any]:
+    """Size and camera of pictures: the first of a model's cameras, which follows what moves.
+
+    Args:
+        model: A ``mujoco.MjModel``.
+    """
+    camera = model.camera(0).name if model.ncam else None
+    return {"height": 480, "width": 640, "camera": camera or None}
+
+
 def check_params(name: str, params: dict[str, Any], known: Collection[str]) -> None:
     """Raises ValueError, with close matches, where an environment has no such parameter.
 

@@ -12,7 +12,7 @@ from mujoco_playground import dm_control_suite, registry
 from mujoco_playground._src.mjx_env import MENAGERIE_PATH
 
 from purerl.config import check_choice
-from purerl.envs.episodes import check_params, make_physics_record
+from purerl.envs.episodes import check_params, make_physics_record, view
 from purerl.envs.make import Env, Pictures
 
 
@@ -69,4 +69,8 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     check_params(name, params, ["its configuration"])
     config = env._config
     sizes = config.episode_length, config.get("action_repeat", 1)
-    return make_physics_record(name, env, *sizes, Pictures(env.render, float(env.dt)))
+
+    def frames(states):
+        return env.render(states, **view(env.mj_model))
+
+    return make_physics_record(name, env, *sizes, Pictures(frames, float(env.dt)))

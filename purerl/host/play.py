@@ -105,11 +105,13 @@ def play(
 
 
 def _draw_without_screen() -> None:
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame also looks for a loudspeaker
+    """Tells MuJoCo and SDL (pygame's) to look for no screen where there is none, nor for sound."""
+    settings = {"PYGAME_HIDE_SUPPORT_PROMPT": "1", "SDL_AUDIODRIVER": "dummy"}
     screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if sys.platform == "linux" and not screen:
-        os.environ.setdefault("MUJOCO_GL", "egl")
+        settings |= {"MUJOCO_GL": "egl", "SDL_VIDEODRIVER": "dummy"}
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
 
 
 def _play(

@@ -53,6 +53,8 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         """What was played goes into the replay memory."""
         rollout = played.rollout
         transitions = Transition(*(getattr(rollout, name) for name in Transition._fields))
+        if idle is not None and rollout.valid is None:  # its shapes alone are asked for
+            transitions = transitions._replace(valid=jnp.ones_like(rollout.terminated))
         replay = memory.add(state.replay, transitions)
         normalizer = state.normalizer.merge(rollout.obs, rollout.valid)
         return state._replace(actors=played.actors, normalizer=normalizer, replay=replay)

@@ -8,6 +8,8 @@ import numpy as np
 from purerl.host.players.player import Moved, PlayedError, Player, Watch
 from purerl.records import PyTree
 
+KEPT = "(The run's last checkpoint is kept.)"
+
 
 class Actors:
     """The environments of all seeds in the middle of their episodes, ``[S, N]`` each.
@@ -20,19 +22,20 @@ class Actors:
         memory: Of policies that have one, leaves ``[S, N, ...]``; else None.
     """
 
-    def __init__(self, player: Player, seeds: int, seconds: float):
+    def __init__(self, player: Player, seeds: int, num_envs: int, seconds: float):
         """Begins an episode in each.
 
         Args:
             player: Of S * N environments.
             seeds: S.
-            seconds: That a step may take; the first reset gets ten times as many.
+            num_envs: N.
+            seconds: That a step, or a reset, may take.
         """
         self.player, self.watch = player, Watch(seconds)
-        self.seeds, self.steps = seeds, 0
+        self.seeds, self.num_envs, self.steps = seeds, num_envs, 0
         self.obs = self._by_seed(self._call("reset", player.reset))
-        shape = jax.tree.leaves(self.obs)[0].shape[:2]
-        self.returns, self.lengths = np.zeros(shape), np.zeros(shape, np.int32)
+        self.returns = np.zeros((seeds, num_envs))
+        self.lengths = np.zeros((seeds, num_envs), np.int32)
         self.memory: PyTree = None
 
     @property
@@ -120,15 +123,17 @@ class Actors:
         try:
             return self.watch.call(function, *args)
         except PlayedError as error:
-            raise PlayedError(f"{error} ({self._where()})") from error
+            raise PlayedError(f"{self._where(error.row)}, in {what}: {error} {KEPT}") from error
         except TimeoutError as error:
-            raise PlayedError(
-                f"environments gave {error} to {what} ({self._where()}); give env_seconds, if they "
-                "need longer. The run's last checkpoint is kept."
-            ) from error
+            wanted = "give env_seconds if they need longer"
+            raise PlayedError(f"{self._where()}, in {what}: {error}; {wanted}. {KEPT}") from error
         except Exception as error:
             kind = f"{type(error).__name__}: {error}"
-            raise PlayedError(f"environments failed in {what} ({self._where()}): {kind}") from error
+            raise PlayedError(f"{self._where()}, in {what}: {kind} {KEPT}") from error
 
-    def _where(self) -> str:
-        return f"step {self.steps} of {self.seeds} seeds since this process began to play"
+    def _where(self, row: int | None = None) -> str:
+        """Which environment, and when."""
+        when = f"at step {self.steps} since this process began to play"
+        if row is None:
+            return f"an environment of seeds 0 to {self.seeds - 1} failed {when}"
+        return f"environment {row % self.num_envs} of seed {row // self.num_envs} failed {when}"

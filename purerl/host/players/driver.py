@@ -21,7 +21,7 @@ from purerl.host.options import RunOptions
 from purerl.host.players.actors import Actors
 from purerl.host.programs import Driver, Report
 from purerl.pieces.rollout import EpisodeStatistics
-from purerl.records import Clock, PyTree, Rollout
+from purerl.records import Clock, OnPolicyAlgorithm, PyTree, Rollout
 from purerl.training.evaluation import Evaluation
 from purerl.training.seeds import vectorize
 from purerl.training.state import Played, Totals, TrainState
@@ -105,6 +105,7 @@ class PlayedDriver(Driver):
         self.next_acting: Any = None
         self.real = jax.dtypes.canonicalize_dtype(float)
         algorithm, env = self.experiment.parts()
+        self.on_policy = isinstance(algorithm, OnPolicyAlgorithm)
         self.whole_episodes = getattr(algorithm, "whole_episodes", False)
         self.masked = self.whole_episodes or (env.outside is not None and env.outside.idle)
 
@@ -165,6 +166,7 @@ class PlayedDriver(Driver):
         self.state, self.totals, self.acting = self.programs.begin(self.rows)
         if self.programs.warm_up is not None:
             rollout, _ = self._collect(self.train.loop.warm_up_length, 0)
+            rollout = rollout._replace(log_prob=None)  # type: ignore[arg-type]
             self.state, self.acting = self.programs.warm_up(self.rows, self.state, rollout)
         self.seconds["training"] += time.perf_counter() - begin
         if learned is not None:
@@ -236,7 +238,7 @@ class PlayedDriver(Driver):
         outside = self.experiment.environment.outside
         assert outside is not None
         player = outside.make(len(seeds), seeds)
-        actors = Actors(player, self.seeds, self.options.env_seconds)
+        actors = Actors(player, self.seeds, num_envs, self.options.env_seconds)
         init_memory = getattr(self.experiment.parts()[0], "init_memory", None)
         if init_memory is not None:  # each one's first step forgets it
             actors.memory = jax.tree.map(np.asarray, jax.vmap(init_memory)(actors.obs))
@@ -271,6 +273,7 @@ class PlayedDriver(Driver):
             returns += np.where(ended, actors.returns, 0).sum(1)
             lengths += np.where(ended, actors.lengths, 0).sum(1, dtype=np.int32)
             actors.begin_anew(ended)
+            log_prob = log_prob if self.on_policy else None
             steps.append((moved, obs, action, log_prob, age, memory))
             if whole:
                 running = running & ~ended

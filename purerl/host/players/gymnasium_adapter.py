@@ -56,8 +56,11 @@ def named(name: str, params: dict[str, Any]) -> Env:
 
     def make_vector(num_envs: int) -> VectorEnv:
         if mode == "async":
+            # No fork of a process in which JAX has threads: it may wait for ever.
             return gymnasium.vector.AsyncVectorEnv(
-                [make_one] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP
+                [make_one] * num_envs,
+                autoreset_mode=AutoresetMode.SAME_STEP,
+                context="forkserver",
             )
         return gymnasium.make_vec(name, num_envs, vectorization_mode=mode, **params)
 
@@ -185,8 +188,9 @@ class Singles:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            raise PlayedError(f"environment {row} of {self.name} failed: {what}") from error
+            failed = PlayedError(f"{self.name} raised {type(error).__name__}: {error}")
+            failed.row = row
+            raise failed from error
 
 
 class Vector:

@@ -52,7 +52,13 @@ class Player(Protocol):
 
 
 class PlayedError(RuntimeError):
-    """An environment failed, or did not answer, while the host played it."""
+    """An environment failed, or did not answer, while the host played it.
+
+    Attributes:
+        row: Which one of a player's, where that is known.
+    """
+
+    row: int | None = None
 
 
 def played_env(
@@ -80,8 +86,8 @@ def played_env(
         """Zeros in the shapes and dtypes of an observation."""
         raw = jax.tree.map(jnp.asarray, _zeros_of(raw_obs))
         obs = seen.convert(name, raw)
-        mask = action_mask(obs)  # that allows all
-        return jax.tree.map(lambda x: x if x is not mask else jnp.ones(x.shape, bool), obs)
+        mask: Any = action_mask(obs)  # that allows all
+        return jax.tree.map(lambda x: jnp.ones(x.shape, bool) if x is mask else x, obs)
 
     def reset(key: jax.Array) -> tuple[PyTree, PyTree]:
         return example(), ()
@@ -139,7 +145,9 @@ def make_converter(name: str, observation_space: Any, action_space: Any) -> Conv
         obs = seen.convert(name, raw)
         mask = action_mask(obs)
         if mask is not None and len(dead := np.flatnonzero(~mask.any(axis=-1))):
-            raise PlayedError(f"{name}: action_mask allows no action in environment {dead[0]}.")
+            error = PlayedError(f"{name}: its action_mask allows no action.")
+            error.row = int(dead[0])
+            raise error
         return obs
 
     def act(action: np.ndarray) -> Any:

@@ -167,7 +167,7 @@ def _check_groups(groups: list[Group], seeds: int, options: RunOptions) -> None:
         make_layout(options.shard, rows, group.experiment.loop.num_envs)
         train = group.experiment.build()
         state = jax.eval_shape(train.init, jax.random.key(0))
-        jax.eval_shape(functools.partial(train.advance, iterations=1), state)
+        jax.eval_shape(train.loop.iterate, state)
 
 
 def _write_table(result: SweepResult, path: pathlib.Path) -> None:
