@@ -1,6 +1,6 @@
 """Kills training runs with SIGKILL at random moments, resumes them, and compares the bytes.
 
-    python benchmarks/kill.py                    # 4 algorithms x 20 kills, half an hour
+    python benchmarks/kill.py                    # 5 kinds of runs x 20 kills, more than half an hour
     python benchmarks/kill.py --only ppo_clip --kills 3 --output /tmp/kill.json
 
 For each algorithm two runs are never interrupted. Every other one is killed once, at a random
@@ -36,6 +36,7 @@ RUNS = {
     "ppo_clip": ["--steps", "200000", "--normalize-reward"],
     "trpo": ["--steps", "200000", "--normalize-reward"],
     "acktr": ["--steps", "200000", "--normalize-reward"],
+    "ppo_clip memory": ["--steps", "20000", "--memory", "gru", "--memory-size", "8"],
     "dqn": ["--steps", "60000", "--prioritized", "--capacity", "20000"],
 }
 
@@ -104,7 +105,7 @@ def writing(folder: Path) -> bool:
 def train(name: str, folder: Path, options: Options) -> list[str]:
     """The command line of one run."""
     seeds = ["--seeds", str(options.seeds)]
-    return ["train", name, ENV, *RUNS[name], *COMMON, *seeds, "--out", str(folder)]
+    return ["train", name.split()[0], ENV, *RUNS[name], *COMMON, *seeds, "--out", str(folder)]
 
 
 def whole(name: str, folder: Path, options: Options) -> tuple[dict[str, Any], float]:
