@@ -43,28 +43,55 @@ def make_record(
     """
 
     @lenient
-    def begin(key):
+    def begin_whole(key):
         obs, state = reset(jax.random.key_data(key))
         return learner_obs(obs), fix_weak_types(state)
+
+    def begin(key):
+        obs, state = begin_whole(key)
+        return obs, _without_empty(state)
+
+    first, whole = jax.eval_shape(begin_whole, jax.random.key(0))
 
     @lenient
     def advance(state, action, key, fresh=None):
         if fresh is None:
             key, reset_key = jax.random.split(key)
             fresh = begin(reset_key)
+        state = _with_empty(state, whole)
         outputs = step(state, to_env_action(action), jax.random.key_data(key))
         final, state, reward, terminated, truncated = outputs
-        final, state = learner_obs(final), fix_weak_types(state)
+        final, state = learner_obs(final), _without_empty(fix_weak_types(state))
         terminated, truncated = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
         done = terminated | truncated
         obs, state = jax.tree.map(functools.partial(jnp.where, done), fresh, (final, state))
         reward = jnp.asarray(reward, jnp.result_type(float))
         return Step(obs, final, reward, terminated, truncated), state
 
-    shape = jax.tree.map(lambda x: x.shape, jax.eval_shape(begin, jax.random.key(0))[0])
+    shape = jax.tree.map(lambda x: x.shape, first)
     interval = 1 if limit is None else limit
+    drawn = pictures and _of_states(pictures, lambda state: _with_empty(state, whole))
     space = action_space, shape, limit, interval, obs_range
-    return Env(name, begin, advance, *space, "due", to_env_action, pictures)
+    return Env(name, begin, advance, *space, "due", to_env_action, drawn)
+
+
+def _without_empty(state: PyTree) -> PyTree:
+    """None for each array without elements (MuJoCo has many): XLA shards those as it likes."""
+    return jax.tree.map(lambda x: x if x.size else None, state)
+
+
+def _with_empty(state: PyTree, whole: PyTree) -> PyTree:
+    """The inverse, by the shapes of a whole state."""
+    return jax.tree.map(lambda s, x: jnp.zeros(s.shape, s.dtype) if x is None else x, whole, state)
+
+
+def _of_states(pictures: Pictures, inner: Callable[[PyTree], PyTree], repeat: int = 1) -> Pictures:
+    """The same of states that hold what is drawn, one for each ``repeat`` steps."""
+
+    def of(draw):
+        return draw and (lambda states: draw([inner(state) for state in states]))
+
+    return Pictures(of(pictures.frames), repeat * pictures.seconds, of(pictures.html))
 
 
 def make_physics_record(
@@ -111,18 +138,9 @@ def make_physics_record(
 
     to_env_action, action_space = spaces.actions(name, Box((int(env.action_size),), -1.0, 1.0))
     limit = -(-length // repeat)
-    drawn = pictures and _without_time(pictures, repeat)
+    drawn = pictures and _of_states(pictures, lambda state: state[0], repeat)
     actions = action_space, to_env_action
     return make_record(name, reset, step, *actions, limit=limit, pictures=drawn)
-
-
-def _without_time(pictures: Pictures, repeat: int) -> Pictures:
-    """The same of states that have a time besides, one for each ``repeat`` steps."""
-
-    def bare(draw):
-        return draw and (lambda states: draw([state for state, _ in states]))
-
-    return Pictures(bare(pictures.frames), repeat * pictures.seconds, bare(pictures.html))
 
 
 def view(model: Any) -> dict[str, Any]:

@@ -260,19 +260,29 @@ def _curves(path: pathlib.Path, top: int) -> tuple[str, dict[str, Any]]:
     return short_name(config["experiments"][0]["env"]), curves
 
 
+MANY = 100  # names of a family, which are then not all printed
+
+
 def list_names(words: list[str]) -> int:
     """``purerl list``.
 
     Args:
-        words: There must not be any.
+        words: Perhaps the name of a family of environments, all of whose names are wanted.
     """
+    if len(words) > 1:
+        raise ValueError(f"got {' '.join(words)}, wanted nothing or one family after 'list'.")
     if words:
-        raise ValueError(f"got {' '.join(words)}, wanted nothing after 'list'.")
+        print(*families.list_envs(words[0]), sep="\n")
+        return 0
     print("algorithms:", *ALGORITHMS, sep="\n  ")
-    print("environments:", *families.list_envs(), sep="\n  ")
-    missing = [name for name in families.FAMILIES if not families.is_installed(name)]
-    for name in missing:
-        print(f"not installed: {name} (pip install 'purerl[{families.FAMILIES[name].extra}]')")
+    print("environments:")
+    for name, family in families.FAMILIES.items():
+        if not families.is_installed(name):
+            print(f"  not installed: {name} (pip install 'purerl[{family.extra}]')")
+        elif len(names := families.list_envs(name)) > MANY:
+            print(f"  {names[0]} and {len(names) - 1} others: purerl list {name}")
+        else:
+            print(*(f"  {one}" for one in names), sep="\n")
     return 0
 
 

@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purerl.envs.make import Env
 from purerl.pieces import rollout as rollouts
 from purerl.pieces.normalize import scale_rewards
-from purerl.records import Clock, OnPolicyAlgorithm, Rollout
+from purerl.records import Box, Clock, Info, OnPolicyAlgorithm, PyTree, Rollout
 from purerl.training import state as states
 from purerl.training.sizes import OnPolicyLoopConfig
 from purerl.training.state import Loop, Metrics, Normalizer, Played, TrainState
@@ -66,6 +67,17 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
             first_only=whole,
         )
 
+    def outside(learner: Any, obs: PyTree) -> Info:
+        """How often a Box policy's best action is one that the environment clips, of one step."""
+        space = env.action_space
+        if not isinstance(space, Box):
+            return {}
+        if not (np.isfinite(space.low).any() or np.isfinite(space.high).any()):
+            return {}
+        best, _ = algorithm.act(learner, obs, jax.random.key(0), greedy=True)
+        beyond = (best < jnp.asarray(space.low)) | (best > jnp.asarray(space.high))
+        return {"mean_outside": jnp.mean(beyond.any(axis=-1), dtype=best.dtype)}
+
     def learn(state: TrainState, played: Played) -> tuple[TrainState, Metrics]:
         normalizer = state.normalizer
         if whole and normalizer.reward is not None:  # the running return of abandoned episodes
@@ -75,6 +87,7 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
         progress = state.clock.iteration / sizes.iterations
         updated = algorithm.update(state.learner, rollout, keys(state)[2], progress=progress)
         learner, info = states.checked_update(state.learner, updated)
+        info |= outside(state.learner, jax.tree.map(lambda x: x[0], rollout.obs))
         clock = Clock(state.clock.iteration + 1)
         refused = state.refused + ~info["finite"]
         state = TrainState(clock, state.key, learner, played.actors, normalizer, refused)

@@ -188,7 +188,8 @@ def test_playground_is_as_its_own_and_has_a_time_limit_besides():
     env = make_env("playground:PendulumSwingup", episode_length=5)
     assert (env.obs_shape, env.action_space) == ((3,), Box((1,), -1, 1))
     actions = jnp.linspace(-1.0, 1.0, 6)[:, None]
-    (obs, _), (steps, _) = play(env, actions)
+    (obs, first), (steps, _) = play(env, actions)
+    assert all(x.size for x in jax.tree.leaves(first))  # of empty arrays XLA loses the sharding
     own = registry.load("PendulumSwingup", config_overrides={"impl": "jax"})
     state, step = alone(own)
     np.testing.assert_allclose(obs, state.obs, rtol=1e-5)
