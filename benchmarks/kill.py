@@ -1,6 +1,6 @@
 """Kills training runs with SIGKILL at random moments, resumes them, and compares the bytes.
 
-    python benchmarks/kill.py                    # 5 kinds of runs x 20 kills, more than half an hour
+    python benchmarks/kill.py                    # 5 kinds of runs x 20 kills, an hour
     python benchmarks/kill.py --only ppo_clip --kills 3 --output /tmp/kill.json
 
 For each algorithm two runs are never interrupted. Every other one is killed once, at a random
