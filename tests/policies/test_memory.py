@@ -283,6 +283,38 @@ def test_values_of_actions_with_a_memory(space, x64):
         assert not np.allclose(value, all_of_them)
 
 
+class Masked(LinearRecurrence):
+    """The same, for observations with an action mask, which it does not look at."""
+
+    def init_memory(self, obs):
+        return super().init_memory(obs["x"])
+
+    def apply(self, params, obs, memory, start):
+        return super().apply(params, obs["x"], memory, start)
+
+    def unroll(self, params, obs, memory, start):
+        return super().unroll(params, obs["x"], memory, start)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_observations_forbid_is_forbidden_in_sequences_too(own, x64):
+    """Of the default network and of a user's, step by step and unrolled."""
+    space = SPACES["discrete"]
+    network = acting.default_network(space, config(), Masked() if own else None)
+    keys = jax.random.split(jax.random.key(0), 3)
+    mask = jax.random.uniform(keys[0], (STEPS, ENVS, 3)) < 0.6
+    mask = mask.at[..., 2].set(True)
+    obs = {"x": jax.random.normal(keys[1], (STEPS, ENVS, OBS)), "action_mask": mask}
+    first = jax.tree.map(lambda x: x[0], obs)
+    memory, start = network.init_memory(first), jnp.zeros((STEPS, ENVS), bool)
+    params = network.init(keys[2], first, memory, start[0])
+    policy, _ = acting.apply_network(network, params, Sequences(obs, memory, start))
+    possible = np.isfinite(policy.log_probs()).reshape(mask.shape)
+    np.testing.assert_array_equal(possible, mask)
+    one, *_ = acting.apply_network(network, params, first, memory, start[0])
+    np.testing.assert_allclose(one.log_probs(), policy.log_probs()[:ENVS], atol=1e-12)
+
+
 # Acting.
 
 
