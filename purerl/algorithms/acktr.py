@@ -200,7 +200,7 @@ def acktr(
 
     def init(obs: jax.Array, key: jax.Array) -> ACKTRState:
         params = acting.init_params(network, action_space, obs, key)
-        layers = kfac.find_layers(network, params, obs)
+        layers = kfac.find_layers(network.apply, params, obs)
         optimizer = _optimizer(config, layers, _trust_regions(network, params, obs))
         rate = scheduled(config.learning_rate, "constant", 0.0)
         return ACKTRState(params, optimizer.init(params), jnp.asarray(rate, jnp.result_type(float)))
@@ -211,12 +211,12 @@ def acktr(
         check_rollout(rollout, action_space)
         settings = config.gamma, config.gae_lambda, config.normalize_advantage
         batch = advantages.on_policy_batch(network, state.params, rollout, *settings)
-        layers = kfac.find_layers(network, state.params, batch.obs)
+        layers = kfac.find_layers(network.apply, state.params, batch.obs)
         regions = _trust_regions(network, state.params, batch.obs)
         shared = regions == kfac.ALL
 
         # 1. The gradient.
-        tapped = kfac.tap(network, layers, state.params, batch.obs)
+        tapped = kfac.tap(network.apply, layers, state.params, batch.obs)
         slope_of = jax.grad(_loss, argnums=1, has_aux=True)
         slope, info = slope_of(config, tapped.output, batch, shared, progress)
         grads, _ = tapped.pullback(slope)
@@ -231,7 +231,7 @@ def acktr(
         def statistics() -> kfac.Factors:
             some = tapped
             if config.stats_stride > 1:
-                some = kfac.tap(network, layers, state.params, some_obs)
+                some = kfac.tap(network.apply, layers, state.params, some_obs)
             taken = some_steps(batch.action) if config.fisher_actions == "taken" else None
             of_output = score(some.output, _joint_variance(config, shared), key, taken)
             return kfac.fisher_factors(layers, some, of_output)

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.scipy.linalg import cho_factor, cho_solve
 
 from purerl.records import PyTree
-from purerl.second_order.kfac.layers import Layer, Tapped
+from purerl.second_order.kfac.layers import Layer, to_matrices
+from purerl.second_order.kfac.tap import Tapped
 
 _SMALLEST_TRACE = 1e-12  # of a factor, per row: what a layer without gradients has
 
@@ -90,54 +90,6 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def to_matrices(
-    layers: Sequence[Layer], tree: PyTree
-) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
-    """A tree shaped like the parameters as one matrix ``[d + bias, k]`` a layer, and the rest.
-
-    Args:
-        layers: Of the network.
-        tree: Shaped like its parameters.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from purerl.second_order.kfac.layers import Layer
-        >>> tree = {"params": {"head": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}}
-        >>> (matrix,), rest = to_matrices([Layer("params/head", 2, 3, True, 1)], tree)
-        >>> matrix.shape, rest
-        ((3, 3), {})
-    """
-    rest = dict(flatten_dict(tree, sep="/"))
-    matrices = []
-    for layer in layers:
-        matrix = rest.pop(f"{layer.path}/kernel").reshape(layer.inputs, layer.outputs)
-        if layer.bias:
-            matrix = jnp.concatenate([matrix, rest.pop(f"{layer.path}/bias")[None]])
-        matrices.append(matrix)
-    return tuple(matrices), rest
-
-
-def from_matrices(
-    layers: Sequence[Layer], matrices: Sequence[jax.Array], rest: dict[str, jax.Array], like: PyTree
-) -> PyTree:
-    """The inverse of :func:`to_matrices`.
-
-    Args:
-        layers: Of the network.
-        matrices: ``[d + bias, k]`` of each layer.
-        rest: What belongs to no layer.
-        like: A tree of the wanted shapes.
-    """
-    shapes = flatten_dict(like, sep="/")
-    flat = dict(rest)
-    for layer, matrix in zip(layers, matrices, strict=True):
-        kernel = f"{layer.path}/kernel"
-        flat[kernel] = matrix[: layer.inputs].reshape(shapes[kernel].shape)
-        if layer.bias:
-            flat[f"{layer.path}/bias"] = matrix[-1]
-    return unflatten_dict({name: flat[name] for name in shapes}, sep="/")
-
-
 def identity_factors(layers: Sequence[Layer], params: PyTree) -> Factors:
     """Factors that are identity matrices.
 
@@ -148,7 +100,7 @@ def identity_factors(layers: Sequence[Layer], params: PyTree) -> Factors:
     _, rest = to_matrices(layers, params)
     dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
     return Factors(
-        tuple(jnp.eye(layer.inputs + layer.bias, dtype=dtype) for layer in layers),
+        tuple(jnp.eye(layer.rows, dtype=dtype) for layer in layers),
         tuple(jnp.eye(layer.outputs, dtype=dtype) for layer in layers),
         {name: jnp.ones(x.shape, dtype) for name, x in rest.items()},
     )

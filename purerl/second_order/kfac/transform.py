@@ -19,7 +19,7 @@ from purerl.config import Number, check_choice, check_integer, check_range
 from purerl.pieces.gradient import all_finite
 from purerl.records import Clock, PyTree
 from purerl.second_order.kfac import factors as blocks
-from purerl.second_order.kfac.layers import Layer
+from purerl.second_order.kfac.layers import Layer, from_matrices, to_matrices
 from purerl.second_order.products import cast_like
 
 DampingKind = Literal["eigenbasis", "factored"]
@@ -97,9 +97,9 @@ def scale_by_kfac(
         >>> from purerl.second_order import kfac
         >>> network, obs = purerl.MLP(purerl.NetworkConfig(hidden_sizes=(2,))), jnp.ones((5, 3))
         >>> params = network.init(jax.random.key(0), obs)
-        >>> layers = kfac.find_layers(network, params, obs)
+        >>> layers = kfac.find_layers(network.apply, params, obs)
         >>> optimizer = optax.chain(kfac.scale_by_kfac(layers, cold_start=0), optax.ema(0.9))
-        >>> tapped = kfac.tap(network, layers, params, obs)
+        >>> tapped = kfac.tap(network.apply, layers, params, obs)
         >>> score = jax.random.normal(jax.random.key(1), tapped.output.shape)  # of N(y; output, I)
         >>> gradient, _ = tapped.pullback(tapped.output / len(obs))
         >>> direction, _ = optimizer.update(
@@ -219,10 +219,10 @@ def precondition(layers: Sequence[Layer], inverse: blocks.Inverse, gradient: PyT
     References:
         Martens and Grosse 2015, section 4.2.
     """
-    matrices, rest = blocks.to_matrices(layers, gradient)
+    matrices, rest = to_matrices(layers, gradient)
     solved = [block.solve(matrix) for block, matrix in zip(inverse.layers, matrices, strict=True)]
     rest = {name: inverse.rest[name] * x for name, x in rest.items()}
-    return blocks.from_matrices(layers, solved, rest, gradient)
+    return from_matrices(layers, solved, rest, gradient)
 
 
 def clip_kl(
