@@ -178,15 +178,15 @@ def acktr(
     Args:
         config: Hyper-parameters.
         action_space: Of the environment.
-        network: flax.linen module ``obs [B, *O] -> (distribution, value [B])`` with Dense or Conv
-            layers; by default :class:`purerl.ActorCritic`.
+        network: ``obs [B, *O] -> (distribution, value [B])``, whose weights are of matrix products
+            or convolutions; by default :class:`purerl.ActorCritic`.
 
     Returns:
         The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``,
         ``explained_variance``, ``kl`` (old || new), ``learning_rate`` (eta_max at this update),
         ``trust`` and, without a shared trunk, ``critic_trust`` (what the KL clip multiplied the
         last step by), ``damping``, ``condition`` (of the worst damped block), ``finite``. ``init``
-        raises ValueError if the network has a matrix that K-FAC cannot factor.
+        raises ValueError if the network has a weight that K-FAC cannot factor.
 
     Example:
         >>> import jax, purerl
@@ -228,13 +228,13 @@ def acktr(
 
         some_obs = some_steps(batch.obs)
 
-        def statistics() -> kfac.Factors:
+        def statistics(basis: kfac.Inverse | None = None) -> kfac.Factors:
             some = tapped
             if config.stats_stride > 1:
                 some = kfac.tap(network.apply, layers, state.params, some_obs)
             taken = some_steps(batch.action) if config.fisher_actions == "taken" else None
             of_output = score(some.output, _joint_variance(config, shared), key, taken)
-            return kfac.fisher_factors(layers, some, of_output)
+            return kfac.fisher_factors(layers, some, of_output, basis)
 
         # 3. and 4. The direction, and the step within the trust regions.
         rate: Number = state.learning_rate
@@ -292,7 +292,7 @@ class ACKTRConfig(Config):
     )
     damping: Number = field(0.01, "epsilon, added to the Fisher matrix's diagonal.", "(0, inf)")
     damping_kind: kfac.DampingKind = field(
-        "factored", "To each factor, as in the paper; or exactly, but slower."
+        "factored", "To each factor, as in the paper; exactly; or to a measured diagonal."
     )
     decay: Number = field(0.99, "Decay of the factors' moving averages.", "[0, 1)")
     stats_every: int = field(1, "Updates between two measurements of the factors.")

@@ -331,7 +331,7 @@ def test_convolution_against_explicit_patches(x64):
     wanted = jnp.kron(*by_loops(patches, score.reshape(4, 16, 3)))
     for network, tree in ((conv, params), (dense, as_dense)):
         found = find_layers(network.apply, tree, obs)
-        (a,), (g,), _ = fisher_factors(found, tap(network.apply, found, tree, obs), score)
+        (a,), (g,), *_ = fisher_factors(found, tap(network.apply, found, tree, obs), score)
         np.testing.assert_allclose(jnp.kron(a, g), wanted, atol=1e-12)
         assert a[-1, -1] == pytest.approx(1)
 
@@ -661,7 +661,10 @@ def branches_around(primitive, function, *args):
     return list(walk(jax.make_jaxpr(function)(*args).jaxpr, 0))
 
 
-@pytest.mark.parametrize(("kind", "primitive"), [("eigenbasis", "eigh"), ("factored", "cholesky")])
+@pytest.mark.parametrize(
+    ("kind", "primitive"),
+    [("eigenbasis", "eigh"), ("factored", "cholesky"), ("ekfac", "eigh")],
+)
 def test_branches_stay_branches_when_a_vmapped_run_is_resumed(kind, primitive):
     """Under vectorize, of a state that came back from a vectorized call."""
     params, obs, layers = made(Net())
@@ -673,8 +676,11 @@ def test_branches_stay_branches_when_a_vmapped_run_is_resumed(kind, primitive):
     def step(state, scale):
         tapped = tap(Net().apply, layers, jax.tree.map(lambda p: p * scale, params), obs)
         gradient, _ = tapped.pullback(tapped.output)
+
         # A sine marks where the statistics are measured.
-        statistics = lambda: fisher_factors(layers, tapped, jnp.sin(tapped.output))  # noqa: E731
+        def statistics(basis=None):
+            return fisher_factors(layers, tapped, jnp.sin(tapped.output), basis)
+
         return kfac.update(gradient, state, statistics=statistics, learning_rate=0.1)[1]
 
     def advance(state, scale):

@@ -95,7 +95,7 @@ def find_layers(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> network = lambda w, x: jnp.tanh(x @ w["hidden"].T + w["b"]) @ w["out"]
+        >>> network = lambda w, x: jnp.tanh(x @ w["hidden"].T + w["b"][None]) @ w["out"]
         >>> w = {"hidden": jnp.ones((8, 3)), "b": jnp.ones(8), "out": jnp.ones((8, 2))}
         >>> for layer in find_layers(network, w, jnp.ones((5, 3))):
         ...     print(layer.weight, layer.bias, layer.inputs, layer.outputs, layer.locations)
@@ -218,7 +218,7 @@ def to_matrices(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> network = lambda p, x: x @ p["w"] + p["b"]
+        >>> network = lambda p, x: x @ p["w"] + p["b"][None]
         >>> params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
         >>> layers = find_layers(network, params, jnp.ones((5, 2)))
         >>> (matrix,), rest = to_matrices(layers, params)

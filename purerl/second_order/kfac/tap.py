@@ -62,6 +62,7 @@ def tap(
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from purerl.second_order.kfac import find_layers
         >>> network = lambda w, x: jnp.tanh(x @ w["hidden"]) @ w["out"]
         >>> w, x = {"hidden": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}, jnp.ones((5, 3))
         >>> tapped = tap(network, find_layers(network, w, x), w, x)
