@@ -72,6 +72,7 @@ from purerl.records import (
     Clock as Clock,
     Cursor as Cursor,
     Discrete as Discrete,
+    MultiDiscrete as MultiDiscrete,
     OffPolicyAlgorithm as OffPolicyAlgorithm,
     OffPolicyBatch as OffPolicyBatch,
     OnPolicyAlgorithm as OnPolicyAlgorithm,

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from purerl.records import ActionSpace, Box, Discrete, PyTree, Rollout
+from purerl.records import ActionSpace, Box, Discrete, MultiDiscrete, PyTree, Rollout
 
 AXES = {"T": "time", "N": "environments", "B": "samples", "*O": "observation", "*A": "action"}
 KINDS = {"bool": jnp.bool_, "integer": jnp.integer, "floating": jnp.floating, "any": jnp.generic}
@@ -38,23 +39,45 @@ def check_fields(where: str, record: Any, layout: dict[str, str], **sizes: Any) 
     """
     for text, name in ((text, name) for text, names in layout.items() for name in names.split()):
         *axes, kind = text.split()
-        shape, dtype = jnp.shape(getattr(record, name)), jnp.result_type(getattr(record, name))
-        single = [axis for axis in axes if axis[0] != "*"]  # the last may stand for several
-        got = dict(zip(axes, (*shape[: len(single)], shape[len(single) :]), strict=False))
-        wanted = {axis: sizes.get(axis, axis) for axis in axes}
-        fits = len(shape) >= len(single) if len(single) < len(axes) else len(shape) == len(axes)
-        if not fits or any(x not in (axis, got[axis]) for axis, x in wanted.items()):
-            lengths = filter(None, (str(x).strip("(,)") for x in wanted.values()))
-            raise ValueError(
-                f"{where}.{name} has shape {shape}, wanted [{', '.join(lengths)}], as "
-                f"[{', '.join(axes)}] ({', '.join(AXES[axis] for axis in axes)}); reshape it, or "
-                "add the axes that it lacks: x[:, None]."
-            )
-        sizes |= got
-        if not jnp.issubdtype(dtype, KINDS[kind]):
-            raise ValueError(
-                f"{where}.{name} has dtype {dtype}, wanted {kind}; convert it with astype."
-            )
+        for path, x in by_path(getattr(record, name)).items():  # of observations, perhaps several
+            known = {axis: sizes.get(_of_leaf(axis, path), axis) for axis in axes}
+            got = _check_axes(f"{where}.{name}{path}", x, known)
+            sizes |= {_of_leaf(axis, path): size for axis, size in got.items()}
+            if not jnp.issubdtype(dtype := jnp.result_type(x), KINDS[kind]):
+                raise ValueError(
+                    f"{where}.{name}{path} has dtype {dtype}, wanted {kind}; convert it with "
+                    "astype."
+                )
+
+
+def _of_leaf(axis: str, path: str) -> str:
+    """Each leaf of an observation has a shape of its own; the other axes are the same for all."""
+    return axis + path if axis == "*O" else axis
+
+
+def _check_axes(where: str, x: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The lengths of an array's axes; ``wanted`` has those that are known, or their names."""
+    shape, axes = jnp.shape(x), list(wanted)
+    single = [axis for axis in axes if axis[0] != "*"]  # the last may stand for several
+    got = dict(zip(axes, (*shape[: len(single)], shape[len(single) :]), strict=False))
+    fits = len(shape) >= len(single) if len(single) < len(axes) else len(shape) == len(axes)
+    if not fits or any(x not in (axis, got[axis]) for axis, x in wanted.items()):
+        lengths = filter(None, (str(x).strip("(,)") for x in wanted.values()))
+        raise ValueError(
+            f"{where} has shape {shape}, wanted [{', '.join(lengths)}], as [{', '.join(axes)}] "
+            f"({', '.join(AXES[axis] for axis in axes)}); reshape it, or add the axes that it "
+            "lacks: x[:, None]."
+        )
+    return got
+
+
+def shape_of(tree: PyTree) -> Any:
+    """The shape of an array, or those of a pytree's arrays.
+
+    Args:
+        tree: Arrays.
+    """
+    return jax.tree.map(jnp.shape, tree)
 
 
 def check_rollout(rollout: Rollout, action_space: ActionSpace) -> None:
@@ -65,8 +88,10 @@ def check_rollout(rollout: Rollout, action_space: ActionSpace) -> None:
         action_space: What the algorithm was built for.
     """
     shape = getattr(action_space, "shape", ())
-    action = {"T N *A floating": "action"} if shape else {"T N integer": "episode_step action"}
-    check_fields("rollout", rollout, STEPS | action, **{"*A": shape})
+    kind = "floating" if isinstance(action_space, Box) else "integer"
+    action = {f"T N *A {kind}": "action"} if shape else {"T N integer": "episode_step action"}
+    valid = {} if rollout.valid is None else {"T N bool": f"{STEPS['T N bool']} valid"}
+    check_fields("rollout", rollout, STEPS | valid | action, **{"*A": shape})
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:
@@ -102,22 +127,24 @@ def check_like(name: str, tree: PyTree, like: PyTree, like_name: str) -> None:
 
 
 def check_action_space(action_space: ActionSpace) -> None:
-    """Raises TypeError unless it is a ``Discrete`` or a vector-valued ``Box``.
+    """Raises TypeError unless it is a ``Discrete``, ``MultiDiscrete`` or a vector-valued ``Box``.
 
     Args:
         action_space: As given to an algorithm's builder.
     """
-    if isinstance(action_space, Discrete):
+    if isinstance(action_space, Discrete | MultiDiscrete):
         return
     if not isinstance(action_space, Box):
         advice = "make_env(name).action_space is one"
-        if hasattr(action_space, "n"):  # gymnasium's and gymnax's
+        if hasattr(action_space, "nvec"):  # gymnasium's and gymnax's
+            advice = f"write purerl.MultiDiscrete({tuple(map(int, np.ravel(action_space.nvec)))})"
+        elif hasattr(action_space, "n"):
             advice = f"write purerl.Discrete({action_space.n})"
         elif hasattr(action_space, "low"):
             advice = f"write purerl.Box({tuple(action_space.shape)}, space.low, space.high)"
         kind = f"{type(action_space).__module__.split('.')[0]}.{type(action_space).__name__}"
         raise TypeError(
-            f"action_space is a {kind}, wanted purerl.Discrete or purerl.Box; {advice}."
+            f"action_space is a {kind}, wanted purerl.Discrete, MultiDiscrete or Box; {advice}."
         )
     if len(action_space.shape) != 1:
         raise TypeError(

@@ -24,6 +24,17 @@ from purerl.config import check_integer
 PyTree = Any
 Info = dict[str, jax.Array]
 
+ACTION_MASK = "action_mask"  # a leaf of observations that says which actions are allowed
+
+
+def num_rows(tree: PyTree) -> int:
+    """The length of the leading axis, which all leaves share.
+
+    Args:
+        tree: Arrays ``[N, ...]``, such as observations.
+    """
+    return jax.tree.leaves(tree)[0].shape[0]
+
 
 @dataclasses.dataclass(frozen=True)
 class Discrete:
@@ -97,7 +108,76 @@ class Box:
         return hash(self._key())
 
 
-ActionSpace = Discrete | Box
+@dataclasses.dataclass(frozen=True)
+class MultiDiscrete:
+    """Several choices at once: actions are int32 vectors ``[D]``, of ``0 ... counts[i] - 1`` each.
+
+    Attributes:
+        counts: At least 1 each, ``D`` of them.
+
+    Raises:
+        ValueError: If there is none, or one is no positive integer.
+
+    Example:
+        >>> MultiDiscrete([3, 2]).shape
+        (2,)
+    """
+
+    counts: tuple[int, ...]
+
+    def __post_init__(self):
+        counts = self.counts if np.ndim(self.counts) == 1 else ()
+        if not len(counts):
+            raise ValueError(f"MultiDiscrete: counts={self.counts!r}, wanted integers: (3, 2).")
+        counts = tuple(check_integer("MultiDiscrete", "a count", n) for n in counts)
+        object.__setattr__(self, "counts", counts)
+
+    @property
+    def shape(self) -> tuple[int]:
+        """Of one action, ``(D,)``."""
+        return (len(self.counts),)
+
+
+ActionSpace = Discrete | MultiDiscrete | Box
+
+
+def action_mask(obs: PyTree) -> jax.Array | None:
+    """The leaf of observations that is called ``action_mask``, bool ``[..., K]``; None without one.
+
+    Args:
+        obs: An array, or a pytree of arrays.
+    """
+    for path, x in jax.tree_util.tree_leaves_with_path(obs):
+        if path and _name(path[-1]) == ACTION_MASK:
+            return x
+    return None
+
+
+def inputs_of(obs: PyTree) -> list[jax.Array]:
+    """The leaves of observations that are inputs of a network: all but an ``action_mask``.
+
+    Args:
+        obs: An array, or a pytree of arrays.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(obs)
+    return [x for path, x in leaves if not path or _name(path[-1]) != ACTION_MASK]
+
+
+def _name(key: Any) -> Any:
+    """Of the last part of a leaf's path."""
+    return getattr(key, "key", getattr(key, "name", None))
+
+
+def num_choices(space: ActionSpace) -> int | None:
+    """How many actions an ``action_mask`` speaks of: of a MultiDiscrete all choices, one after the
+    other; None of a Box, whose actions cannot be forbidden.
+
+    Args:
+        space: Of an environment.
+    """
+    if isinstance(space, Box):
+        return None
+    return space.num_actions if isinstance(space, Discrete) else sum(space.counts)
 
 
 class Rollout(NamedTuple):
@@ -116,6 +196,9 @@ class Rollout(NamedTuple):
         truncated: bool ``[T, N]``, whether the episode was cut off after the step.
         next_obs: ``[T, N, *O]``, the observation that the step led to, before any reset.
         episode_step: int32 ``[T, N]``, 0 at the first step of an episode.
+        valid: bool ``[T, N]``, whether the row is a transition; None: all are. A vectorized
+            environment may spend a step on its own reset, between two episodes: what that row holds
+            is learned from by nobody.
     """
 
     obs: jax.Array
@@ -126,6 +209,7 @@ class Rollout(NamedTuple):
     truncated: jax.Array
     next_obs: jax.Array
     episode_step: jax.Array
+    valid: jax.Array | None = None
 
 
 class OnPolicyBatch(NamedTuple):
@@ -139,6 +223,7 @@ class OnPolicyBatch(NamedTuple):
         advantage: ``[B]``.
         target: ``[B]``, what the critic is regressed on.
         distribution: pi_old(. | obs), leaves ``[B, ...]``, where a loss needs the whole of it.
+        valid: bool ``[B]``, which samples count; None: all.
     """
 
     obs: jax.Array
@@ -148,6 +233,7 @@ class OnPolicyBatch(NamedTuple):
     advantage: jax.Array
     target: jax.Array
     distribution: PyTree = None
+    valid: jax.Array | None = None
 
 
 class Ahead(NamedTuple):
@@ -215,6 +301,7 @@ class Transition(NamedTuple):
         terminated: bool ``[N]``, whether the step ended its episode.
         truncated: bool ``[N]``, whether the episode was cut off after it; never merged with it.
         next_obs: ``[N, *O]``, the observation *before* any reset.
+        valid: bool ``[N]``, whether it is a transition, as in :class:`Rollout`; None: all are.
     """
 
     obs: jax.Array
@@ -223,6 +310,7 @@ class Transition(NamedTuple):
     terminated: jax.Array
     truncated: jax.Array
     next_obs: jax.Array
+    valid: jax.Array | None = None
 
 
 class OffPolicyBatch(NamedTuple):
@@ -238,7 +326,8 @@ class OffPolicyBatch(NamedTuple):
         reward: ``[B]``, of one or several steps, discounted.
         discount: ``[B]``, what the value of next_obs is multiplied with.
         next_obs: ``[B, *O]``; any observation where ``discount`` is 0.
-        weight: ``[B]``, importance weights in (0, 1]; ones for uniform replay.
+        weight: ``[B]``, importance weights in (0, 1]; ones for uniform replay. Of what is no
+            transition 0, and the others are the larger, so that a mean is that of the others.
         indices: int32 ``[B]``, places in the replay buffer.
     """
 

@@ -86,7 +86,11 @@ def test_what_is_no_space(make, message):
             gymnasium.spaces.Box(-1, 1, (3,)),
             r"gymnasium.Box, .*write purerl.Box\(\(3,\), space.low, space.high\)",
         ),
-        (gymnasium.spaces.MultiBinary(2), "wanted purerl.Discrete or purerl.Box"),
+        (
+            gymnasium.spaces.MultiDiscrete([3, 2]),
+            r"gymnasium.MultiDiscrete, .*write purerl.MultiDiscrete\(\(3, 2\)\)",
+        ),
+        (gymnasium.spaces.Text(2), "wanted purerl.Discrete, MultiDiscrete or Box"),
     ],
 )
 def test_other_libraries_spaces_are_told_what_to_write(space, message):

@@ -106,7 +106,8 @@ def a2c(config: "A2CConfig", action_space: ActionSpace, network: Any = None) -> 
         rate = scheduled(config.learning_rate, config.learning_rate_schedule, progress)
         learned = gradient.gradient_step(optimizer, grads, state.opt_state, state.params, rate)
         state, finite = gradient.keep_if_finite(A2CState(*learned), state)
-        info["explained_variance"] = advantages.explained_variance(batch.value, batch.target)
+        explained = advantages.explained_variance(batch.value, batch.target, batch.valid)
+        info["explained_variance"] = explained
         return state, info | {"finite": finite}
 
     act, ahead = acting.make_act(network), acting.make_ahead(network)

@@ -36,6 +36,7 @@ import optax
 from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, Shape, field, scheduled
 from purerl.pieces import advantages, gradient, losses
+from purerl.pieces.rows import mean
 from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 from purerl.second_order import kfac
@@ -89,7 +90,11 @@ def _loss(
 
 
 def score(
-    output: Any, variance: jax.Array, key: jax.Array, action: jax.Array | None = None
+    output: Any,
+    variance: jax.Array,
+    key: jax.Array,
+    action: jax.Array | None = None,
+    valid: jax.Array | None = None,
 ) -> tuple[Any, jax.Array]:
     r"""Gradient, with respect to the outputs, of the log-likelihood
     :math:`\sum_b \log \pi(a_b|s_b) + \log N(t_b; V(s_b), \sigma^2)`, at a and t from the model.
@@ -99,6 +104,7 @@ def score(
         variance: Of the critic's Gaussian, ``[]``.
         key: PRNG key.
         action: ``[B]``, drawn from the distribution; None: drawn here.
+        valid: Which samples count, bool ``[B]``; None: all.
 
     Returns:
         Cotangents of ``(distribution, value)``.
@@ -107,8 +113,9 @@ def score(
     action_key, sign_key = jax.random.split(key)
     if action is None:
         action = distribution.sample(action_key)
-    of_policy = jax.grad(lambda d: jnp.sum(d.log_prob(action)))(distribution)
+    of_policy = jax.grad(lambda d: jnp.sum(d.log_prob(action), where=valid))(distribution)
     sign = jax.random.rademacher(sign_key, value.shape, value.dtype)
+    sign = sign if valid is None else sign * valid
     return of_policy, (sign / jnp.sqrt(variance)).astype(value.dtype)
 
 
@@ -125,7 +132,7 @@ def _critic_bound(config: "ACKTRConfig", batch: OnPolicyBatch) -> Number | None:
         return None
     if config.critic_std is not None:
         return config.critic_kl_clip * jnp.square(config.critic_std)
-    error = jnp.mean(jnp.square(batch.target - batch.value))
+    error = mean(jnp.square(batch.target - batch.value), batch.valid)
     return config.critic_kl_clip * jnp.maximum(error, 1e-8)
 
 
@@ -226,15 +233,16 @@ def acktr(
             by_step = x.reshape(*rollout.reward.shape, *x.shape[1:])
             return by_step[:: config.stats_stride].reshape(-1, *x.shape[1:])
 
-        some_obs = some_steps(batch.obs)
+        some_obs, some_valid = jax.tree.map(some_steps, (batch.obs, batch.valid))
 
         def statistics(basis: kfac.Inverse | None = None) -> kfac.Factors:
             some = tapped
             if config.stats_stride > 1:
                 some = kfac.tap(network.apply, layers, state.params, some_obs)
             taken = some_steps(batch.action) if config.fisher_actions == "taken" else None
-            of_output = score(some.output, _joint_variance(config, shared), key, taken)
-            return kfac.fisher_factors(layers, some, of_output, basis)
+            variance = _joint_variance(config, shared)
+            of_output = score(some.output, variance, key, taken, some_valid)
+            return kfac.fisher_factors(layers, some, of_output, some_valid, basis=basis)
 
         # 3. and 4. The direction, and the step within the trust regions.
         rate: Number = state.learning_rate
@@ -245,17 +253,18 @@ def acktr(
             optimizer, grads, state.opt_state, state.params, rate, statistics=statistics
         )
         old = jax.tree.map(some_steps, tapped.output[0])
-        kl = jnp.mean(old.kl(network.apply(params, some_obs)[0]))
+        kl = mean(old.kl(network.apply(params, some_obs)[0]), some_valid)
         warm = natural.clock.iteration > config.cold_start
         eta = jnp.where(warm, _adapt(config, state.learning_rate, kl), state.learning_rate)
 
         # K-FAC's own state is large, and takes nothing in that is not finite.
         before = state.params, state.opt_state[1], state.learning_rate
         (params, momentum, eta), finite = gradient.keep_if_finite((params, momentum, eta), before)
+        explained = advantages.explained_variance(batch.value, batch.target, batch.valid)
         return ACKTRState(params, (natural, momentum), eta), {
             **info,
             **{TRUST[region]: x for region, x in natural.trust.items()},
-            "explained_variance": advantages.explained_variance(batch.value, batch.target),
+            "explained_variance": explained,
             "kl": kl,
             "learning_rate": jnp.asarray(rate, eta.dtype),
             "damping": jnp.asarray(config.damping, eta.dtype),

@@ -129,7 +129,7 @@ def epsilon_at(config: "DQNConfig", progress: Number) -> Number:
 
 
 def exploration_noise(
-    key: jax.Array, shape: tuple[int, ...], num_actions: int
+    key: jax.Array, shape: tuple[int, ...], num_actions: int, masked: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """What :func:`epsilon_greedy` takes: numbers in [0, 1) and actions, of a shape.
 
@@ -137,25 +137,39 @@ def exploration_noise(
         key: PRNG key.
         shape: ``[..., N]``.
         num_actions: K.
+        masked: Whether some actions may be forbidden: then, instead of an action, a number in
+            [0, 1) for each, ``[..., N, K]``.
     """
     chance, other = jax.random.split(key)
+    if masked:
+        return jax.random.uniform(chance, shape), jax.random.uniform(other, (*shape, num_actions))
     return jax.random.uniform(chance, shape), jax.random.randint(other, shape, 0, num_actions)
 
 
 def epsilon_greedy(
-    best: jax.Array, epsilon: Number, num_actions: int, noise: tuple[jax.Array, jax.Array]
+    best: jax.Array,
+    epsilon: Number,
+    num_actions: int,
+    noise: tuple[jax.Array, jax.Array],
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, Info]:
-    """``best``, or with probability epsilon any of the actions; and the action's log-probability.
+    """``best``, or with probability epsilon any of the actions that are allowed; and the action's
+    log-probability.
 
     Args:
         best: ``[N]`` int32.
         epsilon: In [0, 1].
         num_actions: K.
         noise: Of :func:`exploration_noise`, ``[N]``.
+        mask: What is allowed, bool ``[N, K]``; None: all.
     """
     chance, anything = noise
-    action = jnp.where(chance < epsilon, anything, best)
-    probability = epsilon / num_actions + (1 - epsilon) * (action == best)
+    allowed: Any = num_actions
+    if mask is not None:
+        anything = jnp.argmax(jnp.where(mask, anything, -1), axis=-1)
+        allowed = jnp.maximum(jnp.sum(mask, axis=-1), 1)
+    action = jnp.where(chance < epsilon, anything, best).astype(jnp.int32)
+    probability = epsilon / allowed + (1 - epsilon) * (action == best)
     return action, {"log_prob": jnp.log(probability)}
 
 
@@ -188,13 +202,14 @@ def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> 
     check_kind("dqn", config, DQNConfig)
     check_action_space(action_space)
     if not isinstance(action_space, Discrete):
+        what = type(action_space).__name__
         raise TypeError(
-            "DQN takes the maximum over all actions, but the actions are a Box; choose an "
+            f"DQN takes the maximum over all actions, but the actions are a {what}; choose an "
             "environment with Discrete actions, or a policy-gradient algorithm."
         )
     count = action_space.num_actions
-    if network is None:
-        network = networks.QNetwork(action_space, config.network, config.dueling)
+    default = networks.QNetwork(action_space, config.network, config.dueling)
+    network = default if network is None else acting.Legal(acting.check_network(network))
     optimizer = gradient.make_optimizer(
         "adam", eps=config.adam_eps, max_grad_norm=config.max_grad_norm
     )
@@ -204,7 +219,7 @@ def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> 
         exponents = {"alpha": config.alpha, "beta": config.beta}
         replay = buffers.prioritized(config.capacity, **exponents, eps=config.priority_eps)
 
-    def init(obs: jax.Array, key: jax.Array) -> DQNState:
+    def init(obs: PyTree, key: jax.Array) -> DQNState:
         params = acting.init_q_params(network, action_space, obs, key)
         copy = jax.tree.map(jnp.copy, params)  # of its own, so that both may be donated
         return DQNState(params, copy, optimizer.init(params), Clock(jnp.zeros((), jnp.int32)))
@@ -212,14 +227,18 @@ def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> 
     def explore(state, obs, noise, epsilon):
         q = acting.apply_network(network, state.params, obs)
         best = jnp.argmax(q, axis=-1).astype(jnp.int32)
-        return epsilon_greedy(best, epsilon, count, noise)
+        return epsilon_greedy(best, epsilon, count, noise, records.action_mask(obs))
+
+    def draw(key, obs, lead=()):
+        masked = records.action_mask(obs) is not None
+        return exploration_noise(key, (*lead, records.num_rows(obs)), count, masked)
 
     def act(state, obs, key, *, greedy: bool = False, progress: Number = 1.0):
-        noise = exploration_noise(key, obs.shape[:1], count)
-        return explore(state, obs, noise, 0.0 if greedy else epsilon_at(config, progress))
+        epsilon = 0.0 if greedy else epsilon_at(config, progress)
+        return explore(state, obs, draw(key, obs), epsilon)
 
     def noise(state, obs, key, length):
-        return exploration_noise(key, (length, len(obs)), count)
+        return draw(key, obs, (length,))
 
     def act_by_noise(state, obs, noise, *, progress: Number):
         return explore(state, obs, noise, epsilon_at(config, progress))[0], None

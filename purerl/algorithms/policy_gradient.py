@@ -41,7 +41,7 @@ import jax.numpy as jnp
 
 from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, Shape, check_kind, field, scheduled
-from purerl.pieces import advantages, gradient, losses, returns
+from purerl.pieces import advantages, gradient, losses, returns, rows
 from purerl.pieces.advantages import flatten_time
 from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, PyTree, Rollout
@@ -168,18 +168,18 @@ def make_batch(
     Returns:
         Samples ``[T * N]``.
     """
-    rollout = jax.tree.map(jnp.asarray, rollout)
+    rollout = rows.filled(jax.tree.map(jnp.asarray, rollout))
     weight, target = estimate(network, config, params, rollout, key)
-    share = jnp.ones_like(weight)
+    counted = jnp.ones(weight.shape, bool) if rollout.valid is None else rollout.valid
     if config.critic == "none":
-        first = first_episode(rollout.terminated | rollout.truncated)
-        share, weight = first.astype(weight.dtype), jnp.where(first, weight, 0.0)
+        counted &= first_episode(rollout.terminated | rollout.truncated)
+    share, weight = counted.astype(weight.dtype), jnp.where(counted, weight, 0.0)
     if config.normalize_weight:
         weight = advantages.standardize(weight, share)
     if config.discount_states and config.estimator != "total_return":
         weight = weight * config.gamma ** rollout.episode_step.astype(weight.dtype)
-    if config.critic == "none":  # a sum over each episode's steps, a mean over episodes
-        share = share * share.shape[0]
+    # Without a critic a sum over each episode's steps, a mean over episodes.
+    share = share * (len(share) if config.critic == "none" else rows.share(rollout.valid))
     return PolicyGradientBatch(*flatten_time((rollout.obs, rollout.action, weight, target, share)))
 
 
@@ -223,7 +223,8 @@ def make_loss(
         info = {"policy_loss": policy, "entropy": jnp.average(entropy, weights=batch.share)}
         if config.critic != "none":
             info["value_loss"] = mean(losses.value_loss(value, batch.target))
-            info["explained_variance"] = advantages.explained_variance(value, batch.target)
+            explained = advantages.explained_variance(value, batch.target, batch.share > 0)
+            info["explained_variance"] = explained
             total += config.value_coef * info["value_loss"]
         return total, info | {"loss": total}
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, Shape, check_kind, field, scheduled
 from purerl.pieces import advantages, gradient, losses
+from purerl.pieces.rows import mean
 from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 
@@ -70,20 +71,20 @@ def make_loss(
         distribution, value = network.apply(params, batch.obs)
         log_prob, advantage = distribution.log_prob(batch.action), batch.advantage
         if config.normalize_advantage == "minibatch":
-            advantage = advantages.standardize(advantage)
+            advantage = advantages.standardize(advantage, batch.valid)
         info = {}
         if isinstance(config, PPOClipConfig):
             clip = scheduled(config.clip, config.clip_schedule, progress)
             each = losses.clipped_surrogate_loss(log_prob, batch.log_prob, advantage, clip)
             outside = jnp.abs(jnp.exp(log_prob - batch.log_prob) - 1) > clip
-            info["clip_fraction"] = jnp.mean(outside, dtype=log_prob.dtype)
+            info["clip_fraction"] = mean(outside.astype(log_prob.dtype), batch.valid)
         else:
             kl = batch.distribution.kl(distribution)
             each = losses.surrogate_loss(log_prob, batch.log_prob, advantage) + beta * kl
-        policy, entropy = jnp.mean(each), jnp.mean(distribution.entropy())
+        policy, entropy = (mean(x, batch.valid) for x in (each, distribution.entropy()))
         total = policy - entropy_coef * entropy
         info |= {"policy_loss": policy, "entropy": entropy}
-        info["kl"] = jnp.mean(losses.approximate_kl(log_prob, batch.log_prob))
+        info["kl"] = mean(losses.approximate_kl(log_prob, batch.log_prob), batch.valid)
         if not config.value_epochs:
             info["value_loss"] = losses.critic_loss(value, batch, config.clip_value)
             total += config.value_coef * info["value_loss"]
@@ -166,12 +167,13 @@ def _make_algorithm(
             info |= value_info
         # 3. The penalty coefficient follows the KL divergence of the whole update.
         if isinstance(config, PPOPenaltyConfig):
-            kl = jnp.mean(batch.distribution.kl(network.apply(params, batch.obs)[0]))
+            kl = mean(batch.distribution.kl(network.apply(params, batch.obs)[0]), batch.valid)
             beta = adapt_beta(beta, kl, config.target_kl)
             info |= {"kl_after": kl, "beta": beta}
         new = PPOState(params, opt_state, value_opt_state, beta)
         state, finite = gradient.keep_if_finite(new, state)
-        info["explained_variance"] = advantages.explained_variance(batch.value, batch.target)
+        explained = advantages.explained_variance(batch.value, batch.target, batch.valid)
+        info["explained_variance"] = explained
         return state, info | {"finite": finite}
 
     act, ahead = acting.make_act(network), acting.make_ahead(network)

@@ -42,6 +42,7 @@ import optax
 from purerl.checks import SAMPLES, check_fields, check_rollout
 from purerl.config import Config, Number, Schedule, Shape, field, scheduled
 from purerl.pieces import advantages, gradient, losses
+from purerl.pieces.rows import mean
 from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 from purerl.second_order.conjugate_gradient import CGStop, conjugate_gradient
@@ -77,7 +78,8 @@ def make_surrogate(network: Any) -> Callable[[PyTree, OnPolicyBatch], jax.Array]
     def surrogate(params: PyTree, batch: OnPolicyBatch) -> jax.Array:
         distribution, _ = acting.apply_network(network, params, batch.obs)
         log_prob = distribution.log_prob(batch.action)
-        return -jnp.mean(losses.surrogate_loss(log_prob, batch.log_prob, batch.advantage))
+        each = losses.surrogate_loss(log_prob, batch.log_prob, batch.advantage)
+        return -mean(each, batch.valid)
 
     return surrogate
 
@@ -131,7 +133,9 @@ def make_policy_step(
         # 1. The gradient and the Fisher matrix.
         objective, g = jax.value_and_grad(surrogate)(params, batch)
         g = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), g)
-        fisher = fisher_vector_product(policy, params, batch.obs, fraction=config.fisher_fraction)
+        fisher = fisher_vector_product(
+            policy, params, batch.obs, fraction=config.fisher_fraction, valid=batch.valid
+        )
 
         # 2. The direction.
         solution = conjugate_gradient(
@@ -150,7 +154,7 @@ def make_policy_step(
         old = policy(params, batch.obs)
 
         def evaluate(params: PyTree) -> tuple[jax.Array, jax.Array]:
-            return surrogate(params, batch), jnp.mean(old.kl(policy(params, batch.obs)))
+            return surrogate(params, batch), mean(old.kl(policy(params, batch.obs)), batch.valid)
 
         objective = jnp.where(multiplier > 0, objective, jnp.inf)  # a step of zero is refused
         found = backtracking_line_search(evaluate, params, step, objective=objective, **search)
@@ -236,8 +240,10 @@ def _build(config: "NPGConfig", action_space: ActionSpace, network: Any) -> OnPo
         )
         new, finite = gradient.keep_if_finite(TRPOState(*learned), state, also=info["finite"])
         info |= of_critic
-        info["entropy"] = jnp.mean(network.apply(state.params, batch.obs)[0].entropy())
-        info["explained_variance"] = advantages.explained_variance(batch.value, batch.target)
+        entropy = network.apply(state.params, batch.obs)[0].entropy()
+        info["entropy"] = mean(entropy, batch.valid)
+        explained = advantages.explained_variance(batch.value, batch.target, batch.valid)
+        info["explained_variance"] = explained
         return new, info | {"accepted": info["accepted"] & finite, "finite": finite}
 
     act, ahead = acting.make_act(network), acting.make_ahead(network)

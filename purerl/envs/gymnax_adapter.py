@@ -15,8 +15,9 @@ import numpy as np
 from gymnax.environments.environment import Environment
 
 from purerl.config import check_choice, suggest
-from purerl.envs.make import Env, Step, check_array, values
-from purerl.records import ActionSpace, Box, Discrete, PyTree
+from purerl.envs import spaces
+from purerl.envs.make import Env, Step, values
+from purerl.records import PyTree
 
 NEEDS_DOWNLOAD = "MNISTBandit-bsuite"
 DUE = 1000  # bytes of an observation and a state
@@ -68,7 +69,8 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
                 "an Env, or an object like gymnax's (those of Gymnasium are no pure functions)."
             )
     env_params = _replace(name, env.default_params, params)
-    to_env_action, action_space = _actions(name, env.action_space(env_params))
+    raw_to_env, action_space = spaces.actions(name, env.action_space(env_params))
+    to_env_action = _lenient(raw_to_env)
     of_gymnax = getattr(type(env), "step", None) is Environment.step
     raw_step = (_step_of_gymnax if of_gymnax else _step_of_its_own)(name, env, env_params)
 
@@ -78,7 +80,7 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
 
     def reset(key):
         obs, state = raw_reset(key)
-        return convert("reset", obs), _fix_weak_types(state)
+        return seen.convert(f"{name}.reset", obs), _fix_weak_types(state)
 
     @_lenient
     def step(state, action, key, fresh=None):
@@ -87,7 +89,7 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
             key, reset_key = jax.random.split(key)
             fresh = reset(reset_key)
         obs, final, state, reward, terminated, truncated = raw_step(state, action, key)
-        obs, final = convert("step", obs), convert("step", final)
+        obs, final = (seen.convert(f"{name}.step", x) for x in (obs, final))
         state, reward = _fix_weak_types(state), jnp.asarray(reward, jnp.result_type(float))
         terminated, truncated = jnp.asarray(terminated), jnp.asarray(truncated)
         if of_gymnax:
@@ -96,7 +98,11 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
         return Step(obs, final, reward, terminated, truncated), state
 
     raw_obs, state = jax.eval_shape(raw_reset, jax.random.key(0))
-    convert, obs_shape, obs_range = _observations(name, env.observation_space(env_params), raw_obs)
+    space = env.observation_space(env_params)
+    seen = spaces.observations(name, space)
+    obs_range = seen.range
+    if hasattr(space, "low") and obs_range is None and _whole_numbers(name, raw_obs):
+        obs_range = float(np.min(space.low)), float(np.max(space.high))
     limit = getattr(env_params, "max_steps_in_episode", None)
     limit = None if limit is None else int(limit)
     only_limit = of_gymnax and type(env).is_truncated is Environment.is_truncated
@@ -104,7 +110,7 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     # A reset of much data is drawn when it is due, one of little for each step, in one batch.
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((raw_obs, state)))
     resets: Any = ("due" if size > DUE else "ahead") if of_gymnax else "own"
-    about = action_space, obs_shape, limit, interval, obs_range, resets, to_env_action
+    about = action_space, seen.shape, limit, interval, obs_range, resets, to_env_action
     return Env(name, reset, step, *about)
 
 
@@ -152,51 +158,12 @@ def _replace(name: str, env_params: Any, changes: dict[str, Any]) -> Any:
     return dataclasses.replace(env_params, **changes) if changes else env_params
 
 
-def _is_discrete(name: str, what: str, space: Any) -> bool:
-    """Whether a space is Discrete, gymnax's or Gymnasium's; if not, it is a Box."""
-    kind = type(space).__name__
-    if kind not in ("Discrete", "Box") or getattr(space, "start", 0) != 0:
-        raise TypeError(
-            f"{name} has {what} of {kind}; Discrete (from 0 on) and Box fit, so convert {what}."
-        )
-    return kind == "Discrete"
-
-
-def _actions(name: str, space: Any) -> tuple[Callable[[Any], Any], ActionSpace]:
-    """A function from a learner's actions to the environment's, and the learner's space."""
-    if _is_discrete(name, "actions", space):
-        return lambda action: action, Discrete(int(space.n))
-    shape = tuple(space.shape)
-    low, high = (np.broadcast_to(np.asarray(b, float), shape) for b in (space.low, space.high))
-    finite = np.isfinite(low) & np.isfinite(high)
-    least, most = np.where(finite, low, -1), np.where(finite, high, 1)
-    middle, half = (least + most) / 2, (most - least) / 2
-
-    @_lenient
-    def to_env_action(action):
-        real = jnp.result_type(float)
-        offset, scale, lowest, highest = (jnp.asarray(x, real) for x in (middle, half, low, high))
-        return jnp.clip(offset + scale * action, lowest, highest)
-
-    return to_env_action, Box(shape, np.where(finite, -1, low), np.where(finite, 1, high))
-
-
-def _observations(name: str, space: Any, raw: Any) -> tuple[Callable[..., jax.Array], Any, Any]:
-    """A function that makes observations floating point, their shape, and the range of integers."""
-    real = jnp.result_type(float)
-    if _is_discrete(name, "observations", space):
-        size = int(space.n)
-        return lambda _, obs: jax.nn.one_hot(obs, size, dtype=real), (size,), (0.0, 1.0)
-    shape = tuple(space.shape)
-
-    def convert(where, obs):
-        check_array(f"{name}.{where}: an observation", obs, shape)
-        return jnp.asarray(obs, real).reshape(shape or (1,))
-
-    whole = any(not jnp.issubdtype(x.dtype, jnp.floating) for x in (raw, space))
-    whole |= name.endswith("-MinAtar")  # booleans, which gymnax casts
-    range_ = float(np.min(space.low)), float(np.max(space.high))
-    return convert, shape or (1,), range_ if whole else None
+def _whole_numbers(name: str, raw: Any) -> bool:
+    """Whether observations are whole numbers, whatever their space says."""
+    if name.endswith("-MinAtar"):  # booleans, which gymnax casts
+        return True
+    kind = getattr(raw, "dtype", np.float32)
+    return not jnp.issubdtype(kind, jnp.floating) and kind != np.uint8
 
 
 def _fix_weak_types(state: PyTree) -> PyTree:

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.checks import by_path, described
-from purerl.records import ActionSpace, Box, Discrete, PyTree
+from purerl.records import (
+    ActionSpace,
+    Box,
+    Discrete,
+    PyTree,
+    action_mask,
+    num_choices,
+)
 
 LANES = 8  # environments of the trial that make_env makes of a user's own
 TRIAL = 1000  # its most steps
@@ -41,16 +48,22 @@ class Env(NamedTuple):
     """A single environment as two pure functions; loops ``vmap`` them.
 
     A new episode begins within ``step``: where one ends, ``obs`` and ``state`` are those of
-    ``fresh``, a result of ``reset``, or, without it, of a reset drawn from ``key``. Observations
-    and rewards are floating point; ``state`` is a pytree of arrays whose shapes and dtypes no step
-    changes. Extra arguments of a record of one's own may be left at their defaults.
+    ``fresh``, a result of ``reset``, or, without it, of a reset drawn from ``key``. Rewards are
+    floating point; ``state`` is a pytree of arrays whose shapes and dtypes no step changes. Extra
+    arguments of a record of one's own may be left at their defaults.
+
+    An observation is an array ``[*O]``, or a pytree of arrays, each floating point, or uint8: bytes
+    stay bytes in a replay memory, and the default networks scale them by 1/255. One called
+    ``action_mask``, bool ``[K]``, is no input of a network; it says which of K discrete actions are
+    allowed (of a MultiDiscrete: of all its choices, one after the other), and each state allows at
+    least one.
 
     Attributes:
         name: For messages.
         reset: ``(key) -> (obs [*O], state)``.
         step: ``(state, action, key, fresh=None) -> (Step, state)``.
         action_space: What ``step`` takes. A finite Box is [-1, 1], whatever the environment's own.
-        obs_shape: ``O``.
+        obs_shape: ``O``; where an observation is a pytree, the same tree of shapes.
         max_episode_steps: Time limit in steps, after which an episode has ended; None if there is
             none, or it is not known.
         truncation_interval: No two truncations of an environment in fewer steps than this; 1 where
@@ -70,7 +83,7 @@ class Env(NamedTuple):
     reset: Callable[[jax.Array], tuple[jax.Array, PyTree]]
     step: Callable[..., tuple[Step, PyTree]]
     action_space: ActionSpace
-    obs_shape: tuple[int, ...]
+    obs_shape: PyTree
     max_episode_steps: int | None
     truncation_interval: int = 1
     obs_range: tuple[float, float] | None = None
@@ -144,6 +157,15 @@ def make_env(env: Any, /, **params: Any) -> Env:
         return env
 
 
+def is_shape(x: Any) -> bool:
+    """Whether a node of :attr:`Env.obs_shape` is the shape of an array.
+
+    Args:
+        x: A node.
+    """
+    return type(x) is tuple and all(isinstance(axis, int) for axis in x)
+
+
 def values(where: str, got: Any, wanted: str) -> Any:
     """The values that a function of an environment returned; TypeError if they are others.
 
@@ -176,18 +198,22 @@ def check_array(where: str, got: Any, shape: tuple[int, ...], kind: Any = None) 
 def _check(env: Env) -> None:
     """Raises TypeError if ``reset`` or ``step``, traced, give what they should not."""
     name, space, key = env.name, env.action_space, jax.random.key(0)
-    if not isinstance(space, Discrete | Box):
-        raise TypeError(f"{name}.action_space is {space!r}, wanted a Discrete or Box of purerl's.")
+    if not isinstance(space, ActionSpace):
+        wanted = "a Discrete, MultiDiscrete or Box of purerl's"
+        raise TypeError(f"{name}.action_space is {space!r}, wanted {wanted}.")
     before = values(f"{name}.reset", jax.eval_shape(env.reset, key), "(obs, state)")
-    outputs = jax.eval_shape(env.step, before[1], _random_action(space, key), key, before)
+    action = jax.eval_shape(lambda: _random_action(space, None, key))
+    outputs = jax.eval_shape(env.step, before[1], action, key, before)
     step, state = values(f"{name}.step", outputs, "(Step, state)")
     if not isinstance(step, Step):
         raise TypeError(f"{name}.step gives a {type(step).__name__} first, wanted a Step.")
-    check_array(f"{name}.reset: obs", before[0], env.obs_shape, jnp.floating)
+    _check_obs(env, "reset: obs", before[0])
     for field, got in step._asdict().items():
-        shape = env.obs_shape if field.endswith("obs") else ()
+        if field.endswith("obs"):
+            _check_obs(env, f"step: {field}", got)
+            continue
         kind = jnp.bool_ if field in ("terminated", "truncated") else jnp.floating
-        check_array(f"{name}.step: {field}", got, shape, kind)
+        check_array(f"{name}.step: {field}", got, (), kind)
     pairs = before, (step.obs, state)
     was, now = (described(by_path({"obs": x, "state": y})) for x, y in pairs)
     for leaf in was | now:
@@ -196,28 +222,60 @@ def _check(env: Env) -> None:
             raise TypeError(f"{name}: {leaf} is {both}; cast it in one of them.")
 
 
-def _random_action(space: ActionSpace, key: jax.Array) -> jax.Array:
-    if isinstance(space, Discrete):
-        return jax.random.randint(key, (), 0, space.num_actions)
-    return jnp.clip(jax.random.uniform(key, space.shape, minval=-1), space.low, space.high)
+def _check_obs(env: Env, where: str, obs: Any) -> None:
+    """Raises TypeError unless an observation has the record's shapes, and dtypes that fit."""
+    got: Any = jax.tree.structure(obs)
+    wanted = jax.tree.structure(env.obs_shape, is_leaf=is_shape)
+    if got != wanted:
+        raise TypeError(f"{env.name}.{where} is {got}, wanted {wanted}, that of obs_shape.")
+    mask, shapes = action_mask(obs), jax.tree.leaves(env.obs_shape, is_leaf=is_shape)
+    for (path, x), shape in zip(jax.tree.leaves_with_path(obs), shapes, strict=True):
+        at = f"{env.name}.{where}{jax.tree_util.keystr(path)}"
+        kind: Any = jnp.bool_ if x is mask else None if x.dtype == jnp.uint8 else jnp.floating
+        check_array(at, x, shape, kind)
+    count = num_choices(env.action_space)
+    if mask is not None and mask.shape != (count,):
+        raise TypeError(
+            f"{env.name}.{where}: action_mask has shape {mask.shape}, wanted ({count},), a bool "
+            f"for each action of {env.action_space}."
+        )
+
+
+def _random_action(space: ActionSpace, obs: PyTree, key: jax.Array) -> jax.Array:
+    if isinstance(space, Box):
+        return jnp.clip(jax.random.uniform(key, space.shape, minval=-1), space.low, space.high)
+    counts = [space.num_actions] if isinstance(space, Discrete) else space.counts
+    mask = action_mask(obs)
+    score = jax.random.uniform(key, (sum(counts),))
+    score = score if mask is None else jnp.where(mask, score, -1)
+    chosen = [jnp.argmax(x) for x in jnp.split(score, np.cumsum(counts)[:-1])]
+    action = jnp.stack(chosen).astype(jnp.int32)
+    return action[0] if isinstance(space, Discrete) else action
 
 
 def _try_out(env: Env) -> None:
     """Raises ValueError if new episodes do not begin, or are longer than the time limit."""
     limit = env.max_episode_steps
     length = min(limit or TRIAL // 4, TRIAL) + LANES
-    equal = functools.partial(jnp.array_equal, equal_nan=True)
+
+    def equal(x: PyTree, y: PyTree) -> jax.Array:
+        same = functools.partial(jnp.array_equal, equal_nan=True)
+        return jnp.stack(jax.tree.leaves(jax.tree.map(same, x, y))).all()
 
     def lane(starts: PyTree, start: PyTree, fresh: PyTree, key: jax.Array) -> Any:
-        def step(state, key):
+        def step(carry, key):
+            obs, state = carry
             action_key, step_key = jax.random.split(key)
-            action = _random_action(env.action_space, action_key)
+            action = _random_action(env.action_space, obs, action_key)
             result, state = env.step(state, action, step_key, fresh)
             begins = jax.vmap(equal, (0, None))(starts[0], result.obs).any()
             goes_on = equal(result.obs, result.next_obs) & ~begins
-            return state, (result.terminated | result.truncated, goes_on)
+            mask = action_mask(obs)
+            legal = jnp.array(True) if mask is None else mask.any()
+            done = result.terminated | result.truncated
+            return (result.obs, state), (done, goes_on, legal)
 
-        return jax.lax.scan(step, start[1], jax.random.split(key, length))[1]
+        return jax.lax.scan(step, start, jax.random.split(key, length))[1]
 
     def play(key: jax.Array) -> Any:
         starts = jax.vmap(env.reset)(jax.random.split(key, LANES))
@@ -225,7 +283,9 @@ def _try_out(env: Env) -> None:
         return jax.vmap(lane, (None, 0, 0, 0))(starts, starts, others, keys)
 
     trial = jax.jit(play, compiler_options={"xla_backend_optimization_level": 0})  # it runs once
-    done, goes_on = map(np.asarray, trial(jax.random.key(0)))  # [LANES, length]
+    done, goes_on, legal = map(np.asarray, trial(jax.random.key(0)))  # [LANES, length]
+    if not legal.all():
+        raise ValueError(f"{env.name}: in {_first(~legal)} action_mask allows no action.")
     spans = [np.diff(np.flatnonzero(row), prepend=-1, append=length) for row in done]
     first, later = np.array([x[0] for x in spans]), np.concatenate([x[1:-1] for x in spans])
     dead = len(later) >= LANES and np.all(later == 1) and np.all(first > 1)
@@ -239,3 +299,8 @@ def _try_out(env: Env) -> None:
             f"{env.name}: an episode took more than {limit} steps, its time limit "
             "(max_steps_in_episode or max_episode_steps); let step truncate by that number."
         )
+
+
+def _first(found: np.ndarray) -> str:
+    lane, step = np.argwhere(found)[0]
+    return f"the state before step {step} of episodes of random actions (lane {lane})"

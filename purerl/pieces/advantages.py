@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.config import Number
-from purerl.pieces import returns
+from purerl.pieces import returns, rows
 from purerl.policies.acting import apply_network
 from purerl.records import OnPolicyBatch, PyTree, Rollout
 
@@ -62,17 +62,21 @@ def on_policy_batch(
     Returns:
         Samples ``[T * N]``, of JAX's arrays.
     """
-    rollout = jax.tree.map(jnp.asarray, rollout)
+    rollout = rows.filled(jax.tree.map(jnp.asarray, rollout))
     value, next_value = values(network, params, rollout)
     flags = rollout.terminated, rollout.truncated
     advantage = returns.gae(rollout.reward, value, next_value, *flags, gamma, gae_lambda)
     played = rollout.obs, rollout.action, rollout.log_prob
+    valid = None if rollout.valid is None else rollout.valid.reshape(-1)
     batch = OnPolicyBatch(*flatten_time((*played, value, advantage, advantage + value)))
+    batch = batch._replace(valid=valid)
     if n_step is not None:
         target = returns.n_step_return(rollout.reward, next_value, *flags, gamma, n_step)
         target = target.reshape(-1)
         batch = batch._replace(target=target, advantage=target - batch.value)
-    return batch._replace(advantage=standardize(batch.advantage)) if normalize else batch
+    if normalize:
+        batch = batch._replace(advantage=standardize(batch.advantage, valid))
+    return batch
 
 
 def standardize(x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
@@ -80,8 +84,8 @@ def standardize(x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
 
     Args:
         x: ``[B]``, or of any shape.
-        weights: How much each counts in mean and deviation, shaped like ``x``; 0: not at all, and
-            the result is that of the least one. None: all the same.
+        weights: How much each counts in mean and deviation, shaped like ``x``; 0 or False: not at
+            all, and the result is that of the least one. None: all the same.
 
     Example:
         >>> import jax.numpy as jnp
@@ -98,7 +102,9 @@ def standardize(x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     return x / (jnp.sqrt(variance) + 1e-8)
 
 
-def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
+def explained_variance(
+    value: jax.Array, target: jax.Array, valid: jax.Array | None = None
+) -> jax.Array:
     """1 - var(target - value) / var(target): 1 for a perfect critic, 0 for a constant one.
 
     Of targets that are all equal nothing can be explained: 0.
@@ -106,7 +112,11 @@ def explained_variance(value: jax.Array, target: jax.Array) -> jax.Array:
     Args:
         value: ``[B]``.
         target: ``[B]``.
+        valid: Which of them count, bool ``[B]``; None: all.
     """
-    constant = jnp.min(target) == jnp.max(target)
-    spread = jnp.where(constant, 1, jnp.var(target))
-    return jnp.where(constant, 0, 1 - jnp.var(target - value) / spread)
+    least, most = jnp.min(target), jnp.max(target)
+    if valid is not None:
+        least = jnp.min(target, initial=jnp.inf, where=valid)
+        most = jnp.max(target, initial=-jnp.inf, where=valid)
+    spread = jnp.where(least == most, 1, jnp.var(target, where=valid))
+    return jnp.where(least == most, 0, 1 - jnp.var(target - value, where=valid) / spread)

@@ -104,7 +104,8 @@ def fit(
         loss: ``(params, batch) -> (scalar, info)``.
         params: Parameters.
         opt_state: The optimizer's state.
-        batch: Samples ``[B, ...]``.
+        batch: Samples ``[B, ...]``; of an ``OnPolicyBatch`` those that are valid are shared out
+            evenly.
         key: PRNG key of the shuffles.
         optimizer: Of unit learning rate.
         learning_rate: Step size.
@@ -127,7 +128,8 @@ def fit(
 
     def epoch(carry, key):
         learned, stopped = carry
-        samples = minibatches(key, batch, num_minibatches, shuffle)
+        valid = getattr(batch, "valid", None)
+        samples = minibatches(key, batch, num_minibatches, shuffle, valid)
         updated, info = packed_scan(minibatch_step, learned, samples)
         info = jax.tree.map(jnp.mean, info)
         if max_kl is None or "kl" not in info:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.config import Number
+from purerl.pieces.rows import mean
 from purerl.records import Info, OnPolicyBatch, PyTree
 
 Loss = Callable[[PyTree, Any], tuple[jax.Array, Info]]  # (params, batch) -> (scalar, info)
@@ -95,8 +96,8 @@ def critic_loss(value: jax.Array, batch: OnPolicyBatch, clip: Number | None = No
         clip: None: not clipped.
     """
     if clip is None:
-        return jnp.mean(value_loss(value, batch.target))
-    return jnp.mean(clipped_value_loss(value, batch.value, batch.target, clip))
+        return mean(value_loss(value, batch.target), batch.valid)
+    return mean(clipped_value_loss(value, batch.value, batch.target, clip), batch.valid)
 
 
 def make_critic_loss(network: Any, clip: Number | None = None) -> Loss:
@@ -108,8 +109,8 @@ def make_critic_loss(network: Any, clip: Number | None = None) -> Loss:
     """
 
     def loss(params: PyTree, batch: OnPolicyBatch) -> tuple[jax.Array, Info]:
-        mean = critic_loss(network.apply(params, batch.obs)[1], batch, clip)
-        return mean, {"value_loss": mean}
+        loss = critic_loss(network.apply(params, batch.obs)[1], batch, clip)
+        return loss, {"value_loss": loss}
 
     return loss
 
@@ -271,9 +272,9 @@ def actor_critic_loss(
         ``(loss, info)``; info has the terms: ``policy_loss``, ``value_loss``, ``entropy``.
     """
     log_prob = distribution.log_prob(batch.action)
-    policy = jnp.mean(policy_gradient_loss(log_prob, batch.advantage))
+    policy = mean(policy_gradient_loss(log_prob, batch.advantage), batch.valid)
     critic = critic_loss(value, batch)
-    entropy = jnp.mean(distribution.entropy())
+    entropy = mean(distribution.entropy(), batch.valid)
     total = policy + value_coef * critic - entropy_coef * entropy
     info = {"loss": total, "policy_loss": policy, "value_loss": critic, "entropy": entropy}
     return total, info

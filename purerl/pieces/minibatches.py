@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.config import check_integer
+from purerl.pieces.rows import in_front
 from purerl.records import PyTree
 
 
@@ -46,7 +47,13 @@ def permutation(key: jax.Array, n: int) -> jax.Array:
     return x.astype(jnp.int32)
 
 
-def minibatches(key: jax.Array, batch: PyTree, count: int, shuffle: bool = True) -> PyTree:
+def minibatches(
+    key: jax.Array,
+    batch: PyTree,
+    count: int,
+    shuffle: bool = True,
+    valid: jax.Array | None = None,
+) -> PyTree:
     """Splits a batch into ``count`` minibatches of equal size.
 
     Args:
@@ -54,6 +61,7 @@ def minibatches(key: jax.Array, batch: PyTree, count: int, shuffle: bool = True)
         batch: JAX's or NumPy's arrays ``[B, ...]``.
         count: Number of minibatches; must divide B.
         shuffle: Whether to shuffle first.
+        valid: Which samples count, bool ``[B]``: each minibatch gets its share of them. None: all.
 
     Returns:
         The same pytree with JAX's arrays ``[count, B / count, ...]``.
@@ -69,8 +77,9 @@ def minibatches(key: jax.Array, batch: PyTree, count: int, shuffle: bool = True)
             f"a batch of {size} samples cannot be split into {count} equal minibatches; choose "
             "a number of minibatches that divides num_envs * rollout_length."
         )
-    if shuffle and count > 1:
-        order = permutation(key, size)
+    if count > 1 and (shuffle or valid is not None):
+        order = permutation(key, size) if shuffle else jnp.arange(size)
+        order = order if valid is None else in_front(order, valid, count)
         batch = jax.tree.map(
             lambda x: x.at[order].get(mode="promise_in_bounds", unique_indices=True), batch
         )

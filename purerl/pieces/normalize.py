@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from purerl.records import PyTree
+
 
 class Moments(NamedTuple):
     """Number, mean and variance (population) of what was seen so far.
@@ -38,13 +40,14 @@ def init_moments(shape: tuple[int, ...] = (), dtype: jnp.dtype | None = None) ->
     return Moments(zero, jnp.zeros(shape, dtype), jnp.ones(shape, dtype))
 
 
-def merge_moments(moments: Moments, batch: jax.Array) -> Moments:
+def merge_moments(moments: Moments, batch: jax.Array, valid: jax.Array | None = None) -> Moments:
     """Moments of all samples seen and those of ``batch`` together.
 
     Args:
         moments: Of samples of shape ``[...]``.
         batch: New samples, any number of leading axes: ``[T, N, ...]``. One with an element that is
             not finite does not count.
+        valid: Which of them count at all, bool ``[T, N]``; None: all.
 
     References:
         Chan, Golub and LeVeque 1983, eq. 2.1.
@@ -52,6 +55,8 @@ def merge_moments(moments: Moments, batch: jax.Array) -> Moments:
     batch = jnp.asarray(batch, moments.mean.dtype)
     lead = batch.ndim - moments.mean.ndim
     finite = jnp.all(jnp.isfinite(batch), range(lead, batch.ndim), keepdims=True)
+    if valid is not None:
+        finite &= valid.reshape(finite.shape)
     size = jnp.sum(finite, dtype=batch.dtype)
     counted = jnp.broadcast_to(finite, batch.shape)
     mean, var = (f(batch, range(lead), where=counted) for f in (jnp.mean, jnp.var))
@@ -76,6 +81,46 @@ def normalize(x: jax.Array, moments: Moments, clip: float | None = 10.0) -> jax.
     y = (x - mean) / jnp.sqrt(var + 1e-8)
     y = y if clip is None else jnp.clip(y, -clip, clip)
     return jnp.where(moments.seen > 0, y, x)
+
+
+def init_obs_moments(obs: PyTree) -> PyTree:
+    """Moments of no observations: of each array of numbers; bytes and masks have none.
+
+    Args:
+        obs: ``[N, *O]``.
+    """
+
+    def init(x: jax.Array) -> Moments | None:
+        real = jnp.issubdtype(x.dtype, jnp.floating)
+        return init_moments(x.shape[1:], x.dtype) if real else None
+
+    return jax.tree.map(init, obs)
+
+
+def normalize_obs(obs: PyTree, moments: PyTree, clip: float | None = 10.0) -> PyTree:
+    """:func:`normalize`, of each array that has moments; the others as they are.
+
+    Args:
+        obs: ``[..., *O]``.
+        moments: As :func:`init_obs_moments` makes them.
+        clip: As in :func:`normalize`.
+    """
+    return jax.tree.map(lambda x, m: x if m is None else normalize(x, m, clip), obs, moments)
+
+
+def merge_obs_moments(moments: PyTree, obs: PyTree, valid: jax.Array | None = None) -> PyTree:
+    """:func:`merge_moments`, of each array that has moments.
+
+    Args:
+        moments: As :func:`init_obs_moments` makes them.
+        obs: ``[..., *O]``.
+        valid: As in :func:`merge_moments`.
+    """
+
+    def merge(x: jax.Array, m: Moments | None) -> Moments | None:
+        return None if m is None else merge_moments(m, x, valid)
+
+    return jax.tree.map(merge, obs, moments)
 
 
 class RewardScaler(NamedTuple):
@@ -106,6 +151,7 @@ def scale_rewards(
     done: jax.Array,
     gamma: float | jax.Array,
     clip: float | None = 10.0,
+    valid: jax.Array | None = None,
 ) -> tuple[jax.Array, RewardScaler]:
     """Rewards divided by the standard deviation known before them, and the scaler after them.
 
@@ -117,6 +163,8 @@ def scale_rewards(
         done: Terminated or truncated, ``[T, N]``: the running sum starts anew.
         gamma: Discount of the running sum.
         clip: Bound on the absolute result; None: no bound.
+        valid: Which rewards count, bool ``[T, N]``: the running sum passes over the others. None:
+            all.
 
     Returns:
         ``(scaled reward [T, N], scaler)``.
@@ -128,11 +176,13 @@ def scale_rewards(
     real = scaler.running.dtype
 
     def step(running, transition):
-        r, d = transition
+        r, d, counts = transition
         total = (running * gamma + r).astype(real)
-        return jnp.where(d | ~jnp.isfinite(total), 0, total), total
+        after = jnp.where(d | ~jnp.isfinite(total), 0, total)
+        return (after if counts is None else jnp.where(counts, after, running)), total
 
-    running, totals = jax.lax.scan(step, scaler.running, (jnp.asarray(reward, real), done))
+    transitions = jnp.asarray(reward, real), done, valid
+    running, totals = jax.lax.scan(step, scaler.running, transitions)
     mean = jnp.zeros((), real)  # rewards are divided and not centred, so that they keep their sign
     scaled = normalize(reward, scaler.moments._replace(mean=mean), clip)
-    return scaled, RewardScaler(running, merge_moments(scaler.moments, totals))
+    return scaled, RewardScaler(running, merge_moments(scaler.moments, totals, valid))

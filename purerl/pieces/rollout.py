@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from purerl.envs import Env
 from purerl.pieces.packing import make_packing, packed_scan
-from purerl.records import PyTree, Rollout
+from purerl.records import PyTree, Rollout, num_rows
 
 UNROLL = 4  # steps in a turn of the loop, on accelerators
 
@@ -57,7 +57,7 @@ class Actors(NamedTuple):
     """
 
     env_state: PyTree
-    obs: jax.Array
+    obs: PyTree
     episodes: Episodes
 
 
@@ -74,7 +74,7 @@ def reset(env: Env, num_envs: int, key: jax.Array) -> Actors:
 
 
 def unroll(
-    act: Callable[[jax.Array, PyTree], tuple[jax.Array, Any]],
+    act: Callable[[PyTree, PyTree], tuple[jax.Array, Any]],
     env: Env,
     actors: Actors,
     key: jax.Array,
@@ -102,7 +102,7 @@ def unroll(
     Returns:
         ``(actors, rollout [T, N], statistics)``.
     """
-    num_envs = actors.obs.shape[0]
+    num_envs = num_rows(actors.obs)
     # All of a rollout's keys and resets at once: one hash over a long array instead of T over
     # short ones. On a CPU the hashes were a third of the time of a rollout of CartPole.
     keys = jax.random.split(key, (length, 1 + 2 * num_envs))

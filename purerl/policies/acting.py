@@ -1,17 +1,38 @@
 """What algorithms do with a network: check it, initialize it, apply it, act with it."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 from flax.errors import InvalidRngError, ScopeParamShapeError
 
-from purerl.checks import check_action_space
-from purerl.policies.distributions import Categorical, DiagGaussian
+from purerl.checks import check_action_space, shape_of
+from purerl.policies.distributions import (
+    Categorical,
+    DiagGaussian,
+    MultiCategorical,
+    forbid,
+    forbid_values,
+)
 from purerl.policies.networks import ActorCritic, NetworkConfig
-from purerl.records import ActionSpace, Ahead, Discrete, PyTree
+from purerl.records import (
+    ActionSpace,
+    Ahead,
+    Box,
+    Discrete,
+    MultiDiscrete,
+    PyTree,
+    action_mask,
+    num_rows,
+)
 
+# By the action space: which distribution fits, and what the actions are, in words.
+FITTING = {
+    Discrete: ("Categorical", "Discrete"),
+    MultiDiscrete: ("MultiCategorical", "MultiDiscrete"),
+    Box: ("DiagGaussian", "a Box"),
+}
 METHODS = ("sample", "mode", "log_prob", "entropy", "kl")
 STATELESS = (
     "but a network here is a function of parameters and observations alone, so it can have no "
@@ -31,7 +52,35 @@ def default_network(action_space: ActionSpace, config: NetworkConfig, network: A
         TypeError: If the network has no ``init`` and ``apply``.
     """
     check_action_space(action_space)
-    return ActorCritic(action_space, config) if network is None else check_network(network)
+    if network is None:
+        return ActorCritic(action_space, config)
+    return Legal(check_network(network), getattr(action_space, "counts", None))
+
+
+class Legal(NamedTuple):
+    """A user's network whose output has nothing that observations forbid; a :class:`Network`.
+
+    Attributes:
+        network: ``apply(params, obs, ...)`` to a tuple that begins with a distribution, or to
+            action values ``[B, K]``.
+        counts: Of a MultiDiscrete.
+    """
+
+    network: Any
+    counts: tuple[int, ...] | None = None
+
+    def init(self, key: jax.Array, obs: PyTree) -> PyTree:
+        """As the network does it."""
+        return self.network.init(key, obs)
+
+    def apply(self, params: PyTree, obs: PyTree, *args: Any, **kwargs: Any) -> Any:
+        """As the network does it, without what an ``action_mask`` in ``obs`` forbids."""
+        output, mask = self.network.apply(params, obs, *args, **kwargs), action_mask(obs)
+        if mask is None:
+            return output
+        if isinstance(output, tuple | list):
+            return forbid(output[0], mask, self.counts), *output[1:]
+        return forbid_values(output, mask)
 
 
 def check_network(network: Any) -> Any:
@@ -54,7 +103,7 @@ def check_network(network: Any) -> Any:
     return network
 
 
-def apply_network(network: Any, params: PyTree, obs: jax.Array, *args: Any) -> Any:
+def apply_network(network: Any, params: PyTree, obs: PyTree, *args: Any) -> Any:
     """``network.apply`` with a message that names the observations if their shape is wrong.
 
     Args:
@@ -70,13 +119,13 @@ def apply_network(network: Any, params: PyTree, obs: jax.Array, *args: Any) -> A
         return network.apply(params, obs, *args)
     except ScopeParamShapeError as error:
         raise ValueError(
-            f"obs has shape {obs.shape}, but the parameters were made for another one; give "
+            f"obs has shape {shape_of(obs)}, but the parameters were made for another one; give "
             f"observations [B, *O] as given to init. ({error})"
         ) from error
 
 
 def init_params(
-    network: Any, action_space: ActionSpace, obs: jax.Array, key: jax.Array, *, q: bool = False
+    network: Any, action_space: ActionSpace, obs: PyTree, key: jax.Array, *, q: bool = False
 ) -> PyTree:
     """Parameters of a network with a policy, after a check of what it returns, by tracing it.
 
@@ -98,6 +147,9 @@ def init_params(
         choices = (action_space.num_actions,) if isinstance(action_space, Discrete) else ()
         if isinstance(policy, Categorical):
             yield "logits", policy.logits, batch + choices
+        if isinstance(action_space, MultiDiscrete) and isinstance(policy, MultiCategorical):
+            counts = action_space.counts
+            yield "logits", policy.logits, (*batch, len(counts), max(counts))
         action, shape = policy.sample(key), batch + getattr(action_space, "shape", ())
         yield "sampled actions", action, shape
         yield "best actions", policy.mode(), shape
@@ -111,7 +163,7 @@ def init_params(
     return _init(network, obs, key, outputs, action_space)
 
 
-def init_q_params(network: Any, action_space: Discrete, obs: jax.Array, key: jax.Array) -> Any:
+def init_q_params(network: Any, action_space: Discrete, obs: PyTree, key: jax.Array) -> Any:
     """Parameters of a network of action values, after a check of what it returns.
 
     Args:
@@ -128,23 +180,24 @@ def init_q_params(network: Any, action_space: Discrete, obs: jax.Array, key: jax
     def outputs(params: PyTree, batch: tuple[int]) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
         yield "q", network.apply(params, obs), (*batch, action_space.num_actions)
 
-    return _init(check_network(network), obs, key, outputs, action_space)
+    return _init(network, obs, key, outputs, action_space)
 
 
-def _init(network: Any, obs: jax.Array, key: jax.Array, outputs: Any, space: ActionSpace) -> PyTree:
+def _init(network: Any, obs: PyTree, key: jax.Array, outputs: Any, space: ActionSpace) -> PyTree:
     """Initializes parameters, and checks the outputs' shapes by tracing."""
 
     def check(params: PyTree) -> None:
-        for name, got, wanted in outputs(params, obs.shape[:1]):
+        for name, got, wanted in outputs(params, (num_rows(obs),)):
             shape = getattr(got, "shape", f"that of a {type(got).__name__}")
             if shape != wanted:
                 raise ValueError(
                     f"the network's {name} has shape {shape}, wanted {wanted} for "
-                    f"observations of shape {obs.shape} and actions of {space}."
+                    f"observations of shape {shape_of(obs)} and actions of {space}."
                 )
 
     params = network.init(key, obs)
-    kept = set(params) - {"params"} if isinstance(network, nn.Module) else None
+    module = getattr(network, "network", network)
+    kept = set(params) - {"params"} if isinstance(module, nn.Module) else None
     if kept:
         raise TypeError(f"the network keeps {', '.join(sorted(kept))}, {STATELESS}")
     try:
@@ -160,15 +213,13 @@ def _pair(output: Any, action_space: ActionSpace) -> Any:
     if type(output) not in (tuple, list) or len(output) != 2:
         raise TypeError(f"the network returns a {type(output).__name__}, wanted a pair {wanted}.")
     policy, kind = output[0], type(output[0]).__name__
-    fitting, actions = "DiagGaussian", "a Box"
-    if isinstance(action_space, Discrete):
-        fitting, actions = "Categorical", "Discrete"
+    fitting, actions = FITTING[type(action_space)]
     if not all(callable(getattr(policy, name, None)) for name in METHODS):
         raise TypeError(
             f"the network's policy is a {kind}, wanted a distribution with {', '.join(METHODS)}; "
             f"return purerl.{fitting}(...), see help(purerl.Distribution)."
         )
-    if isinstance(policy, Categorical | DiagGaussian) and kind != fitting:
+    if isinstance(policy, Categorical | MultiCategorical | DiagGaussian) and kind != fitting:
         raise TypeError(
             f"the network returns a {kind}, but the actions are {actions}; return a {fitting}."
         )

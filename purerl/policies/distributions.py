@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Distribution(Protocol):
@@ -16,7 +17,8 @@ class Distribution(Protocol):
     One of your own has these five methods and is a pytree (a ``NamedTuple`` is one) whose leaves
     have the batch axes first. Everything but ``sample`` is differentiated. With two more methods,
     ``noise(key, lead)`` and ``from_noise(noise)``, the random numbers of a whole rollout are drawn
-    at once, which is faster: see :class:`Categorical`.
+    at once, which is faster: see :class:`Categorical`. Where observations have an ``action_mask``,
+    it has ``masked(mask)`` too, the same distribution without the actions that are not allowed.
     """
 
     def sample(self, key: jax.Array) -> jax.Array:
@@ -63,6 +65,10 @@ class Categorical(NamedTuple):
 
     logits: jax.Array
 
+    def masked(self, mask: jax.Array) -> "Categorical":
+        """Without the actions for which ``mask`` (bool ``[..., K]``) is False."""
+        return Categorical(jnp.where(mask, self.logits, -jnp.inf))
+
     def log_probs(self) -> jax.Array:
         """Log-probabilities of all actions, ``[..., K]``."""
         return jax.nn.log_softmax(_wide(self.logits))
@@ -105,6 +111,98 @@ def _weighted(log_p: jax.Array, x: jax.Array) -> jax.Array:
     """``exp(log_p) * x`` with 0 * inf = 0, in the gradient too."""
     possible = jnp.isfinite(log_p)
     return jnp.where(possible, jnp.exp(log_p) * jnp.where(possible, x, 0), 0)
+
+
+class MultiCategorical(NamedTuple):
+    r"""Independent choices: a product of :class:`Categorical`, over actions ``[..., D]``.
+
+    Attributes:
+        logits: ``[..., D, K]``, with K of the choice that has most; ``-inf`` beyond the others.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> policy = MultiCategorical.of(jnp.zeros((1, 5)), (3, 2))
+        >>> policy.logits.shape, policy.mode().tolist(), f"{policy.entropy()[0]:.4f}"
+        ((1, 2, 3), [[0, 0]], '1.7918')
+    """
+
+    logits: jax.Array
+
+    @classmethod
+    def of(cls, logits: jax.Array, counts: tuple[int, ...]) -> "MultiCategorical":
+        """From the logits of all choices, one after the other, ``[..., sum(counts)]``."""
+        return cls(_side_by_side(logits, counts, -jnp.inf))
+
+    def masked(self, mask: jax.Array) -> "MultiCategorical":
+        """Without what ``mask`` (bool ``[..., D, K]``) forbids."""
+        return MultiCategorical(jnp.where(mask, self.logits, -jnp.inf))
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One action a row, int32 ``[..., D]``."""
+        return self.from_noise(self.noise(key))
+
+    def noise(self, key: jax.Array, lead: tuple[int, ...] = ()) -> jax.Array:
+        """Numbers for ``lead`` samples of all rows, ``[*lead, ..., D, K]``."""
+        return Categorical(self.logits).noise(key, lead)
+
+    def from_noise(self, noise: jax.Array) -> jax.Array:
+        """The action a row, int32 ``[..., D]``, that is a sample for noise ``[..., D, K]``."""
+        return Categorical(self.logits).from_noise(noise)
+
+    def mode(self) -> jax.Array:
+        """The most probable action, int32 ``[..., D]``."""
+        return Categorical(self.logits).mode()
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """Log-probability of ``action`` (int ``[..., D]``), ``[...]``."""
+        return jnp.sum(Categorical(self.logits).log_prob(action), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """The sum of the choices' entropies in nats, ``[...]``."""
+        return jnp.sum(Categorical(self.logits).entropy(), axis=-1)
+
+    def kl(self, other: "MultiCategorical") -> jax.Array:
+        """The sum of the choices' divergences in nats, ``[...]``."""
+        return jnp.sum(Categorical(self.logits).kl(Categorical(other.logits)), axis=-1)
+
+
+def _side_by_side(x: jax.Array, counts: tuple[int, ...], fill: Any) -> jax.Array:
+    """``[..., sum(counts)]`` as rows ``[..., D, max(counts)]``, the shorter ones filled up."""
+    parts = jnp.split(x, np.cumsum(counts)[:-1], axis=-1)
+    widths = [[(0, 0)] * (x.ndim - 1) + [(0, max(counts) - n)] for n in counts]
+    pairs = zip(parts, widths, strict=True)
+    return jnp.stack([jnp.pad(part, w, constant_values=fill) for part, w in pairs], axis=-2)
+
+
+def forbid(policy: Any, mask: jax.Array | None, counts: tuple[int, ...] | None = None) -> Any:
+    """A distribution without the actions that observations forbid.
+
+    Args:
+        policy: Over actions ``[...]``, with a method ``masked``.
+        mask: What is allowed, bool ``[..., K]``; None: all.
+        counts: Of a MultiDiscrete, whose choices lie one after the other in the mask.
+
+    Raises:
+        TypeError: If the distribution cannot do without some actions.
+    """
+    if mask is None:
+        return policy
+    if not hasattr(policy, "masked"):
+        raise TypeError(
+            f"observations have an action_mask, and a {type(policy).__name__} has no masked(mask); "
+            "return a purerl.Categorical or MultiCategorical, or add the method."
+        )
+    return policy.masked(mask if counts is None else _side_by_side(mask, counts, False))
+
+
+def forbid_values(q: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Action values, -inf of what is not allowed.
+
+    Args:
+        q: ``[..., K]``.
+        mask: What is allowed, bool ``[..., K]``; None: all.
+    """
+    return q if mask is None else jnp.where(mask, q, -jnp.inf)
 
 
 class DiagGaussian(NamedTuple):

@@ -12,8 +12,23 @@ import jax
 import jax.numpy as jnp
 
 from purerl.config import Config, field
-from purerl.policies.distributions import Categorical, DiagGaussian, Distribution
-from purerl.records import ActionSpace, Discrete, PyTree
+from purerl.policies.distributions import (
+    Categorical,
+    DiagGaussian,
+    Distribution,
+    MultiCategorical,
+    forbid,
+    forbid_values,
+)
+from purerl.records import (
+    ActionSpace,
+    Discrete,
+    MultiDiscrete,
+    PyTree,
+    action_mask,
+    inputs_of,
+    num_rows,
+)
 
 Activation = Literal["tanh", "relu", "elu", "swish", "gelu"]
 TorsoKind = Literal["auto", "mlp", "conv"]
@@ -27,13 +42,16 @@ class Network(Protocol):
     one of a network of theirs; :class:`purerl.NetworkFunctions` of two functions.
     """
 
-    def init(self, key: jax.Array, obs: jax.Array) -> PyTree:
+    def init(self, key: jax.Array, obs: PyTree) -> PyTree:
         """Parameters for observations ``[B, *O]``: a pytree of arrays, each of which is trained."""
 
-    def apply(self, params: PyTree, obs: jax.Array) -> Any:
+    def apply(self, params: PyTree, obs: PyTree) -> Any:
         """``(distribution, value [B])`` of observations ``[B, *O]``, with a
         :class:`purerl.Distribution` over actions; for DQN ``q [B, K]``; for a critic of action
         values it takes ``action=None`` too, and the value is that of the action, or of all.
+
+        It gets an observation whole, its ``action_mask`` too; what that forbids is taken out of
+        its output by the algorithm.
         """
 
 
@@ -50,6 +68,12 @@ class NetworkConfig(Config):
     )
     conv_features: int = field(16, "Channels of the convolution.")
     shared: bool = field(False, "One trunk for actor and critic instead of two.")
+    state_dependent_std: bool = field(
+        False, "A Gaussian's log-std as an output; else the same in all states, a parameter."
+    )
+    initial_log_std: float = field(0.0, "A Gaussian's log-std at the start.", "(-inf, inf)")
+    min_log_std: float | None = field(None, "Bound on a Gaussian's log-std.", "(-inf, inf)")
+    max_log_std: float | None = field(None, "Bound on a Gaussian's log-std.", "(-inf, inf)")
     orthogonal_init: bool = field(
         True, "Orthogonal weights (sqrt 2, policy head 0.01, value head 1); else flax's default."
     )
@@ -98,7 +122,7 @@ def _narrow_product(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) 
 
 
 class MLP(nn.Module):
-    """Hidden layers ``[B, *O] -> [B, hidden_sizes[-1]]``; the observation is flattened."""
+    """Hidden layers ``[B, *O] -> [B, hidden_sizes[-1]]``; what is not flat is flattened."""
 
     config: NetworkConfig = NetworkConfig()
 
@@ -136,20 +160,35 @@ class Conv(nn.Module):
         return dense(self.features, 2**0.5, self.orthogonal)(patches)
 
 
-def convolved(config: NetworkConfig, x: jax.Array) -> jax.Array:
-    """Observations after the convolution, if there is one; called within a module.
+def features_of(config: NetworkConfig, obs: PyTree) -> jax.Array:
+    """Observations as the input of an MLP: after the convolution, where there is one, and with the
+    leaves of a pytree flattened and side by side; called within a module.
 
     Args:
-        config: Whose ``torso`` says when.
-        x: ``[B, *O]``.
+        config: Whose ``torso`` says when to convolve.
+        obs: ``[B, *O]``; bytes are scaled by 1/255, and an ``action_mask`` is left out.
     """
-    kind = config.torso
-    if kind == "conv" and x.ndim != 4:
+    leaves = [_real(x) for x in inputs_of(obs)]
+    if config.torso == "conv" and not any(x.ndim == 4 for x in leaves):
         raise ValueError(
-            f"observations have shape {x.shape[1:]}, wanted [H, W, C] for torso='conv'; "
-            "set torso='mlp' or 'auto' in NetworkConfig."
+            f"observations have shape {', '.join(str(x.shape[1:]) for x in leaves)}, wanted "
+            "[H, W, C] for torso='conv'; set torso='mlp' or 'auto' in NetworkConfig."
         )
-    if kind == "mlp" or x.ndim != 4:
+    leaves = [_convolved(config, x) for x in leaves]
+    if len(leaves) == 1:
+        return leaves[0]
+    return jnp.concatenate([x.reshape(len(x), -1) for x in leaves], axis=-1)
+
+
+def _real(x: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    real = jnp.result_type(float)
+    return x.astype(real) / 255 if x.dtype == jnp.uint8 else x.astype(real)
+
+
+def _convolved(config: NetworkConfig, x: jax.Array) -> jax.Array:
+    if config.torso == "mlp" or x.ndim != 4:
         return x
     return getattr(nn, config.activation)(Conv(config.conv_features, config.orthogonal_init)(x))
 
@@ -160,29 +199,38 @@ class Torso(nn.Module):
     config: NetworkConfig = NetworkConfig()
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, obs: PyTree) -> jax.Array:
         """``[B, *O] -> [B, hidden_sizes[-1]]``."""
-        return MLP(self.config)(convolved(self.config, x))
+        return MLP(self.config)(features_of(self.config, obs))
 
 
 class PolicyHead(nn.Module):
     """Features ``[B, F]`` to the action space's distribution.
 
-    Discrete: Categorical. Box: DiagGaussian whose log-std is a parameter, the same in every state.
+    Discrete: Categorical; MultiDiscrete: MultiCategorical; both without the actions that a mask
+    forbids. Box: DiagGaussian whose log-std is a parameter, the same in every state, or an output.
     """
 
     action_space: ActionSpace
-    orthogonal: bool = True
+    config: NetworkConfig = NetworkConfig()
 
     @nn.compact
-    def __call__(self, features: jax.Array) -> Distribution:
-        """``[B, F]`` to a distribution over ``[B]`` actions."""
-        if isinstance(self.action_space, Discrete):
-            logits = dense(self.action_space.num_actions, 0.01, self.orthogonal)(features)
-            return Categorical(logits)
-        (size,) = self.action_space.shape
-        mean = dense(size, 0.01, self.orthogonal)(features)
-        log_std = self.param("log_std", nn.initializers.zeros, (size,), mean.dtype)
+    def __call__(self, features: jax.Array, mask: jax.Array | None = None) -> Distribution:
+        """``[B, F]`` and perhaps a mask ``[B, K]`` to a distribution over ``[B]`` actions."""
+        space, orthogonal = self.action_space, self.config.orthogonal_init
+        if isinstance(space, Discrete):
+            return forbid(Categorical(dense(space.num_actions, 0.01, orthogonal)(features)), mask)
+        if isinstance(space, MultiDiscrete):
+            logits = dense(sum(space.counts), 0.01, orthogonal)(features)
+            return forbid(MultiCategorical.of(logits, space.counts), mask, space.counts)
+        (size,), config = space.shape, self.config
+        mean = dense(size, 0.01, orthogonal)(features)
+        if config.state_dependent_std:
+            log_std = config.initial_log_std + dense(size, 0.01, orthogonal, "log_std")(features)
+        else:
+            initial = nn.initializers.constant(config.initial_log_std)
+            log_std = self.param("log_std", initial, (size,), mean.dtype)
+        log_std = jnp.clip(log_std, config.min_log_std, config.max_log_std)
         return DiagGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
 
 
@@ -193,13 +241,13 @@ class ActorCritic(nn.Module):
     config: NetworkConfig = NetworkConfig()
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> tuple[Distribution, jax.Array]:
+    def __call__(self, obs: PyTree) -> tuple[Distribution, jax.Array]:
         """Observations ``[B, *O]`` to ``(distribution [B], value [B])``."""
-        actor = Torso(self.config, name="torso" if self.config.shared else "actor")(obs)
-        critic = actor if self.config.shared else Torso(self.config, name="critic")(obs)
-        orthogonal = self.config.orthogonal_init
-        distribution = PolicyHead(self.action_space, orthogonal, name="policy_head")(actor)
-        value = dense(1, 1.0, orthogonal, name="value_head")(critic)
+        config, mask = self.config, action_mask(obs)
+        actor = Torso(config, name="torso" if config.shared else "actor")(obs)
+        critic = actor if config.shared else Torso(config, name="critic")(obs)
+        distribution = PolicyHead(self.action_space, config, name="policy_head")(actor, mask)
+        value = dense(1, 1.0, config.orthogonal_init, name="value_head")(critic)
         return distribution, value[:, 0]
 
 
@@ -215,8 +263,8 @@ class ActorQCritic(nn.Module):
     """Policy and action value Q(s, a), with separate trunks.
 
     The call returns ``(distribution [B], q [B])``. For discrete actions Q has one output an action
-    (``action=None`` returns them all, ``[B, K]``); for Box actions Q takes the action as input,
-    after the convolution where there is one.
+    (``action=None`` returns them all, ``[B, K]``); for others Q takes the action as input (the
+    choices of a MultiDiscrete one-hot), after the convolution where there is one.
 
     Raises:
         ValueError: If a shared trunk is asked for.
@@ -227,29 +275,36 @@ class ActorQCritic(nn.Module):
 
     @nn.compact
     def __call__(
-        self, obs: jax.Array, action: jax.Array | None = None
+        self, obs: PyTree, action: jax.Array | None = None
     ) -> tuple[Distribution, jax.Array]:
         """``[B, *O]`` and perhaps actions ``[B, *A]`` to ``(distribution, q)``."""
         _refuse_shared(self.config)
-        orthogonal = self.config.orthogonal_init
-        features = Torso(self.config, name="actor")(obs)
-        distribution = PolicyHead(self.action_space, orthogonal, name="policy_head")(features)
-        if isinstance(self.action_space, Discrete):
-            features = Torso(self.config, name="critic")(obs)
-            q = dense(self.action_space.num_actions, 1.0, orthogonal, name="q_head")(features)
+        config, space, mask = self.config, self.action_space, action_mask(obs)
+        features = Torso(config, name="actor")(obs)
+        distribution = PolicyHead(space, config, name="policy_head")(features, mask)
+        orthogonal = config.orthogonal_init
+        if isinstance(space, Discrete):
+            features = Torso(config, name="critic")(obs)
+            q = dense(space.num_actions, 1.0, orthogonal, name="q_head")(features)
             if action is not None:
                 q = jnp.take_along_axis(q, action[:, None], axis=-1)[:, 0]
             return distribution, q
+        inputs = features_of(config, obs)
         if action is None:  # only the shapes matter: initialization, and acting
-            action = jnp.zeros((obs.shape[0], *self.action_space.shape), obs.dtype)
-        obs = convolved(self.config, obs)
-        pair = jnp.concatenate([obs.reshape(obs.shape[0], -1), action], axis=-1)
-        q = dense(1, 1.0, orthogonal, name="q_head")(MLP(self.config, name="critic")(pair))
+            dtype = jnp.int32 if isinstance(space, MultiDiscrete) else inputs.dtype
+            action = jnp.zeros((num_rows(obs), *space.shape), dtype)
+        if isinstance(space, MultiDiscrete):
+            choices = [jax.nn.one_hot(action[:, i], n) for i, n in enumerate(space.counts)]
+            action = jnp.concatenate(choices, axis=-1)
+        pair = jnp.concatenate([inputs.reshape(len(inputs), -1), action], axis=-1)
+        q = dense(1, 1.0, orthogonal, name="q_head")(MLP(config, name="critic")(pair))
         return distribution, q[:, 0]
 
 
 class QNetwork(nn.Module):
     r"""Action values for discrete actions; ``dueling`` splits them into value and advantages.
+
+    Of actions that an ``action_mask`` forbids they are -inf.
 
     .. math::
         q(s, a) = v(s) + A(s, a) - \tfrac1K \sum_{a'} A(s, a').
@@ -268,9 +323,12 @@ class QNetwork(nn.Module):
     dueling: bool = False
 
     @nn.compact
-    def __call__(self, obs: jax.Array) -> jax.Array:
+    def __call__(self, obs: PyTree) -> jax.Array:
         """``[B, *O] -> [B, K]``."""
         _refuse_shared(self.config)
+        return forbid_values(self._values(obs), action_mask(obs))
+
+    def _values(self, obs: PyTree) -> jax.Array:
         count, orthogonal = self.action_space.num_actions, self.config.orthogonal_init
         if not self.dueling:
             return dense(count, 1.0, orthogonal, name="q_head")(

@@ -64,7 +64,9 @@ class Replay(NamedTuple):
 
     Attributes:
         init: ``(item) -> state``; shapes and dtypes of one item.
-        add: ``(state, items [N, ...]) -> state``; N at most the capacity.
+        add: ``(state, items [N, ...], valid=None) -> state``; N at most the capacity. An item that
+            is not ``valid`` (bool ``[N]``) has a place but no priority: prioritized replay never
+            draws it, uniform replay does.
         sample: ``(state, key, size, *, progress) -> Sample``.
         update_priorities: ``(state, indices [B], td_error [B]) -> state``.
         capacity: C, the number of places.
@@ -102,7 +104,7 @@ def uniform(capacity: int) -> Replay:
     def init(item: PyTree) -> ReplayState:
         return _empty(item, capacity, None)
 
-    def add(state: ReplayState, items: PyTree) -> ReplayState:
+    def add(state: ReplayState, items: PyTree, valid: jax.Array | None = None) -> ReplayState:
         return _add(state, items, capacity)[0]
 
     def sample(state: ReplayState, key: jax.Array, size: int, *, progress: Number = 0) -> Sample:
@@ -149,9 +151,10 @@ def prioritized(
     def init(item: PyTree) -> ReplayState:
         return _empty(item, capacity, empty_tree(capacity))
 
-    def add(state: ReplayState, items: PyTree) -> ReplayState:
+    def add(state: ReplayState, items: PyTree, valid: jax.Array | None = None) -> ReplayState:
         state, index = _add(state, items, capacity)
         priority = jnp.broadcast_to(state.tree.largest, index.shape)
+        priority = priority if valid is None else jnp.where(valid, priority, 0)
         return state._replace(tree=set_leaves(state.tree, index, priority))
 
     def sample(state: ReplayState, key: jax.Array, size: int, *, progress: Number = 0) -> Sample:

@@ -13,7 +13,7 @@ memory of its own: it is the ``obs`` that lies N places on. Three cases are diff
 * After the newest step of each environment nothing has been added yet: N more places.
 
 No search, and no index an item, is needed: a place's number says at which step it was written.
-An observation is one array here; the buffers of :mod:`purerl.replay.buffers` hold any pytree.
+Each array of an observation that is a pytree is held so.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from purerl.config import Number, check_integer
+from purerl.pieces import rows
 from purerl.pieces.advantages import flatten_time
-from purerl.records import Clock, OffPolicyBatch, Transition
+from purerl.records import Clock, OffPolicyBatch, PyTree, Transition
 from purerl.replay.buffers import Replay, ReplayState, Sample
 from purerl.replay.packed import empty, pack, take_fields
 from purerl.replay.tree import put, take
@@ -42,7 +43,7 @@ class ReplayMemoryState(NamedTuple):
     """
 
     replay: ReplayState
-    last_obs: jax.Array
+    last_obs: PyTree
     steps: Clock
 
 
@@ -64,7 +65,9 @@ class ReplayMemory(NamedTuple):
     update_priorities: Callable[..., ReplayMemoryState]
 
 
-def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> ReplayMemory:
+def replay_memory(
+    replay: Replay, num_envs: int = 1, interval: int = 1, obs: PyTree = None
+) -> ReplayMemory:
     r"""Transitions in a buffer, and n-step returns out of it.
 
     ``batch`` gives
@@ -75,13 +78,16 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
 
     and as ``next_obs`` that of step t + m - 1, before any reset. The sum stops after ``terminated``
     and after ``truncated``, and at the newest step that is held: m is ``n_step`` or less. Where
-    both flags are set, terminated wins. Where d is zero, ``next_obs`` is some observation.
+    both flags are set, terminated wins. Where d is zero, ``next_obs`` is some observation. What is
+    no transition (:attr:`purerl.Transition.valid`) has weight zero, and the others make up for it.
 
     Args:
         replay: :func:`purerl.uniform` or :func:`purerl.prioritized`.
         num_envs: N, environments whose steps are added side by side.
         interval: No environment is truncated twice in fewer steps than this
             (:attr:`purerl.Env.truncation_interval`); 1 is right for all, and takes most memory.
+        obs: Arrays, or their shapes and dtypes, in whose dtypes ``batch`` gives observations; None:
+            floating point.
 
     Raises:
         ValueError: If a number is no positive integer; by ``batch``, if ``n_step`` exceeds the
@@ -110,8 +116,10 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
     windows = -(-(steps_held - 1) // interval) + 1
 
     def init(item: Transition) -> ReplayMemoryState:
-        shape = (windows + 1, num_envs, *item.next_obs.shape)
-        last_obs, steps = jnp.zeros(shape, item.next_obs.dtype), Clock(jnp.zeros((), jnp.int32))
+        def places(x: jax.Array) -> jax.Array:
+            return jnp.zeros((windows + 1, num_envs, *x.shape), x.dtype)
+
+        last_obs, steps = jax.tree.map(places, item.next_obs), Clock(jnp.zeros((), jnp.int32))
         packed = empty(item._replace(next_obs=nothing))
         return ReplayMemoryState(replay.init(packed), last_obs, steps)
 
@@ -125,18 +133,23 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
         items = pack(flatten_time(steps._replace(next_obs=nothing)), state.replay.items)
 
         def remember(last_obs, step):
-            time, truncated, obs = step
+            time, truncated, next_obs = step
             window = window_of(time)
-            before, obs = last_obs[window], obs.astype(last_obs.dtype)
-            after = jnp.where(_like(truncated, obs), obs, before)
             rows = jnp.stack([window, jnp.int32(windows)])
-            return put(last_obs, rows, jnp.stack([after, obs])), None
+
+            def write(last: jax.Array, new: jax.Array) -> jax.Array:
+                new = new.astype(last.dtype)
+                after = jnp.where(_like(truncated, new), new, last[window])
+                return put(last, rows, jnp.stack([after, new]))
+
+            return jax.tree.map(write, last_obs, next_obs), None
 
         times = state.steps.iteration + jnp.arange(length, dtype=jnp.int32)
         each = (times, steps.truncated, steps.next_obs)
         last_obs, _ = jax.lax.scan(remember, state.last_obs, each)
         steps_added = Clock(state.steps.iteration + length)
-        return ReplayMemoryState(replay.add(state.replay, items), last_obs, steps_added)
+        valid = None if steps.valid is None else flatten_time(steps.valid)
+        return ReplayMemoryState(replay.add(state.replay, items, valid), last_obs, steps_added)
 
     def window_of(time: jax.Array) -> jax.Array:
         return (time // interval) % windows
@@ -171,15 +184,22 @@ def replay_memory(replay: Replay, num_envs: int = 1, interval: int = 1) -> Repla
         following = take_fields(items, (last + num_envs) % capacity, field.obs)
         time, env = state.steps.iteration - 1 - age // num_envs, num_envs - 1 - age % num_envs
         row = jnp.where(truncated, window_of(time), windows)
-        apart = take(state.last_obs, row, env)
-        is_apart = _like(truncated | (age < num_envs), apart)
+        is_apart = truncated | (age < num_envs)
+        weight = sample.weight
+        if first.valid is not None:
+            weight = jnp.where(first.valid, weight, 0) * rows.share(first.valid)
+
+        def next_of(last: jax.Array, following: jax.Array) -> jax.Array:
+            apart = take(last, row, env)
+            return jnp.where(_like(is_apart, apart), apart, following)
+
         return OffPolicyBatch(
-            obs=_real(first.obs),
+            obs=_as_seen(first.obs, obs),
             action=first.action,
             reward=reward,
             discount=jnp.where(terminated, 0, discount),
-            next_obs=_real(jnp.where(is_apart, apart, following)),
-            weight=sample.weight,
+            next_obs=_as_seen(jax.tree.map(next_of, state.last_obs, following), obs),
+            weight=weight,
             indices=sample.indices,
         )
 
@@ -194,6 +214,11 @@ def _like(mask: jax.Array, x: jax.Array) -> jax.Array:
     return mask.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _real(obs: jax.Array) -> jax.Array:
-    """Observations that are held as bytes, as numbers again."""
-    return obs if jnp.issubdtype(obs.dtype, jnp.floating) else obs.astype(jnp.result_type(float))
+def _as_seen(held: PyTree, obs: PyTree) -> PyTree:
+    """Observations as they are held, in the dtypes that they were seen in."""
+    if obs is not None:
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), held, obs)
+    real = jnp.result_type(float)
+    return jax.tree.map(
+        lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(real), held
+    )

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.config import check_range
-from purerl.records import PyTree
+from purerl.pieces.rows import mean
+from purerl.records import PyTree, num_rows
 
-Policy = Callable[[PyTree, jax.Array], Any]  # (params, obs [B, *O]) -> distribution over [B]
+Policy = Callable[[PyTree, PyTree], Any]  # (params, obs [B, *O]) -> distribution over [B]
 
 
 def hvp(f: Callable[[PyTree], jax.Array], params: PyTree, v: PyTree) -> PyTree:
@@ -50,7 +51,12 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def fisher_vector_product(
-    policy: Policy, params: PyTree, obs: jax.Array, *, fraction: float = 1.0
+    policy: Policy,
+    params: PyTree,
+    obs: PyTree,
+    *,
+    fraction: float = 1.0,
+    valid: jax.Array | None = None,
 ) -> Callable[[PyTree], PyTree]:
     r"""The Fisher matrix of a policy, as a function :math:`v \mapsto F v`.
 
@@ -70,6 +76,7 @@ def fisher_vector_product(
         params: The old parameters. Those that the policy does not depend on have zero rows.
         obs: ``[B, *O]``.
         fraction: Share of the samples to use, in (0, 1]; always the same ones, evenly spread.
+        valid: Which samples count, bool ``[B]``; None: all.
 
     Returns:
         A linear function of pytrees shaped like ``params``; the result has its argument's dtypes.
@@ -88,12 +95,12 @@ def fisher_vector_product(
         Martens 2020, "New Insights and Perspectives on the Natural Gradient Method", section 9;
         Schulman et al. 2015 (TRPO), appendix C.1.
     """
-    obs = _subsample(obs, fraction)
+    obs, valid = _subsample((obs, valid), fraction)
     distribution = policy(params, obs)
     z, rebuild = floating_leaves(distribution)
     _, push = jax.linearize(lambda p: floating_leaves(policy(p, obs))[0], params)
     pull = jax.linear_transpose(push, params)
-    kl_gradient = jax.grad(lambda z: jnp.mean(distribution.kl(rebuild(z))))
+    kl_gradient = jax.grad(lambda z: mean(distribution.kl(rebuild(z)), valid))
     _, curvature = jax.linearize(kl_gradient, z)
 
     def product(v: PyTree) -> PyTree:
@@ -120,18 +127,19 @@ def floating_leaves(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.A
     return [x for r, x in zip(real, leaves, strict=True) if r], rebuild
 
 
-def _subsample(obs: jax.Array, fraction: float) -> jax.Array:
+def _subsample(samples: PyTree, fraction: float) -> PyTree:
     """``fraction`` of the samples, spread over time steps and environments about alike.
 
     Every k-th sample of ``[T * N]`` would be the same environments again and again where k and N
     have a common divisor; multiples of a step near the golden section have no such pattern.
     """
     check_range("fisher_vector_product", "fraction", fraction, "(0, 1]")
-    size = obs.shape[0]
+    size = num_rows(samples)
     count = max(1, round(fraction * size))
     if count == size:
-        return obs
+        return samples
     step = max(1, round(0.618 * size))
     while math.gcd(step, size) > 1:
         step += 1
-    return obs[np.sort(np.arange(count) * step % size)]
+    rows = np.sort(np.arange(count) * step % size)
+    return jax.tree.map(lambda x: x[rows], samples)

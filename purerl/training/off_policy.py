@@ -26,10 +26,18 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         ValueError: If the sizes do not fit the algorithm's batch or buffer.
     """
     _check(algorithm, env, sizes)
-    memory = replay_memory(algorithm.replay, sizes.num_envs, env.truncation_interval)
+    seen = jax.eval_shape(env.reset, jax.random.key(0))[0]
+    memory = replay_memory(algorithm.replay, sizes.num_envs, env.truncation_interval, seen)
     real, space = jnp.result_type(float), env.action_space
-    action = jnp.zeros(space.shape, real) if isinstance(space, Box) else jnp.int32(0)
-    obs = jnp.zeros(env.obs_shape, real if sizes.replay_obs == "float" else sizes.replay_obs)
+    kind = real if isinstance(space, Box) else jnp.int32
+    action = jnp.zeros(getattr(space, "shape", ()), kind)
+
+    def held(x: jax.Array) -> jax.Array:
+        """A place for an observation's array: of numbers as the sizes say, else as it is."""
+        narrow = sizes.replay_obs != "float" and jnp.issubdtype(x.dtype, jnp.floating)
+        return jnp.zeros(x.shape, sizes.replay_obs if narrow else x.dtype)
+
+    obs = jax.tree.map(held, seen)
     no = jnp.array(False)
     item = Transition(obs, action, jnp.zeros((), real), terminated=no, truncated=no, next_obs=obs)
 
@@ -38,7 +46,7 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         actors, rollout, statistics = states.play(algorithm, env, state, key, length, progress)
         transitions = Transition(*(getattr(rollout, name) for name in Transition._fields))
         replay = memory.add(state.replay, transitions)
-        normalizer = state.normalizer.merge(rollout.obs)
+        normalizer = state.normalizer.merge(rollout.obs, rollout.valid)
         return state._replace(actors=actors, normalizer=normalizer, replay=replay), statistics
 
     def init(key: jax.Array) -> TrainState:

@@ -77,9 +77,9 @@ def _normalize_rollout(rollout, normalizer: Normalizer, gamma):
     seen = rollout._replace(obs=observe(rollout.obs), next_obs=observe(rollout.next_obs))
     if scaler is not None:
         done = rollout.terminated | rollout.truncated
-        reward, scaler = scale_rewards(scaler, rollout.reward, done, gamma)
+        reward, scaler = scale_rewards(scaler, rollout.reward, done, gamma, valid=rollout.valid)
         seen, normalizer = seen._replace(reward=reward), normalizer._replace(reward=scaler)
-    return seen, normalizer.merge(rollout.obs)
+    return seen, normalizer.merge(rollout.obs, rollout.valid)
 
 
 def _check_whole_episodes(env: Env, rollout_length: int) -> None:

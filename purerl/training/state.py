@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from purerl.checks import by_path, described
 from purerl.config import Number
 from purerl.pieces import normalize as moments, rollout as rollouts
-from purerl.records import Clock, Info, PyTree, Rollout
+from purerl.records import Clock, Info, PyTree, Rollout, num_rows
 from purerl.training.evaluation import Evaluation
 from purerl.training.sizes import LoopConfig
 
@@ -18,22 +18,23 @@ class Normalizer(NamedTuple):
     """Running moments of observations and rewards.
 
     Attributes:
-        obs: Of observations, ``[*O]``; None where they are not normalized.
+        obs: Of observations, ``[*O]``, where an array of them is of numbers, not of bytes or of a
+            mask; None where they are not normalized.
         reward: The scale of rewards; None where they are not normalized.
     """
 
-    obs: moments.Moments | None
+    obs: PyTree
     reward: moments.RewardScaler | None
 
-    def observe(self, obs: jax.Array) -> jax.Array:
-        """Observations as the learner sees them."""
-        return obs if self.obs is None else moments.normalize(obs, self.obs)
+    def observe(self, obs: PyTree, clip: float | None = 10.0) -> PyTree:
+        """Observations as the learner sees them, within ``clip`` standard deviations."""
+        return obs if self.obs is None else moments.normalize_obs(obs, self.obs, clip)
 
-    def merge(self, obs: jax.Array) -> "Normalizer":
-        """With the moments of further observations ``[..., *O]``."""
+    def merge(self, obs: PyTree, valid: jax.Array | None = None) -> "Normalizer":
+        """With the moments of further observations ``[..., *O]``, those that are ``valid``."""
         if self.obs is None:
             return self
-        return self._replace(obs=moments.merge_moments(self.obs, obs))
+        return self._replace(obs=moments.merge_obs_moments(self.obs, obs, valid))
 
 
 class TrainState(NamedTuple):
@@ -175,7 +176,7 @@ def start(algorithm: Any, env: Any, sizes: LoopConfig, key: jax.Array) -> TrainS
     learner = algorithm.init(actors.obs, learner_key)
     real, reward = jnp.result_type(float), getattr(sizes, "normalize_reward", False)
     normalizer = Normalizer(
-        moments.init_moments(env.obs_shape, real) if sizes.normalize_obs else None,
+        moments.init_obs_moments(actors.obs) if sizes.normalize_obs else None,
         moments.init_reward_scaler(sizes.num_envs, real) if reward else None,
     )
     zero = jnp.zeros((), jnp.int32)
@@ -217,20 +218,21 @@ def play(
     """
     learner, observe, ahead = state.learner, state.normalizer.observe, algorithm.ahead
 
-    def act(obs: jax.Array, noise: PyTree) -> tuple[jax.Array, Info]:
+    def act(obs: PyTree, noise: PyTree) -> tuple[jax.Array, Info]:
+        count = num_rows(obs)
         if ahead is None:
             acted = algorithm.act(learner, observe(obs), noise, progress=progress)
-            _check_returned("act", "(action, extras)", acted, dict.fromkeys(owed, obs.shape[:1]))
+            _check_returned("act", "(action, extras)", acted, dict.fromkeys(owed, (count,)))
             action, extras = acted
         else:  # the policy stands for the log-probability
             acted = ahead.act(learner, observe(obs), noise, progress=progress)
             _check_pair("ahead.act", "(action, policy)", acted)
             action, extras = acted[0], {"log_prob": acted[1]}
-        wanted = (len(obs), *getattr(env.action_space, "shape", ()))
+        wanted = (count, *getattr(env.action_space, "shape", ()))
         if jnp.shape(action) != wanted:
             raise ValueError(
                 f"the algorithm's act returned actions of shape {jnp.shape(action)}, wanted "
-                f"{wanted}: one of {env.action_space} for each of {len(obs)} environments."
+                f"{wanted}: one of {env.action_space} for each of {count} environments."
             )
         return action, {name: extras[name] for name in owed}
 

@@ -484,7 +484,7 @@ def test_a_rollout_of_numpy_and_a_schedule_of_the_users():
     assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(lambda x: x.dtype, state)
 
 
-@pytest.mark.parametrize("kind", kfac.INVERT)
+@pytest.mark.parametrize("kind", [*kfac.INVERT, "ekfac"])
 def test_a_network_in_bfloat16_keeps_its_dtypes(kind):
     """Factors and inverses are in float32; eigenvalues of bfloat16 there are none."""
 

@@ -317,10 +317,14 @@ def test_what_an_environment_of_ones_own_owes_is_told(moves, message):
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        (Own(observations=spaces.Dict(PARTS)), "Own has observations of Dict; Discrete"),
+        (Own(observations=spaces.Dict(PARTS)), "an observation is a .* without 'a', wanted a dict"),
+        (
+            Own(observations=gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(2)] * 2)),
+            "an observation is no tuple of 2",
+        ),
+        (Own(observations=gymnasium.spaces.Text(3)), "Own has observations of Text; Box"),
         (Own(actions=spaces.Dict(PARTS)), "Own has actions of Dict; Discrete"),
         (Own(actions=spaces.Tuple(tuple(PARTS.values()))), "Own has actions of Tuple"),
-        (Own(actions=gymnasium.spaces.Discrete(2, start=1)), "Own has actions of Discrete; .*from"),
         (object(), "object has no attribute 'reset'; make_env takes a name"),
         (gymnasium.make("CartPole-v1"), "no attribute 'default_params'.*of Gymnasium are no pure"),
         (None, "NoneType has no attribute 'reset'"),
@@ -384,7 +388,10 @@ def test_a_step_of_ones_own_has_to_obey_the_time_limit_that_is_given():
     ("env", "message"),
     [
         (walk()._replace(obs_shape=(2,)), r"walk.reset: obs has shape \(1,\), wanted \(2,\)"),
-        (walk()._replace(action_space=gymnasium.spaces.Discrete(2)), "wanted a Discrete or Box of"),
+        (
+            walk()._replace(action_space=gymnasium.spaces.Discrete(2)),
+            "wanted a Discrete, MultiDiscrete or Box of",
+        ),
         (walk()._replace(step=lambda *args: (0, 1, 2)), r"gives 3 values, wanted \(Step, state"),
         (walk()._replace(step=lambda *args: (0, 1)), "first, wanted a Step"),
     ],

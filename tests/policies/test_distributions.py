@@ -1,5 +1,7 @@
 """Distributions against distrax, scipy and samples, and in the corners of float32."""
 
+import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -12,7 +14,8 @@ from scipy import special, stats
 from purerl.algorithms.a2c import A2CState
 from purerl.policies.acting import make_ahead
 from purerl.policies.adapters import NetworkFunctions
-from purerl.policies.distributions import Categorical, DiagGaussian
+from purerl.policies.distributions import Categorical, DiagGaussian, MultiCategorical, forbid
+from purerl.second_order.products import fisher_vector_product
 
 B, K, D = 20, 5, 3
 
@@ -306,3 +309,52 @@ def test_a_distribution_is_drawn_ahead_by_noise_if_it_has_that_else_by_keys(kind
         np.testing.assert_array_equal(first, policy.sample(noise[0]))
     wanted = jax.nn.log_softmax(state.params)[first]
     np.testing.assert_allclose(ahead.log_prob(policy, first), wanted, rtol=1e-6)
+
+
+def _product(logits, counts):
+    """All actions of a MultiCategorical with their probabilities, by enumeration in float64."""
+    parts, start = [], 0
+    for n in counts:
+        x = np.asarray(logits[start : start + n], np.float64)
+        parts.append(np.exp(x - x.max()) / np.exp(x - x.max()).sum())
+        start += n
+    actions = list(itertools.product(*[range(n) for n in counts]))
+    return actions, np.array(
+        [math.prod(p[a] for p, a in zip(parts, x, strict=True)) for x in actions]
+    )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_several_choices_against_enumeration(masked, x64):
+    counts, rng = (3, 2, 4), np.random.default_rng(0)
+    logits, others = rng.normal(size=(2, 9))
+    mask = np.array([1, 0, 1, 1, 1, 0, 1, 1, 0], bool) if masked else np.ones(9, bool)
+    policy, other = (
+        forbid(MultiCategorical.of(jnp.asarray(x)[None], counts), mask[None], counts)
+        for x in (logits, others)
+    )
+    actions, p = _product(np.where(mask, logits, -np.inf), counts)
+    _, q = _product(np.where(mask, others, -np.inf), counts)
+    got = [float(jnp.exp(policy.log_prob(jnp.array([a])))[0]) for a in actions]
+    np.testing.assert_allclose(got, p, rtol=1e-12, atol=1e-15)
+    on = p > 0
+    np.testing.assert_allclose(policy.entropy(), -np.sum(p[on] * np.log(p[on])), rtol=1e-12)
+    np.testing.assert_allclose(policy.kl(other), np.sum(p[on] * np.log(p[on] / q[on])), rtol=1e-12)
+    assert tuple(policy.mode()[0].tolist()) == actions[np.argmax(p)]
+
+
+def test_a_masked_policy_has_the_fisher_matrix_of_its_legal_actions(x64):
+    counts, mask = (3, 2), np.array([1, 0, 1, 1, 1], bool)
+    logits = jnp.asarray(np.random.default_rng(1).normal(size=5))
+
+    def policy(x, obs):
+        return forbid(MultiCategorical.of(x[None], counts), mask[None], counts)
+
+    product = fisher_vector_product(policy, logits, jnp.zeros((1, 1)))
+    got = jax.vmap(product)(jnp.eye(5))
+    actions, p = _product(np.where(mask, logits, -np.inf), counts)
+    scores = jax.vmap(jax.grad(lambda x, a: policy(x, None).log_prob(a[None])[0]), (None, 0))
+    legal = np.array(actions)[p > 0]
+    s = np.asarray(scores(logits, jnp.asarray(legal)))
+    np.testing.assert_allclose(got, (s.T * p[p > 0]) @ s, atol=1e-12)
+    assert not np.any(got[1])  # of the forbidden action

@@ -51,7 +51,7 @@ def test_moments_are_the_diagonal_of_the_exact_fisher_matrix(x64):
     for action in range(3):
         score = jax.nn.one_hot(jnp.full(B, action), 3) - policy
         score = score * jnp.sqrt(policy[:, action])[:, None]
-        of_action = fisher_factors(layers, tapped, score, basis).moments
+        of_action = fisher_factors(layers, tapped, score, basis=basis).moments
         moments = jax.tree.map(jnp.add, of_action, moments) if action else of_action
     blocks = exact_blocks(network, params, obs, layers, softmax_curvature(tapped.output))
     for block, moment, one, a, g in zip(
@@ -72,7 +72,7 @@ def test_moments_of_a_weight_with_many_locations(name, x64):
         tapped = tap(network, layers, params, obs)
         score = normal(*tapped.output.shape, seed=3)
         basis = invert_eigenbasis(fisher_factors(layers, tapped, score), 0.1)
-        moments = fisher_factors(layers, tapped, score, basis).moments
+        moments = fisher_factors(layers, tapped, score, basis=basis).moments
 
         def of_sample(x, score):
             return jax.grad(lambda p: jnp.sum(network(p, x[None])[0] * score))(params)
@@ -137,10 +137,10 @@ def test_whole_updates_by_hand(x64):
         natural, state = kfac.update(
             gradient,
             state,
-            statistics=lambda basis: fisher_factors(layers, tapped, score, basis),  # noqa: B023
+            statistics=lambda basis: fisher_factors(layers, tapped, score, basis=basis),  # noqa: B023
             learning_rate=0.1,
         )
-        new = fisher_factors(layers, tapped, score, basis)
+        new = fisher_factors(layers, tapped, score, basis=basis)
         factors = jax.tree.map(jnp.zeros_like, new) if factors is None else factors
         factors = jax.tree.map(lambda s, x: 0.8 * s + 0.2 * x, factors, new)
         weight = 0.8 * weight + 0.2
@@ -170,7 +170,7 @@ def test_statistics_that_are_not_finite_leave_the_curvature_as_it_was():
 
     def update(state, spoil):
         def statistics(basis):
-            factors = fisher_factors(layers, tapped, score, basis)
+            factors = fisher_factors(layers, tapped, score, basis=basis)
             return factors._replace(moments=tuple(spoil(m) for m in factors.moments))
 
         return kfac.update(gradient, state, statistics=statistics, learning_rate=0.1)

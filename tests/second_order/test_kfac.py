@@ -679,7 +679,7 @@ def test_branches_stay_branches_when_a_vmapped_run_is_resumed(kind, primitive):
 
         # A sine marks where the statistics are measured.
         def statistics(basis=None):
-            return fisher_factors(layers, tapped, jnp.sin(tapped.output), basis)
+            return fisher_factors(layers, tapped, jnp.sin(tapped.output), basis=basis)
 
         return kfac.update(gradient, state, statistics=statistics, learning_rate=0.1)[1]
 

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purerl.checks import shape_of
 from purerl.config import check_choice
+from purerl.envs.make import Env
 from purerl.host.experiment import Experiment
 from purerl.host.store.checkpoint import Checkpoints
 from purerl.host.store.folder import RunFolder, check_run, read_run
 from purerl.host.sweep.result import load_sweep, sweep_parts
-from purerl.records import Clock
+from purerl.records import Clock, PyTree, action_mask
 from purerl.training.evaluation import Evaluation
 from purerl.training.seeds import is_clock, take_seeds, use_all_cores, vectorize
 from purerl.training.state import TrainState
@@ -80,20 +82,36 @@ def make_policy(
         return jax.vmap(env.to_env_action)(action)
 
     def policy(obs: Any, key: jax.Array | None = None) -> Any:
-        obs = jnp.asarray(obs, float)
-        one = obs.shape == env.obs_shape
-        if not one and obs.shape[1:] != env.obs_shape:
-            raise ValueError(
-                f"policy: obs has shape {obs.shape}, wanted {env.obs_shape} or a batch "
-                f"(N, {', '.join(map(str, env.obs_shape))})."
-            )
+        obs, one = _batch_of(env, obs)
         if key is None and not greedy:
             raise ValueError("policy: a sampled action needs a key: policy(obs, key).")
-        action = act(obs[None] if one else obs, jax.random.key(0) if key is None else key)
+        action = act(obs, jax.random.key(0) if key is None else key)
         action = action[0] if one else action
         return action if isinstance(action, jax.core.Tracer) else np.asarray(action)[()]
 
     return policy
+
+
+def _batch_of(env: Env, obs: Any) -> tuple[PyTree, bool]:
+    """Observations ``[N, *O]`` in the dtypes that a learner sees; and whether it was one alone."""
+    like = jax.eval_shape(env.reset, jax.random.key(0))[0]
+    try:
+        obs = jax.tree.map(lambda leaf, x: jnp.asarray(x, leaf.dtype), like, obs)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"policy: obs is not of shape {shape_of(like)}: {error}") from error
+    shapes, wanted = shape_of(obs), shape_of(like)
+    one = shapes == wanted
+    if one:
+        obs = jax.tree.map(lambda x: x[None], obs)
+    elif jax.tree.map(lambda x: x.shape[1:], obs) != wanted:
+        many = jax.tree.map(lambda x: ("N", *x.shape), like)
+        raise ValueError(f"policy: obs has shape {shapes}, wanted {wanted} or a batch {many}.")
+    mask = action_mask(obs)
+    if mask is None or isinstance(mask, jax.core.Tracer):
+        return obs, one
+    if len(dead := np.flatnonzero(~np.asarray(mask).any(axis=-1))):
+        raise ValueError(f"policy: action_mask allows no action in observation {dead[0]}.")
+    return obs, one
 
 
 def evaluate_run(

@@ -57,7 +57,12 @@ class Inverse(NamedTuple):
 
 
 def fisher_factors(
-    layers: Sequence[Layer], tapped: Tapped, score: PyTree, basis: "Inverse | None" = None
+    layers: Sequence[Layer],
+    tapped: Tapped,
+    score: PyTree,
+    valid: jax.Array | None = None,
+    *,
+    basis: "Inverse | None" = None,
 ) -> Factors:
     r"""The factors over one batch.
 
@@ -70,7 +75,8 @@ def fisher_factors(
         tapped: A forward pass, over B samples.
         score: Cotangent of the output: gradient of :math:`\sum_b \log p(y_b | output_b)`, a *sum*,
             for y *drawn from the model*. With the gradient of a loss in its place this would be
-            the empirical Fisher, which is another matrix.
+            the empirical Fisher, which is another matrix. Zero of samples that do not count.
+        valid: Which samples count, bool ``[B]``; None: all.
         basis: With eigenvectors; then the Fisher's diagonal in their basis is measured, too.
 
     References:
@@ -78,29 +84,40 @@ def fisher_factors(
         al. 2018, section 3.2, for the moments.
     """
     gradient, deltas = tapped.pullback(score)
-    inputs = tapped.inputs()
+    inputs, batch = tapped.inputs(), _count(deltas[0], valid)
+    if valid is not None:
+        inputs = tuple(jnp.where(valid[:, None, None], x, 0) for x in inputs)
     _, rest = to_matrices(layers, gradient)
-    batch = len(deltas[0])
     return Factors(
-        a=tuple(_second_moment(x) / x.shape[1] for x in inputs),
-        g=tuple(_second_moment(x) for x in deltas),
-        rest={k: jnp.square(_wide(x)) / batch for k, x in rest.items()},
-        moments=() if basis is None else tuple(map(_moments, basis.layers, inputs, deltas)),
+        a=tuple(_second_moment(x, batch) / x.shape[1] for x in inputs),
+        g=tuple(_second_moment(x, batch) for x in deltas),
+        rest={name: jnp.square(_wide(x)) / batch for name, x in rest.items()},
+        moments=()
+        if basis is None
+        else tuple(
+            _squares(block, x, delta) / batch
+            for block, x, delta in zip(basis.layers, inputs, deltas, strict=True)
+        ),
     )
 
 
-def _moments(basis: "EigenbasisInverse", x: jax.Array, delta: jax.Array) -> jax.Array:
-    """Mean squares of the samples' gradients ``sum_l x_l delta_l^T`` in a basis, ``[d, k]``."""
+def _count(x: jax.Array, valid: jax.Array | None) -> int | jax.Array:
+    """How many samples count."""
+    return len(x) if valid is None else jnp.maximum(jnp.sum(valid), 1)
+
+
+def _squares(basis: "EigenbasisInverse", x: jax.Array, delta: jax.Array) -> jax.Array:
+    """Of the samples' gradients ``sum_l x_l delta_l^T`` in a basis, summed, ``[d + bias, k]``."""
     x, delta = _wide(x) @ basis.vectors_a, _wide(delta) @ basis.vectors_g
     if x.shape[1] == 1:  # the square of a product is the product of the squares
-        return jnp.square(x[:, 0]).T @ jnp.square(delta[:, 0]) / len(x)
-    return jnp.mean(jnp.square(jnp.einsum("bld,blk->bdk", x, delta)), axis=0)
+        return jnp.square(x[:, 0]).T @ jnp.square(delta[:, 0])
+    return jnp.sum(jnp.square(jnp.einsum("bld,blk->bdk", x, delta)), axis=0)
 
 
-def _second_moment(x: jax.Array) -> jax.Array:
-    """Sum over locations, mean over samples: ``[B, L, d] -> [d, d]``."""
+def _second_moment(x: jax.Array, batch: int | jax.Array) -> jax.Array:
+    """Sum over locations, mean over a batch of samples: ``[B, L, d] -> [d, d]``."""
     rows = _wide(x.reshape(-1, x.shape[-1]))
-    return rows.T @ rows / len(x)
+    return rows.T @ rows / batch
 
 
 def _wide(x: jax.Array) -> jax.Array:
