@@ -72,7 +72,7 @@ def ppo_kfac(
     from purerl.second_order.kfac.factors import fisher_factors
     from purerl.second_order.kfac.layers import find_layers
     from purerl.second_order.kfac.regions import reaching
-    from purerl.second_order.kfac.tap import tap
+    from purerl.second_order.kfac.tapping import tap
     from purerl.second_order.kfac.transform import scale_by_kfac
 
     network = purerl.ActorCritic(action_space, config.network)

@@ -28,7 +28,7 @@ from record import circumstances, result_files
 import purerl
 from purerl.second_order.kfac.factors import fisher_factors, invert_eigenbasis
 from purerl.second_order.kfac.layers import find_layers
-from purerl.second_order.kfac.tap import tap
+from purerl.second_order.kfac.tapping import tap
 from purerl.second_order.kfac.transform import precondition
 
 HERE = Path(__file__).resolve().parent

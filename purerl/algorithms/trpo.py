@@ -104,8 +104,8 @@ def make_policy_step(
     Returns:
         The step. Its info: ``kl`` (mean KL(old || new), nats), ``expected_improvement`` (of L, by
         its gradient) and ``improvement``, ``cg_residual`` (relative), ``cg_iterations`` (by
-        samples 0), ``step_fraction`` (:math:`\alpha^j`), ``accepted``, ``finite`` (gradient and conjugate
-        gradient). Of a refused step the first three and the fraction are 0.
+        samples 0), ``step_fraction`` (:math:`\alpha^j`), ``accepted``, ``finite`` (gradient and
+        solution). Of a refused step the first three and the fraction are 0.
 
     Example:
         >>> import jax, jax.numpy as jnp, purerl

@@ -24,7 +24,7 @@ from purerl.records import PyTree
 from purerl.second_order.conjugate_gradient import CGResult, CGStop
 from purerl.second_order.kfac.layers import find_layers, named
 from purerl.second_order.kfac.regions import reaching
-from purerl.second_order.kfac.tap import tap
+from purerl.second_order.kfac.tapping import tap
 from purerl.second_order.products import cast_like
 
 LogProb = Callable[[PyTree, PyTree], jax.Array]  # (params, x) -> [B], or [B, R]
@@ -111,7 +111,7 @@ def _gram(log_prob: LogProb, params: PyTree, x: PyTree, weight: jax.Array) -> ja
 
 
 def _product_of_rows(inputs: jax.Array, deltas: jax.Array) -> jax.Array:
-    """Inner products of a layer's gradients, of inputs ``[B, L, d]`` and deltas ``[B, L, R, k]``."""
+    """Inner products of gradients, of inputs ``[B, L, d]`` and deltas ``[B, L, R, k]``."""
     batch, locations, turns, _ = deltas.shape
     if locations == 1:
         products = inputs[:, 0] @ inputs[:, 0].T

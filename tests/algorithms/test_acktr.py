@@ -159,7 +159,7 @@ def test_predicted_kl_is_half_of_the_clip_and_what_is_measured():
     )  # fmt: skip
     rng = np.random.default_rng(0)
     data = rollout()
-    many = Rollout(*(jnp.concatenate([x] * 400) for x in data))
+    many = jax.tree.map(lambda x: jnp.concatenate([x] * 400), data)
     many = many._replace(obs=jnp.array(rng.normal(size=many.obs.shape), jnp.float32))
     algorithm = acktr(config, SPACE)
     state = algorithm.init(jnp.zeros((1, OBS)), jax.random.key(3))
@@ -291,7 +291,7 @@ def test_joint_fisher_of_a_shared_trunk(x64):
 
     many = jax.jit(jax.vmap(of_one))(jax.random.split(jax.random.key(1), 20_000))
     leaves = flatten_dict(params, sep="/")
-    trunk = layers[0].path
+    trunk = layers[0].weight.rpartition("/")[0]
 
     def outputs(perturbation, x):
         """Logits and value of one observation, by the output of the trunk's layer."""

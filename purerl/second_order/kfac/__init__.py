@@ -8,6 +8,6 @@ from purerl.second_order.kfac.factors import INVERT, Factors, Inverse, fisher_fa
 from purerl.second_order.kfac.factors import invert_eigenbasis, invert_ekfac, invert_factored
 from purerl.second_order.kfac.layers import Layer, find_layers
 from purerl.second_order.kfac.regions import reaching
-from purerl.second_order.kfac.tap import Tapped, tap
+from purerl.second_order.kfac.tapping import Tapped, tap
 from purerl.second_order.kfac.transform import ALL, DampingKind, KfacState, KLClip
 from purerl.second_order.kfac.transform import clip_kl, precondition, scale_by_kfac

@@ -21,7 +21,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 from purerl.records import PyTree
 from purerl.second_order.kfac.layers import Layer, to_matrices
-from purerl.second_order.kfac.tap import Tapped
+from purerl.second_order.kfac.tapping import Tapped
 
 _SMALLEST_TRACE = 1e-12  # of a factor, per row: what a layer without gradients has
 
