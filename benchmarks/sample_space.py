@@ -2,10 +2,10 @@
 
     python benchmarks/sample_space.py          # some minutes; nothing else should run meanwhile
 
-One direction ``(F + c I)^-1 g`` of a policy with two hidden layers, on one core's program: by ten
-iterations of conjugate gradient on products with F, and by a Cholesky decomposition of the B scores'
-inner products; P is the number of the policy's parameters. Both from the same gradient, in turns;
-the table has the ratio of the medians (below 1: the samples are cheaper) and their milliseconds.
+One direction ``(F + c I)^-1 g`` of a policy with two hidden layers: by ten iterations of conjugate
+gradient on products with F, and by a Cholesky decomposition of the inner products of B scores; P is
+the number of the policy's parameters. Both from the same gradient, in turns; the table has the
+median ratio (below 1: the samples are cheaper) and their milliseconds.
 """
 
 import dataclasses

@@ -4,9 +4,9 @@
     python benchmarks/second_order_worth.py --only acktr[ekfac] --envs Pendulum-v1 --force
 
 ACKTR with its three kinds of damping, TRPO with conjugate gradient and with the samples' scores (on
-every sample, or a quarter of them), all at the presets; PPO with Adam and with K-FAC is taken from
-``ppo_kfac.json``. The table has the evaluations' first step at which a seed's mean return reaches the
-target (interquartile mean over the seeds that do, and how many do), and the return at the end.
+all samples, or a quarter of them), at the presets; PPO with Adam and with K-FAC is taken from
+``ppo_kfac.json``. The table has the first evaluation's step at which a seed's mean return reaches
+the target (interquartile mean over the seeds that do, and how many do), and the return at the end.
 """
 
 import dataclasses
