@@ -167,12 +167,11 @@ def measure_met(options: Options) -> list[dict[str, Any]]:
     network = purerl.ActorCritic(env.action_space, config.network)
 
     def problem(state, key):
-        act = lambda obs, key: algorithm.act(state.learner, state.normalizer.observe(obs), key)  # noqa: E731
+        observe = lambda obs: state.normalizer.observe(obs, experiment.loop)  # noqa: E731
+        act = lambda obs, key: algorithm.act(state.learner, observe(obs), key)  # noqa: E731
         length = experiment.loop.rollout_length
         _, rollout, _ = rollouts.unroll(act, env, state.actors, key, length)
-        seen = {
-            name: state.normalizer.observe(getattr(rollout, name)) for name in ("obs", "next_obs")
-        }
+        seen = {name: observe(getattr(rollout, name)) for name in ("obs", "next_obs")}
         params = state.learner.params
         rollout = rollout._replace(**seen)
         batch = on_policy_batch(

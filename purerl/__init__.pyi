@@ -20,7 +20,8 @@ from purerl.algorithms.trpo import (
     npg as npg,
     trpo as trpo,
 )
-from purerl.envs.make import Env as Env, list_envs as list_envs, make_env as make_env
+from purerl.envs.families import list_envs as list_envs
+from purerl.envs.make import Env as Env, make_env as make_env
 from purerl.host.compilation import cached_programs as cached_programs
 from purerl.host.experiment import Experiment as Experiment, make_experiment as make_experiment
 from purerl.host.options import (
@@ -28,6 +29,7 @@ from purerl.host.options import (
     RunOptions as RunOptions,
     Terminated as Terminated,
 )
+from purerl.host.play import play as play
 from purerl.host.report.aggregate import iqm as iqm, iqm_interval as iqm_interval
 from purerl.host.report.plotting import plot_curves as plot_curves
 from purerl.host.report.writers import Writer as Writer

@@ -1,5 +1,6 @@
-"""Environments as pure functions; gymnax is imported when one of its environments is made."""
+"""Environments as pure functions; a family's package is imported when one of its is made."""
 
-from purerl.envs.make import Env, Step, list_envs, make_env
+from purerl.envs.families import list_envs
+from purerl.envs.make import Env, Step, make_env
 
 __all__ = ["Env", "Step", "list_envs", "make_env"]

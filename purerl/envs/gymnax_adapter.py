@@ -16,8 +16,9 @@ from gymnax.environments.environment import Environment
 
 from purerl.config import check_choice, suggest
 from purerl.envs import spaces
+from purerl.envs.episodes import fix_weak_types, lenient
+from purerl.envs.gymnax_pictures import pictures
 from purerl.envs.make import Env, Step, values
-from purerl.records import PyTree
 
 NEEDS_DOWNLOAD = "MNISTBandit-bsuite"
 DUE = 1000  # bytes of an observation and a state
@@ -70,19 +71,19 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
             )
     env_params = _replace(name, env.default_params, params)
     raw_to_env, action_space = spaces.actions(name, env.action_space(env_params))
-    to_env_action = _lenient(raw_to_env)
+    to_env_action = lenient(raw_to_env)
     of_gymnax = getattr(type(env), "step", None) is Environment.step
     raw_step = (_step_of_gymnax if of_gymnax else _step_of_its_own)(name, env, env_params)
 
-    @_lenient
+    @lenient
     def raw_reset(key):
         return values(f"{name}.reset", env.reset(key, env_params), "(obs, state)")
 
     def reset(key):
         obs, state = raw_reset(key)
-        return seen.convert(f"{name}.reset", obs), _fix_weak_types(state)
+        return seen.convert(f"{name}.reset", obs), fix_weak_types(state)
 
-    @_lenient
+    @lenient
     def step(state, action, key, fresh=None):
         action = to_env_action(action)
         if of_gymnax and fresh is None:
@@ -90,7 +91,7 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
             fresh = reset(reset_key)
         obs, final, state, reward, terminated, truncated = raw_step(state, action, key)
         obs, final = (seen.convert(f"{name}.step", x) for x in (obs, final))
-        state, reward = _fix_weak_types(state), jnp.asarray(reward, jnp.result_type(float))
+        state, reward = fix_weak_types(state), jnp.asarray(reward, jnp.result_type(float))
         terminated, truncated = jnp.asarray(terminated), jnp.asarray(truncated)
         if of_gymnax:
             done = terminated | truncated
@@ -111,7 +112,7 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((raw_obs, state)))
     resets: Any = ("due" if size > DUE else "ahead") if of_gymnax else "own"
     about = action_space, seen.shape, limit, interval, obs_range, resets, to_env_action
-    return Env(name, reset, step, *about)
+    return Env(name, reset, step, *about, pictures(env, env_params))
 
 
 def _step_of_gymnax(name: str, env: Any, params: Any) -> Callable[..., Any]:
@@ -138,17 +139,6 @@ def _step_of_its_own(name: str, env: Any, params: Any) -> Callable[..., Any]:
     return step
 
 
-def _lenient(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's strictness about rank promotion is not for the code of environments."""
-
-    @functools.wraps(function)
-    def lenient(*args, **kwargs):
-        with jax.numpy_rank_promotion("allow"):
-            return function(*args, **kwargs)
-
-    return lenient
-
-
 def _replace(name: str, env_params: Any, changes: dict[str, Any]) -> Any:
     known = getattr(env_params, "__dataclass_fields__", {})
     for key in changes:
@@ -164,8 +154,3 @@ def _whole_numbers(name: str, raw: Any) -> bool:
         return True
     kind = getattr(raw, "dtype", np.float32)
     return not jnp.issubdtype(kind, jnp.floating) and kind != np.uint8
-
-
-def _fix_weak_types(state: PyTree) -> PyTree:
-    """Weakly typed leaves (Python numbers in a reset) would make a scan's carry change its type."""
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.checks import by_path, described
+from purerl.envs import families
 from purerl.records import (
     ActionSpace,
     Box,
@@ -42,6 +43,35 @@ class Step(NamedTuple):
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
+
+
+class Pictures(NamedTuple):
+    """How an environment is drawn, outside of JAX's transformations.
+
+    Attributes:
+        frames: ``(states) -> frames``: one uint8 ``[height, width, 3]`` for each state of a list.
+        seconds: Of one step, by which a film runs as fast as the environment.
+        html: ``(states) -> text``, a page that shows them; None where there is none.
+    """
+
+    frames: Callable[[list[PyTree]], Sequence[np.ndarray]]
+    seconds: float = 0.05
+    html: Callable[[list[PyTree]], str] | None = None
+
+
+class Outside(NamedTuple):
+    """How the host plays an environment that is not written in JAX.
+
+    Attributes:
+        make: ``(count, seeds [count]) -> player`` of so many environments, as
+            :class:`purerl.host.players.player.Player` says.
+        idle: Whether a player may spend steps on its own resets, which are then no transitions.
+        notes: What a run tells its user of the environment, such as that numbers lose precision.
+    """
+
+    make: Callable[[int, np.ndarray], Any]
+    idle: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Env(NamedTuple):
@@ -77,6 +107,9 @@ class Env(NamedTuple):
         to_env_action: ``(action) -> action``, from ``action_space`` to the environment's own
             actions (clipped to its bounds), as ``step`` does it. A policy that plays the
             environment elsewhere needs it.
+        pictures: How it is drawn; None where it cannot be.
+        outside: Of an environment that the host plays, since it is not written in JAX: how. Its
+            ``reset`` then tells shapes only, and its ``step`` raises.
     """
 
     name: str
@@ -89,17 +122,12 @@ class Env(NamedTuple):
     obs_range: tuple[float, float] | None = None
     resets: Literal["ahead", "due", "own"] = "ahead"
     to_env_action: Callable[[jax.Array], jax.Array] = lambda action: action
-
-
-def list_envs() -> list[str]:
-    """Names that :func:`make_env` takes."""
-    from purerl.envs import gymnax_adapter
-
-    return gymnax_adapter.list_envs()
+    pictures: Pictures | None = None
+    outside: Outside | None = None
 
 
 def make_env(env: Any, /, **params: Any) -> Env:
-    """An environment by its gymnax name, or of what a user has.
+    """An environment by its name, ``family:name`` or one of gymnax's, or of what a user has.
 
     Observations come as floating-point arrays (integers and booleans are cast, a discrete
     observation becomes one-hot) and rewards as floating-point scalars. Actions with finite bounds
@@ -107,24 +135,29 @@ def make_env(env: Any, /, **params: Any) -> Env:
     not scaled. Actions beyond the bounds are clipped to them here, and only here: a learner sees
     its Gaussian's own.
 
-    An object has ``default_params``, ``action_space(params)`` and ``observation_space(params)``
-    (objects like gymnax's or Gymnasium's ``Discrete`` and ``Box``), ``reset(key, params) -> (obs,
-    state)``, and either gymnax's base class with its ``step_env``, or a ``step(key, state, action,
-    params)`` of its own. That gives gymnax 1.0's six values ``(obs, state, reward, terminated,
-    truncated, info)`` and begins again by itself: where an episode ended, ``obs`` and ``state`` are
-    of a new one, and ``info["final_observation"]`` is always what the action led to. What is not a
-    name is checked: shapes and dtypes by tracing, and where ``step`` begins again by itself, by
-    some hundred random steps that new episodes begin, and that none exceeds the time limit.
+    The families are gymnax, Brax, MuJoCo Playground, Jumanji, Navix and Craftax, each imported when
+    one of its environments is made; docs/environments.md says what they take.
+
+    An object is of one of these families, or has ``default_params``, ``action_space(params)`` and
+    ``observation_space(params)`` (objects like gymnax's or Gymnasium's ``Discrete`` and ``Box``),
+    ``reset(key, params) -> (obs, state)``, and either gymnax's base class with its ``step_env``, or
+    a ``step(key, state, action, params)`` of its own. That gives gymnax 1.0's six values ``(obs,
+    state, reward, terminated, truncated, info)`` and begins again by itself: where an episode
+    ended, ``obs`` and ``state`` are of a new one, and ``info["final_observation"]`` is always what
+    the action led to. What is not a name is checked: shapes and dtypes by tracing, and where
+    ``step`` begins again by itself, by some hundred random steps that new episodes begin, and that
+    none exceeds the time limit.
 
     Args:
-        env: A name out of :func:`list_envs`; an :class:`Env`; an object with gymnax's interface; or
-            a class or function that returns one of the last two.
+        env: A name out of :func:`purerl.list_envs`; an :class:`Env`; an object of one of the
+            families, or with gymnax's interface; or a class or function that returns one of these.
         **params: Fields of the environment's parameters (``max_steps_in_episode=200``), or
             arguments of its constructor.
 
     Raises:
-        ValueError: If the name or a parameter is unknown, the environment needs a download, or
-            episodes do not begin again or exceed their limit.
+        ValueError: If the name or a parameter is unknown, the family's package is not installed,
+            the environment needs a download, or episodes do not begin again or exceed their
+            limit.
         TypeError: If the object is of another kind, or a function of it returns something else than
             it should.
 
@@ -136,22 +169,23 @@ def make_env(env: Any, /, **params: Any) -> Env:
         ((4,), Discrete(num_actions=2), 200)
     """
     with jax.ensure_compile_time_eval():  # it may be called where a function is traced
+        again: Any = None
         if inspect.isclass(env) or inspect.isroutine(env):
             accepted = inspect.signature(env).parameters
-            env = env(**{key: params.pop(key) for key in accepted if key in params})
+            given = {name: params.pop(name) for name in accepted if name in params}
+            again = functools.partial(env, **given)
+            env = again(**({"num_envs": 1} if "num_envs" in accepted else {}))
         own = isinstance(env, Env)
         if own and params:
             raise TypeError(f"{env.name} is an Env record, which has no parameters: {params}.")
         if not own:
-            from purerl.envs import gymnax_adapter
-
             named = isinstance(env, str)
-            env = (gymnax_adapter.named if named else gymnax_adapter.adapt)(env, params)
-            if named:  # gymnax's own are known to be right
+            env = _adapted(env, params, again)
+            if named:  # the families' own are known to be right
                 _checked.add(env.step)
         if env.step not in _checked:
             _check(env)
-            if own or env.resets == "own":
+            if env.outside is None and (own or env.resets == "own"):
                 _try_out(env)
             _checked.add(env.step)
         return env
@@ -164,6 +198,18 @@ def is_shape(x: Any) -> bool:
         x: A node.
     """
     return type(x) is tuple and all(isinstance(axis, int) for axis in x)
+
+
+def _adapted(env: Any, params: dict[str, Any], again: Callable[..., Any] | None) -> Env:
+    """An environment of a name, or of an object of a family, and of what made it."""
+    with jax.numpy_rank_promotion("allow"):  # strictness is not for the code of packages
+        if isinstance(env, str):
+            family, name = families.split(env)
+            return families.adapter(family).named(name, params)
+        adapt = families.adapter(families.family_of(env)).adapt
+        if "again" in inspect.signature(adapt).parameters:  # several of them are needed
+            return adapt(env, params, again)
+        return adapt(env, params)
 
 
 def values(where: str, got: Any, wanted: str) -> Any:

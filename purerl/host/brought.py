@@ -18,6 +18,7 @@ import jax
 from purerl import config as configs
 from purerl.algorithms import ALGORITHMS, Entry
 from purerl.checks import by_path, described
+from purerl.envs import families
 from purerl.host.options import RunOptions
 from purerl.records import ActionSpace, OffPolicyAlgorithm, OnPolicyAlgorithm
 from purerl.training.sizes import OffPolicyLoopConfig, OnPolicyLoopConfig
@@ -58,7 +59,7 @@ def load(value: Any) -> Any:
     Raises:
         ValueError: If there is no such module or object.
     """
-    if not isinstance(value, str) or ":" not in value:
+    if not isinstance(value, str) or ":" not in value or families.is_named(value):
         return value
     module, _, name = value.partition(":")
     try:
@@ -66,7 +67,8 @@ def load(value: Any) -> Any:
     except ImportError as error:
         raise ValueError(
             f"{value!r} cannot be imported: {error}; give package.module:object with the package's "
-            "folder in PYTHONPATH (the command line also looks into the current directory)."
+            "folder in PYTHONPATH (the command line also looks into the current directory), or an "
+            f"environment as family:name, where the families are {', '.join(families.FAMILIES)}."
         ) from error
     for part in name.split("."):
         if not hasattr(found, part):
@@ -166,7 +168,7 @@ def short_name(value: Any) -> str:
     if isinstance(value, dict):
         return value["object"]
     if isinstance(value, str):
-        return value.rpartition(":")[2]
+        return value if families.is_named(value) else value.rpartition(":")[2]
     if isinstance(value, Algorithm):
         return value.update.__qualname__.split(".")[0].strip("_")
     name = getattr(value, "name", None) or getattr(value, "__name__", None)

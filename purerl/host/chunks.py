@@ -96,6 +96,7 @@ class Session:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.signals.caught())
             stack.enter_context(without_late_noise())
+            stack.callback(self.driver.close)
             self._begin(begun, stack)
             self._train()
             if self.kept is not None:

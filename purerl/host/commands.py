@@ -12,8 +12,8 @@ import jax
 import tyro
 
 from purerl.algorithms import ALGORITHMS
-from purerl.envs.make import list_envs
-from purerl.host import command_line, runs
+from purerl.envs import families
+from purerl.host import command_line, play as films, runs
 from purerl.host.brought import short_name
 from purerl.host.experiment import make_experiment
 from purerl.host.options import RunOptions, Terminated
@@ -108,7 +108,9 @@ def _new_folder(command: str, *names: str) -> pathlib.Path:
     if jax.process_count() > 1:
         raise ValueError("several hosts need one folder that all of them see: give --out FOLDER.")
     words = [] if command == "train" else [command]
-    words += [short_name(name) for name in names] + [time.strftime("%Y%m%d-%H%M%S")]
+    words += [short_name(name).replace(":", "-") for name in names] + [
+        time.strftime("%Y%m%d-%H%M%S")
+    ]
     base = pathlib.Path("runs") / "-".join(words)
     others = (base.with_name(f"{base.name}-{i}") for i in itertools.count(2))
     return next(path for path in itertools.chain([base], others) if not path.exists())
@@ -199,6 +201,53 @@ def plot(
     return 0
 
 
+def play(
+    run: pathlib.Path,
+    *,
+    out: pathlib.Path = pathlib.Path("play.gif"),
+    seed: str = "best",
+    episodes: int = 1,
+    random_seed: int = 0,
+    point: str = "best",
+    checkpoint: str = "newest",
+    greedy: bool = True,
+    max_steps: int = 1000,
+    overwrite: bool = False,
+) -> int:
+    """Writes a film of the policy of a run, or of a point of a sweep, in its environment.
+
+    Args:
+        run: Folder of the run or sweep.
+        out: The film: .gif or .mp4; for Brax also .html.
+        seed: Which of the run's seeds: a number, or best.
+        episodes: How many, one after the other.
+        random_seed: Random seed of the episodes.
+        point: Of a sweep: number of the point in its table, or best.
+        checkpoint: Which of the run's checkpoints: newest, or best.
+        greedy: Act by the policy's most probable action instead of samples.
+        max_steps: Steps after which an episode is left, if it has not ended.
+        overwrite: Replace the film if it exists.
+    """
+    chosen: dict[str, Any] = {"seed": seed, "point": point}
+    chosen = {name: int(x) if x.isdigit() else x for name, x in chosen.items()}
+    returns = films.play(
+        run,
+        out,
+        **chosen,
+        episodes=episodes,
+        random_seed=random_seed,
+        checkpoint=checkpoint,
+        greedy=greedy,
+        max_steps=max_steps,
+        overwrite=overwrite,
+    )
+    for number, value in enumerate(returns):
+        print(f"episode {number}: return {value:.2f}")
+    network = ", a page that loads scripts from the network when it is opened"
+    print(f"written to {out}{network if out.suffix == '.html' else ''}")
+    return 0
+
+
 def _curves(path: pathlib.Path, top: int) -> tuple[str, dict[str, Any]]:
     """The environment and the curves, by label, of a run or sweep."""
     folder = RunFolder(path)
@@ -211,16 +260,29 @@ def _curves(path: pathlib.Path, top: int) -> tuple[str, dict[str, Any]]:
     return short_name(config["experiments"][0]["env"]), curves
 
 
+MANY = 100  # names of a family, which are then not all printed
+
+
 def list_names(words: list[str]) -> int:
     """``purerl list``.
 
     Args:
-        words: There must not be any.
+        words: Perhaps the name of a family of environments, all of whose names are wanted.
     """
+    if len(words) > 1:
+        raise ValueError(f"got {' '.join(words)}, wanted nothing or one family after 'list'.")
     if words:
-        raise ValueError(f"got {' '.join(words)}, wanted nothing after 'list'.")
+        print(*families.list_envs(words[0]), sep="\n")
+        return 0
     print("algorithms:", *ALGORITHMS, sep="\n  ")
-    print("environments:", *list_envs(), sep="\n  ")
+    print("environments:")
+    for name, family in families.FAMILIES.items():
+        if not families.is_installed(name):
+            print(f"  not installed: {name} (pip install 'purerl[{family.extra}]')")
+        elif len(names := families.list_envs(name)) > MANY:
+            print(f"  {names[0]} and {len(names) - 1} others: purerl list {name}")
+        else:
+            print(*(f"  {one}" for one in names), sep="\n")
     return 0
 
 
@@ -239,5 +301,6 @@ COMMANDS = {
     "sweep": sweep,
     "evaluate": _by_arguments(evaluate),
     "plot": _by_arguments(plot),
+    "play": _by_arguments(play),
     "list": list_names,
 }

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from purerl.config import Config, plain, suggest
+from purerl.envs import families
 from purerl.envs.make import Env, make_env
 from purerl.host import brought
 from purerl.host.presets import preset
@@ -195,7 +196,7 @@ def make_experiment(
         >>> experiment.loop.steps, experiment.config.clip
         (50000, 0.1)
     """
-    algorithm, env = brought.named(algorithm), brought.named(env)
+    algorithm, env = brought.named(algorithm), families.plain_name(brought.named(env))
     if isinstance(network, NetworkConfig):  # a field of the algorithm's configuration
         changes = {"network": network} | changes
         network = None

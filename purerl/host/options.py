@@ -46,6 +46,12 @@ class RunOptions(Config):
     )
     on_failure: OnFailure = field("continue", "Go on without a non-finite seed, or stop the run.")
     shard: Shard = field("seeds", "What is spread over the devices; environments: of each seed.")
+    env_seconds: float = field(
+        60.0, "That a step of environments which the host plays may take.", "(0, inf]"
+    )
+    overlap: bool = field(
+        False, "Off-policy, where the host plays: step while the device learns, an update behind."
+    )
     cache: str = field(
         "", "Folder of compiled programs, or off; by default PURERL_CACHE, or the user's cache."
     )

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.host.compilation import options_of_one_run
-from purerl.host.devices import Shard, gathered, make_layout
+from purerl.host.devices import gathered, make_layout
 from purerl.host.experiment import Experiment
+from purerl.host.options import RunOptions
 from purerl.records import Clock
 from purerl.training.evaluation import Evaluation
 from purerl.training.state import Totals, Train, TrainState
@@ -61,7 +62,7 @@ class Driver:
         experiment: Experiment,
         values: dict[str, np.ndarray],
         keys: jax.Array,
-        shard: Shard,
+        options: RunOptions,
     ):
         """Builds the run; :meth:`compile` compiles its programs.
 
@@ -69,10 +70,11 @@ class Driver:
             experiment: What each seed trains, but for ``values``.
             values: Swept numbers ``[S]`` that differ between seeds, by name.
             keys: Keys ``[S]``.
-            shard: What is spread over the devices.
+            options: How the run is driven.
         """
         self.experiment, self.seeds, self.train = experiment, len(keys), experiment.build()
-        self.layout = make_layout(shard, self.seeds, experiment.loop.num_envs)
+        self.options = options
+        self.layout = make_layout(options.shard, self.seeds, experiment.loop.num_envs)
         self.use(values, keys)
         self._init = jax.jit(self.layout.vectorize(self._init_one))
         self._copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x))
@@ -186,6 +188,9 @@ class Driver:
     def evaluate(self) -> Evaluation:
         """Begins to evaluate all seeds; the evaluation is gathered from all hosts."""
         return gathered(self.programs.evaluate(self.rows, _seen(self.state)))
+
+    def close(self) -> None:
+        """Ends what the host plays; compiled programs stay."""
 
     def copy(self) -> tuple[TrainState, Totals]:
         """The state and totals as they are, in memory of their own, while training goes on."""

@@ -17,6 +17,7 @@ from purerl.host.compilation import cached_programs
 from purerl.host.devices import agreed, from_hosts
 from purerl.host.experiment import Experiment, check_format, make_experiment
 from purerl.host.options import RunOptions, Terminated
+from purerl.host.players.driver import make_driver
 from purerl.host.programs import Driver
 from purerl.host.report.plotting import plot_curves, save_plot
 from purerl.host.resources import check_replay, format_bytes
@@ -41,7 +42,7 @@ def run(
     resume: bool = False,
     start_from: Any = None,
     on_row: OnRow | None = None,
-    driver: type[Driver] = Driver,
+    driver: Callable[..., Driver] = make_driver,
     **options: Any,
 ) -> RunResult:
     """Trains ``seeds`` seeds at once and writes the results to a folder.
@@ -67,7 +68,7 @@ def run(
         on_row: Called with the columns ``[S]`` of each row of the log, by name. It may return more
             columns, always the same ones, or ``purerl.STOP``, which ends the run with a checkpoint.
             What it raises ends the run too. Each of several hosts calls it with the same columns.
-        driver: Holds the programs, and the length of chunks; for tests.
+        driver: Makes what holds the programs, and the length of chunks; for tests.
         **options: Fields of :class:`purerl.RunOptions`, and numbers of the experiment.
 
     Returns:
@@ -107,7 +108,7 @@ def resume(
     steps: int | None = None,
     start_from: Any = None,
     on_row: OnRow | None = None,
-    driver: type[Driver] = Driver,
+    driver: Callable[..., Driver] = make_driver,
     **options: Any,
 ) -> RunResult:
     """Goes on with the run in a folder, as it was begun.
@@ -233,11 +234,11 @@ def _train(
     options: RunOptions,
     start_from: Any,
     on_row: OnRow | None,
-    make_driver: type[Driver],
+    make: Callable[..., Driver],
 ) -> RunResult:
     """Trains a run; ``config`` is that of the folder, if it holds this run already."""
     keys = jax.random.split(jax.random.key(seed), seeds)
-    driver = make_driver(experiment, {}, keys, options.shard)
+    driver = make(experiment, {}, keys, options)
     replicas = jax.device_count() if options.shard == "environments" else 1
     needed = check_replay(driver.train, seeds, checkpoints=folder is not None, replicas=replicas)
     learned, recorded = learned_of(start_from, experiment, seeds, folder, config)

@@ -5,13 +5,12 @@ import math
 import jax
 import jax.numpy as jnp
 
-from purerl.config import Number
 from purerl.envs.make import Env
 from purerl.records import Box, Clock, OffPolicyAlgorithm, PyTree, Transition
 from purerl.replay.transitions import ReplayMemoryState, replay_memory
 from purerl.training import state as states
 from purerl.training.sizes import OffPolicyLoopConfig
-from purerl.training.state import Loop, Metrics, TrainState
+from purerl.training.state import Loop, Metrics, Played, TrainState
 
 
 def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfig) -> Loop:
@@ -38,46 +37,62 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         return jnp.zeros(x.shape, sizes.replay_obs if narrow else x.dtype)
 
     obs = jax.tree.map(held, seen)
-    no = jnp.array(False)
-    item = Transition(obs, action, jnp.zeros((), real), terminated=no, truncated=no, next_obs=obs)
+    no, warmup = jnp.array(False), sizes.warmup_steps // sizes.num_envs
+    idle = no if env.outside is not None and env.outside.idle else None
+    zero = jnp.zeros((), real)
+    item = Transition(obs, action, zero, terminated=no, truncated=no, next_obs=obs, valid=idle)
 
-    def play(state: TrainState, key: jax.Array, length: int, progress: Number):
-        """Acts for ``length`` steps, which go into the replay memory."""
-        actors, rollout, statistics = states.play(algorithm, env, state, key, length, progress)
+    def start(key: jax.Array) -> TrainState:
+        state = states.start(algorithm, env, sizes, jax.random.split(key)[0])
+        return state._replace(replay=memory.init(item))
+
+    def warm_up(state: TrainState, key: jax.Array) -> Played:
+        return states.play(algorithm, env, sizes, state, jax.random.split(key)[1], warmup, 0.0)
+
+    def begin(state: TrainState, played: Played) -> TrainState:
+        """What was played goes into the replay memory."""
+        rollout = played.rollout
         transitions = Transition(*(getattr(rollout, name) for name in Transition._fields))
+        if idle is not None and rollout.valid is None:  # its shapes alone are asked for
+            transitions = transitions._replace(valid=jnp.ones_like(rollout.terminated))
         replay = memory.add(state.replay, transitions)
         normalizer = state.normalizer.merge(rollout.obs, rollout.valid)
-        return state._replace(actors=actors, normalizer=normalizer, replay=replay), statistics
+        return state._replace(actors=played.actors, normalizer=normalizer, replay=replay)
 
-    def init(key: jax.Array) -> TrainState:
-        key, play_key = jax.random.split(key)
-        state = states.start(algorithm, env, sizes, key)
-        state = state._replace(replay=memory.init(item))
-        return play(state, play_key, sizes.warmup_steps // sizes.num_envs, 0.0)[0]
+    def keys(state: TrainState) -> jax.Array:
+        return jax.random.split(jax.random.fold_in(state.key, state.clock.iteration))
 
-    def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
+    def play(state: TrainState) -> Played:
         progress = state.clock.iteration / sizes.iterations
-        key = jax.random.fold_in(state.key, state.clock.iteration)
-        play_key, learn_key = jax.random.split(key)
-        state, statistics = play(state, play_key, sizes.rollout_length, progress)
-        observe = state.normalizer.observe
+        return states.play(
+            algorithm, env, sizes, state, keys(state)[0], sizes.rollout_length, progress
+        )
 
-        def learn(carry: tuple[PyTree, ReplayMemoryState], key: jax.Array):
+    def learn(state: TrainState, played: Played) -> tuple[TrainState, Metrics]:
+        progress = state.clock.iteration / sizes.iterations
+        learn_key, statistics = keys(state)[1], played.statistics
+        state = begin(state, played)
+        normalizer = state.normalizer
+
+        def update(carry: tuple[PyTree, ReplayMemoryState], key: jax.Array):
             """One update of the learner, then of the priorities."""
             learner, replay = carry
             sample_key, update_key = jax.random.split(key)
             size = algorithm.batch_size
             sample = memory.sample(replay, sample_key, size, progress=progress)
             batch = memory.batch(replay, sample, gamma=algorithm.gamma, n_step=algorithm.n_step)
-            batch = batch._replace(obs=observe(batch.obs), next_obs=observe(batch.next_obs))
+            obs, next_obs = (normalizer.observe(x, sizes) for x in (batch.obs, batch.next_obs))
+            batch = batch._replace(obs=obs, next_obs=next_obs)
+            if sizes.reward_scale != 1:
+                batch = batch._replace(reward=sizes.reward_scale * batch.reward)
             updated = algorithm.update(learner, batch, update_key, progress=progress)
             learner, info = states.checked_update(learner, updated, td_error=(size,))
             td_error = info["td_error"]
             replay = memory.update_priorities(replay, batch.indices, td_error)
             return (learner, replay), info | {"td_error": jnp.mean(jnp.abs(td_error))}
 
-        keys = jax.random.split(learn_key, sizes.updates)
-        (learner, replay), info = jax.lax.scan(learn, (state.learner, state.replay), keys)
+        of_each = jax.random.split(learn_key, sizes.updates)
+        (learner, replay), info = jax.lax.scan(update, (state.learner, state.replay), of_each)
         refused = state.refused + jnp.sum(~info["finite"], dtype=jnp.int32)
         every = info["finite"].all()
         info = jax.tree.map(lambda x: jnp.mean(x, axis=0), info) | {"finite": every}
@@ -85,7 +100,7 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         state = state._replace(clock=clock, learner=learner, replay=replay, refused=refused)
         return state, Metrics(sizes.step(clock.iteration), statistics, info)
 
-    return Loop(init, iterate)
+    return Loop(start, warm_up, begin, play, learn, warmup)
 
 
 def _check(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfig) -> None:

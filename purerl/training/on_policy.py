@@ -1,15 +1,18 @@
 """The on-policy loop: collect a rollout, update."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purerl.envs.make import Env
 from purerl.pieces import rollout as rollouts
 from purerl.pieces.normalize import scale_rewards
-from purerl.records import Clock, OnPolicyAlgorithm
+from purerl.records import Box, Clock, Info, OnPolicyAlgorithm, PyTree, Rollout
 from purerl.training import state as states
 from purerl.training.sizes import OnPolicyLoopConfig
-from purerl.training.state import Loop, Metrics, Normalizer, TrainState
+from purerl.training.state import Loop, Metrics, Normalizer, Played, TrainState
 
 _MOMENTS = 2**32 - 2  # folded into the run's key: no iteration has this number
 
@@ -35,49 +38,75 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
             "field: OnPolicyAlgorithm(init, act, update, gamma=0.99)."
         )
 
-    def init(key: jax.Array) -> TrainState:
-        state = states.start(algorithm, env, sizes, key)
-        if not sizes.normalize_obs:
-            return state
+    whole = algorithm.whole_episodes
+
+    def start(key: jax.Array) -> TrainState:
+        return states.start(algorithm, env, sizes, key)
+
+    def warm_up(state: TrainState, key: jax.Array) -> Played:
         # Moments for the first rollout are those of another one, as long, which is forgotten.
         key = jax.random.fold_in(state.key, _MOMENTS)
-        _, rollout, _ = states.play(algorithm, env, state, key, rollout_length, 0.0)
-        return state._replace(normalizer=state.normalizer.merge(rollout.obs))
+        return states.play(algorithm, env, sizes, state, key, rollout_length, 0.0)
 
-    def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
-        progress = state.clock.iteration / sizes.iterations
-        key = jax.random.fold_in(state.key, state.clock.iteration)
-        reset_key, unroll_key, update_key = jax.random.split(key, 3)
+    def begin(state: TrainState, played: Played) -> TrainState:
+        rollout = played.rollout
+        return state._replace(normalizer=state.normalizer.merge(rollout.obs, rollout.valid))
 
-        actors, normalizer, whole = state.actors, state.normalizer, algorithm.whole_episodes
+    def keys(state: TrainState) -> jax.Array:
+        return jax.random.split(jax.random.fold_in(state.key, state.clock.iteration), 3)
+
+    def play(state: TrainState) -> Played:
+        reset_key, unroll_key, _ = keys(state)
         if whole:
-            actors = rollouts.reset(env, num_envs, reset_key)
-            if normalizer.reward is not None:  # its running return was of the abandoned episodes
-                nothing = jnp.zeros_like(normalizer.reward.running)
-                normalizer = normalizer._replace(reward=normalizer.reward._replace(running=nothing))
-        state = state._replace(actors=actors)
-        actors, rollout, statistics = states.play(
-            *(algorithm, env, state, unroll_key, rollout_length, progress, "log_prob"),
+            state = state._replace(actors=rollouts.reset(env, num_envs, reset_key))
+        progress = state.clock.iteration / sizes.iterations
+        return states.play(
+            *(algorithm, env, sizes, state, unroll_key, rollout_length, progress, "log_prob"),
             first_only=whole,
         )
-        rollout, normalizer = _normalize_rollout(rollout, normalizer, algorithm.gamma)
-        updated = algorithm.update(state.learner, rollout, update_key, progress=progress)
+
+    def outside(learner: Any, obs: PyTree) -> Info:
+        """How often a Box policy's best action is one that the environment clips, of one step."""
+        space = env.action_space
+        if not isinstance(space, Box):
+            return {}
+        if not (np.isfinite(space.low).any() or np.isfinite(space.high).any()):
+            return {}
+        best, _ = algorithm.act(learner, obs, jax.random.key(0), greedy=True)
+        beyond = (best < jnp.asarray(space.low)) | (best > jnp.asarray(space.high))
+        return {"mean_outside": jnp.mean(beyond.any(axis=-1), dtype=best.dtype)}
+
+    def learn(state: TrainState, played: Played) -> tuple[TrainState, Metrics]:
+        normalizer = state.normalizer
+        if whole and normalizer.reward is not None:  # the running return of abandoned episodes
+            nothing = jnp.zeros_like(normalizer.reward.running)
+            normalizer = normalizer._replace(reward=normalizer.reward._replace(running=nothing))
+        rollout, normalizer = _as_seen(played.rollout, normalizer, sizes, algorithm.gamma)
+        progress = state.clock.iteration / sizes.iterations
+        updated = algorithm.update(state.learner, rollout, keys(state)[2], progress=progress)
         learner, info = states.checked_update(state.learner, updated)
-        iteration = state.clock.iteration + 1
+        info |= outside(state.learner, jax.tree.map(lambda x: x[0], rollout.obs))
+        clock = Clock(state.clock.iteration + 1)
         refused = state.refused + ~info["finite"]
-        state = TrainState(Clock(iteration), state.key, learner, actors, normalizer, refused)
-        return state, Metrics(sizes.step(iteration), statistics, info)
+        state = TrainState(clock, state.key, learner, played.actors, normalizer, refused)
+        return state, Metrics(sizes.step(clock.iteration), played.statistics, info)
 
-    return Loop(init, iterate)
+    length = rollout_length if sizes.normalize_obs else 0
+    return Loop(start, warm_up, begin, play, learn, length)
 
 
-def _normalize_rollout(rollout, normalizer: Normalizer, gamma):
-    """Normalizes a rollout by the moments it was collected with; also the moments after it."""
-    observe, scaler = normalizer.observe, normalizer.reward
-    seen = rollout._replace(obs=observe(rollout.obs), next_obs=observe(rollout.next_obs))
+def _as_seen(
+    rollout: Rollout, normalizer: Normalizer, sizes: OnPolicyLoopConfig, gamma: Any
+) -> tuple[Rollout, Normalizer]:
+    """A rollout as the learner sees it, by the moments before it; also the moments after it."""
+    obs, next_obs = (normalizer.observe(x, sizes) for x in (rollout.obs, rollout.next_obs))
+    seen, scaler = rollout._replace(obs=obs, next_obs=next_obs), normalizer.reward
+    if sizes.reward_scale != 1:
+        seen = seen._replace(reward=sizes.reward_scale * rollout.reward)
     if scaler is not None:
         done = rollout.terminated | rollout.truncated
-        reward, scaler = scale_rewards(scaler, rollout.reward, done, gamma, valid=rollout.valid)
+        how = gamma, sizes.clip_reward, rollout.valid
+        reward, scaler = scale_rewards(scaler, seen.reward, done, *how)
         seen, normalizer = seen._replace(reward=reward), normalizer._replace(reward=scaler)
     return seen, normalizer.merge(rollout.obs, rollout.valid)
 

@@ -28,6 +28,12 @@ class LoopConfig(Config):
     greedy_evaluation: bool = field(True, "Evaluate the most probable actions, else samples.")
     max_episode_steps: int | None = field(None, "Limit in evaluations; None: the environment's.")
     normalize_obs: bool = field(False, "Observations to running mean 0, standard deviation 1.")
+    clip_obs: float | None = field(
+        10.0,
+        "Bound on normalized observations, in standard deviations; None: no bound.",
+        "(0, inf)",
+    )
+    reward_scale: float = field(1.0, "What a learner's rewards are multiplied by.", "(0, inf)")
 
     def check(self) -> None:
         """Raises ValueError where sizes do not fit each other."""
@@ -112,6 +118,9 @@ class OnPolicyLoopConfig(LoopConfig):
 
     normalize_reward: bool = field(
         False, "Rewards divided by the running standard deviation of the discounted return."
+    )
+    clip_reward: float | None = field(
+        10.0, "Bound on normalized rewards; None: no bound.", "(0, inf)"
     )
 
 

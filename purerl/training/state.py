@@ -26,9 +26,9 @@ class Normalizer(NamedTuple):
     obs: PyTree
     reward: moments.RewardScaler | None
 
-    def observe(self, obs: PyTree, clip: float | None = 10.0) -> PyTree:
-        """Observations as the learner sees them, within ``clip`` standard deviations."""
-        return obs if self.obs is None else moments.normalize_obs(obs, self.obs, clip)
+    def observe(self, obs: PyTree, sizes: LoopConfig) -> PyTree:
+        """Observations as the learner sees them, clipped as the sizes say."""
+        return obs if self.obs is None else moments.normalize_obs(obs, self.obs, sizes.clip_obs)
 
     def merge(self, obs: PyTree, valid: jax.Array | None = None) -> "Normalizer":
         """With the moments of further observations ``[..., *O]``, those that are ``valid``."""
@@ -84,6 +84,11 @@ class Totals(NamedTuple):
     episodes: rollouts.EpisodeStatistics
     info: Info
 
+    def plus(self, metrics: Metrics) -> "Totals":
+        """With those of one more iteration."""
+        more = Totals(metrics.episodes, {name: metrics.info[name] for name in self.info})
+        return jax.tree.map(jnp.add, self, more)
+
 
 class LearningCurve(NamedTuple):
     """The evaluations of a run.
@@ -132,6 +137,7 @@ class Train(NamedTuple):
         warmup_steps: Environment steps that ``init`` takes.
         evaluation_episodes: Episodes of one evaluation.
         evaluation_share: Environment steps of all evaluations, at most, as a fraction of ``steps``.
+        loop: Its parts, for what plays environments that are not written in JAX.
     """
 
     init: Callable[..., TrainState]
@@ -148,18 +154,53 @@ class Train(NamedTuple):
     warmup_steps: int
     evaluation_episodes: int
     evaluation_share: float
+    loop: "Loop"
+
+
+class Played(NamedTuple):
+    """What the environments did in one iteration, or before the first.
+
+    Attributes:
+        actors: Where they are.
+        rollout: ``[T, N]``, raw.
+        statistics: Of the episodes that ended.
+    """
+
+    actors: rollouts.Actors
+    rollout: Rollout
+    statistics: rollouts.EpisodeStatistics
 
 
 class Loop(NamedTuple):
-    """How a run starts, and one iteration of it.
+    """How a run starts, and one iteration of it, in two parts: playing and learning.
+
+    Whoever plays environments that are not written in JAX does so between the others' calls.
 
     Attributes:
-        init: ``(key) -> state``.
-        iterate: ``(state) -> (state, metrics)``, one iteration.
+        start: ``(key) -> state``, before anything is played.
+        warm_up: ``(state, key) -> played``, what is played before the first iteration; the key is
+            the run's.
+        begin: ``(state, played) -> state``, after that.
+        play: ``(state) -> played``, of one iteration.
+        learn: ``(state, played) -> (state, metrics)``, the rest of it.
+        warm_up_length: T of what is played before the first iteration; 0: nothing.
     """
 
-    init: Callable[[jax.Array], TrainState]
-    iterate: Callable[[TrainState], tuple[TrainState, Metrics]]
+    start: Callable[[jax.Array], TrainState]
+    warm_up: Callable[[TrainState, jax.Array], Played]
+    begin: Callable[[TrainState, Played], TrainState]
+    play: Callable[[TrainState], Played]
+    learn: Callable[[TrainState, Played], tuple[TrainState, Metrics]]
+    warm_up_length: int
+
+    def init(self, key: jax.Array) -> TrainState:
+        """State before the first iteration."""
+        state = self.start(key)
+        return self.begin(state, self.warm_up(state, key)) if self.warm_up_length else state
+
+    def iterate(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        """One iteration."""
+        return self.learn(state, self.play(state))
 
 
 def start(algorithm: Any, env: Any, sizes: LoopConfig, key: jax.Array) -> TrainState:
@@ -193,18 +234,20 @@ _OWED = {
 def play(
     algorithm: Any,
     env: Any,
+    sizes: LoopConfig,
     state: TrainState,
     key: jax.Array,
     length: int,
     progress: Number,
     *owed: str,
     first_only: bool = False,
-) -> tuple[rollouts.Actors, Rollout, rollouts.EpisodeStatistics]:
+) -> Played:
     """A run's algorithm acts for ``length`` steps; see :func:`purerl.unroll`.
 
     Args:
         algorithm: On-policy or off-policy.
         env: Environment.
+        sizes: Of the run.
         state: With the learner, the actors, and the moments that observations are normalized with.
         key: PRNG key.
         length: T.
@@ -216,7 +259,10 @@ def play(
         TypeError: If the algorithm's ``act`` returns other things than a loop needs.
         ValueError: If their shapes are others.
     """
-    learner, observe, ahead = state.learner, state.normalizer.observe, algorithm.ahead
+    learner, ahead = state.learner, algorithm.ahead
+
+    def observe(obs: PyTree) -> PyTree:
+        return state.normalizer.observe(obs, sizes)
 
     def act(obs: PyTree, noise: PyTree) -> tuple[jax.Array, Info]:
         count = num_rows(obs)
@@ -245,7 +291,7 @@ def play(
     )
     if ahead is not None and "log_prob" in owed:
         rollout = rollout._replace(log_prob=ahead.log_prob(rollout.log_prob, rollout.action))
-    return actors, rollout, statistics
+    return Played(actors, rollout, statistics)
 
 
 def checked_update(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> Any:

@@ -68,6 +68,8 @@ def make_train(
         config.episode_limit(env)
     regime: Any = off_policy if isinstance(algorithm, OffPolicyAlgorithm) else on_policy
     loop = regime.make_loop(algorithm, env, config)
+    if env.outside is not None:
+        return _assemble(algorithm, env, config, loop)._replace(**_refusals(env))
     own = not str(getattr(algorithm.update, "__module__", None)).startswith("purerl.")
     if own and not isinstance(jnp.zeros(()), jax.core.Tracer):  # else it is traced anyway
         jax.eval_shape(lambda: loop.iterate(loop.init(jax.random.key(0))))
@@ -118,14 +120,13 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) ->
         def step(_, carry):
             state, totals = carry
             state, metrics = iterate(state)
-            info = {name: metrics.info[name] for name in totals.info}
-            return state, jax.tree.map(jnp.add, totals, Totals(metrics.episodes, info))
+            return state, totals.plus(metrics)
 
         return jax.lax.fori_loop(0, count.iteration, step, (state, totals))
 
     def evaluate_state(state: TrainState) -> Evaluation:
         def policy(obs, key):
-            obs, greedy = state.normalizer.observe(obs), sizes.greedy_evaluation
+            obs, greedy = state.normalizer.observe(obs, sizes), sizes.greedy_evaluation
             return algorithm.act(state.learner, obs, key, greedy=greedy, progress=1.0)[0]
 
         key = jax.random.fold_in(state.key, _EVALUATION)
@@ -164,7 +165,20 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) ->
         warmup_steps=sizes.warmup_steps,
         evaluation_episodes=episodes,
         evaluation_share=sizes.evaluation_share(env),
+        loop=loop,
     )
+
+
+def _refusals(env: Env) -> dict[str, Any]:
+    """What of a run cannot be a pure function where the host plays the environment."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            f"{env.name} is not written in JAX, so no jitted function can play it: purerl.run, "
+            "sweep and the command line do, from the host."
+        )
+
+    return dict.fromkeys(("advance", "accumulate", "evaluate", "train"), refuse)
 
 
 def _empty_evaluation(dtype: Any) -> Evaluation:

@@ -54,7 +54,7 @@ def vectorized(env):
 RUN = ("CartPole-v1", "Pendulum-v1", "BernoulliBandit-misc", "FourRooms-misc", "FrozenLake-misc")
 
 
-@pytest.mark.parametrize("name", list_envs())
+@pytest.mark.parametrize("name", list_envs("gymnax"))
 def test_every_listed_environment_goes_through_jit_vmap_and_scan(name):
     """With the declared shapes, floating point; some of them are also run."""
     env = make_env(name)
@@ -74,7 +74,7 @@ def test_every_listed_environment_goes_through_jit_vmap_and_scan(name):
             assert jnp.all(jnp.isfinite(x))
 
 
-@pytest.mark.parametrize("name", list_envs())
+@pytest.mark.parametrize("name", list_envs("gymnax"))
 def test_every_listed_environment_trains_through_run(name):
     """Also those whose constructors look at values."""
     sizes = {"num_envs": 2, "rollout_length": 2, "steps": 8, "evaluations": 0}
@@ -157,8 +157,8 @@ def test_errors_of_names(name, params, message):
 
 
 def test_what_needs_a_download_is_not_listed():
-    assert "MNISTBandit-bsuite" not in list_envs()
-    assert len(list_envs()) >= 25
+    assert "MNISTBandit-bsuite" not in list_envs("gymnax")
+    assert len(list_envs("gymnax")) >= 25
 
 
 @struct.dataclass

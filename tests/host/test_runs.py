@@ -199,7 +199,8 @@ def test_folder_that_cannot_be_written(tmp_path, capsys):
         (["evaluate", "no-such-run"], "is no run"),
         (["plot"], "wanted run folders"),
         (["plot", "no-such-run"], "is no run"),
-        (["list", "all"], "wanted nothing"),
+        (["list", "brax", "navix"], "wanted nothing or one family"),
+        (["list", "gymnasiun"], "Did you mean gymnasium"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
 )

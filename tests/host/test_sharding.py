@@ -24,6 +24,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
 import purerl
+from purerl.host.options import RunOptions
 from purerl.host.programs import Driver
 
 shard = sys.argv[1]
@@ -35,7 +36,7 @@ experiment = purerl.make_experiment(
 def trained(devices, seeds):
     keys, devices_of = jax.random.split(jax.random.key(0), 16)[:seeds], jax.devices
     jax.devices = lambda *a: devices_of(*a)[:devices]  # as where there are no others
-    driver = Driver(experiment, {}, keys, shard)
+    driver = Driver(experiment, {}, keys, RunOptions(shard=shard))
     driver.compile()
     driver.start()
     driver.advance(3)

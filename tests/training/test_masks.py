@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import probe_envs
 import pytest
+from gymnax.environments import spaces as gymnax_spaces
 
 import purerl
 from purerl import NetworkConfig
@@ -108,7 +110,8 @@ def test_the_best_legal_action_and_its_value_are_learned(name):
 @pytest.mark.parametrize("name", ["acktr", "ppo_clip", "trpo"])
 def test_several_choices_are_learned_with_masks(name):
     algorithm, *_, result = learned(name, several=True, normalize=name == "ppo_clip")
-    obs = result.state.normalizer.observe(observations(several=True))
+    sizes = purerl.training.sizes.OnPolicyLoopConfig()
+    obs = result.state.normalizer.observe(observations(several=True), sizes)
     assert obs["action_mask"].dtype == bool
     action, _ = algorithm.act(result.state.learner, obs, jax.random.key(0), greedy=True)
     assert action.tolist() == [[2, 2], [2, 2], [1, 1], [1, 1]]
@@ -246,3 +249,31 @@ def test_pixels_are_bytes_in_a_replay_memory_and_scaled_in_the_network():
     params = network.init(jax.random.key(0), obs)
     scaled = obs | {"pixels": jnp.full((1, 4, 4, 1), 0.2)}
     np.testing.assert_allclose(network.apply(params, obs), network.apply(params, scaled), rtol=1e-6)
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("name", ["ppo_clip", "trpo"])
+def test_a_box_far_from_zero_is_learned(name):
+    """Bounds [50, 100] x [-60, -10]; the best action, whose reward is 0, is (80, -20)."""
+    low, high = np.array([50.0, -60.0]), np.array([100.0, -10.0])
+
+    class Far(probe_envs.BoxEnv):
+        def action_space(self, params):
+            return gymnax_spaces.Box(low, high, (2,))
+
+        def step_env(self, key, state, action, params):
+            obs, state, _, done, info = super().step_env(key, state, action, params)
+            reward = -jnp.sum(jnp.square((action - jnp.array([80.0, -20.0])) / 25))
+            return obs, state, reward, done, info
+
+    env = purerl.make_env(Far())
+    rate = {"learning_rate": 3e-3} if name == "ppo_clip" else {}
+    config = purerl.ALGORITHMS[name].config(network=NetworkConfig(hidden_sizes=(8,)), **rate)
+    algorithm = purerl.ALGORITHMS[name].build(config, env.action_space)
+    sizes = {"num_envs": 64, "rollout_length": 5, "evaluations": 1, "evaluation_episodes": 1}
+    train = purerl.make_train(algorithm, env, 300 * 320, **sizes)
+    result = jax.jit(train.train)(jax.random.key(0))
+    assert float(result.curve.evaluation.mean_return[-1]) > -0.05
+    action = algorithm.act(result.state.learner, jnp.ones((1, 1)), jax.random.key(0), greedy=True)
+    np.testing.assert_allclose(env.to_env_action(action[0][0]), [80, -20], atol=5)
+    assert "mean_outside" in result.metrics.info

@@ -13,6 +13,7 @@ from purerl.checks import shape_of
 from purerl.config import check_choice
 from purerl.envs.make import Env
 from purerl.host.experiment import Experiment
+from purerl.host.players.driver import evaluate_played
 from purerl.host.store.checkpoint import Checkpoints
 from purerl.host.store.folder import RunFolder, check_run, read_run
 from purerl.host.sweep.result import load_sweep, sweep_parts
@@ -54,11 +55,31 @@ def load_policy(
         ValueError: If there is no such seed or point, or the checkpoint is damaged or of another
             version.
     """
+    experiment, state = load_seed(path, seed, point, checkpoint, given)
+    return make_policy(experiment, state, 0, greedy=greedy)
+
+
+def load_seed(
+    path: str | pathlib.Path,
+    seed: int | str,
+    point: int | str,
+    checkpoint: str,
+    given: dict[str, Any],
+) -> tuple[Experiment, TrainState]:
+    """The experiment of a run or point, and learner and normalizer of one seed, ``[1, ...]``.
+
+    Args:
+        path: As :func:`load_policy` takes it, as the others.
+        seed: Which of its seeds.
+        point: Of a sweep.
+        checkpoint: ``newest`` or ``best``.
+        given: Objects that the run was begun with.
+    """
     check_choice("load_policy: unknown checkpoint", checkpoint, ("newest", "best"))
     folder = RunFolder(path)
     experiment, learned, returns = _learned_seeds(folder, point, checkpoint, given)
     number = best_seed(str(path), seed, folder.read_config()["seeds"], returns)
-    return make_policy(experiment, _together(folder, learned, [number]), 0, greedy=greedy)
+    return experiment, _together(folder, learned, [number])
 
 
 def make_policy(
@@ -77,7 +98,7 @@ def make_policy(
 
     @jax.jit
     def act(obs: jax.Array, key: jax.Array) -> jax.Array:
-        seen = normalizer.observe(obs)
+        seen = normalizer.observe(obs, experiment.loop)
         action, _ = algorithm.act(learner, seen, key, greedy=greedy, progress=1.0)
         return jax.vmap(env.to_env_action)(action)
 
@@ -145,10 +166,12 @@ def evaluate_run(
     experiment, learned, _ = _learned_seeds(folder, point, "newest", given)
     seeds = folder.read_config()["seeds"]
     state = _together(folder, learned, range(seeds))
-    train = experiment.replace(evaluation_episodes=episodes, greedy_evaluation=greedy).build()
+    asked = experiment.replace(evaluation_episodes=episodes, greedy_evaluation=greedy)
     keys = jax.random.split(jax.random.key(seed), seeds)
     state = state._replace(clock=Clock(jnp.int32(0)), key=keys)
-    return jax.device_get(jax.jit(vectorize(train.evaluate))(state))
+    if experiment.environment.outside is not None:
+        return evaluate_played(asked, state)
+    return jax.device_get(jax.jit(vectorize(asked.build().evaluate))(state))
 
 
 def best_seed(where: str, seed: int | str, seeds: int, returns: Mapping[int, float]) -> int:

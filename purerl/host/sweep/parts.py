@@ -17,6 +17,7 @@ from purerl.host.compilation import cached_programs
 from purerl.host.devices import agreed, from_hosts, make_layout
 from purerl.host.experiment import Experiment, make_experiment
 from purerl.host.options import RunOptions
+from purerl.host.players.driver import make_driver
 from purerl.host.programs import Driver
 from purerl.host.report import frame
 from purerl.host.resources import fitting, memory_bytes, tree_bytes
@@ -166,7 +167,7 @@ def _check_groups(groups: list[Group], seeds: int, options: RunOptions) -> None:
         make_layout(options.shard, rows, group.experiment.loop.num_envs)
         train = group.experiment.build()
         state = jax.eval_shape(train.init, jax.random.key(0))
-        jax.eval_shape(functools.partial(train.advance, iterations=1), state)
+        jax.eval_shape(train.loop.iterate, state)
 
 
 def _write_table(result: SweepResult, path: pathlib.Path) -> None:
@@ -270,7 +271,7 @@ class _Sweep:
 
     def _compiled(self, group: Group, first: int, last: int) -> Driver:
         _, values, keys = self._rows(group, first, last)
-        driver = Driver(group.experiment, values, keys, self.options.shard)
+        driver = make_driver(group.experiment, values, keys, self.options)
         driver.compile()
         self.compilations += 1
         return driver

@@ -1,0 +1,1 @@
+"""Environments that are not written in JAX, played by the host."""

@@ -1,0 +1,286 @@
+"""Environments that the host plays: what they did is learned from, whatever their vector does.
+
+In :class:`Script` observations tell which episode and step they are of, so that a rollout can be
+checked against the environment itself.
+"""
+
+import time
+
+import gymnasium
+import jax
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from run_folders import read_rows
+
+import purerl
+from purerl.host.players.actors import Actors
+from purerl.host.players.driver import PlayedDriver
+from purerl.host.players.player import Moved, PlayedError
+
+LENGTHS = (3, 5, 4)  # of an environment's episodes, again and again
+TINY = purerl.NetworkConfig(hidden_sizes=(8,))
+
+
+class Script(gymnasium.Env):
+    """Observes (seed, episode, step); every other episode is cut off, the others end."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    action_space = spaces.Discrete(2, start=1)
+
+    def __init__(self, fail_at=None, hang_at=None):
+        self.episode, self.fail_at, self.hang_at = -1, fail_at, hang_at
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.number = seed % 97
+        self.episode, self.time = self.episode + 1, 0
+        return self._obs(), {}
+
+    def step(self, action):
+        assert action in (1, 2)
+        self.time += 1
+        if self.fail_at == self.time:
+            raise RuntimeError("the motor is broken")
+        if self.hang_at == self.time:
+            time.sleep(20)
+        last, cut = self.time == LENGTHS[self.episode % 3], self.episode % 2 == 1
+        return self._obs(), float(self.time), last and not cut, last and cut, {}
+
+    def _obs(self):
+        return np.array([self.number, self.episode, self.time], np.float64)
+
+
+def vector(num_envs, mode="NEXT_STEP"):
+    env = SyncVectorEnv([Script] * num_envs, autoreset_mode=AutoresetMode[mode])
+    return NaNs(env) if mode == "NEXT_STEP" else env
+
+
+class NaNs(gymnasium.vector.VectorWrapper):
+    """The step that is spent on a reset gives a NaN as reward: nobody may learn from it."""
+
+    def reset(self, **kwargs):
+        self.ended = np.zeros(self.num_envs, bool)
+        return super().reset(**kwargs)
+
+    def step(self, actions):
+        obs, reward, terminated, truncated, info = super().step(actions)
+        reward = np.where(self.ended, np.nan, reward)
+        self.ended = terminated | truncated
+        return obs, reward, terminated, truncated, info
+
+
+MAKERS = {
+    "singles": Script,
+    **{
+        mode: (lambda num_envs, mode=mode: vector(num_envs, mode))
+        for mode in ("NEXT_STEP", "SAME_STEP", "DISABLED")
+    },
+}
+
+
+def experiment(algorithm="a2c", env=Script, **options):
+    sizes = {"num_envs": 2, "rollout_length": 16, "steps": 96, "evaluations": 0, "network": TINY}
+    return purerl.make_experiment(algorithm, env, **sizes | options)
+
+
+QUIET = {"seeds": 2, "progress": False}
+
+
+def played(name, **options):
+    """A driver that has collected two rollouts, and they, of both seeds ``[S, 2 T, N]``."""
+    made = experiment(env=MAKERS[name], **options)
+    keys = jax.random.split(jax.random.key(0), 2)
+    driver = PlayedDriver(made, {}, keys, purerl.RunOptions())
+    driver.compile()
+    driver.start()
+    length = made.loop.rollout_length
+    parts = [jax.device_get(driver._collect(length, i)) for i in (1, 2)]
+    rollout = jax.tree.map(lambda x, y: np.concatenate([x, y], 1), *(part[0] for part in parts))
+    return driver, rollout, [part[1] for part in parts]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_rollout_is_what_happened(name):
+    driver, rollout, statistics = played(name)
+    driver.close()
+    valid = np.ones(rollout.reward.shape, bool) if rollout.valid is None else rollout.valid
+    assert (name == "NEXT_STEP") == (not valid.all())
+    done = rollout.terminated | rollout.truncated
+    ends, returns, lengths = 0, 0.0, 0
+    for s, n in np.ndindex(2, 2):
+        rows = np.flatnonzero(valid[s, :, n])
+        column = jax.tree.map(lambda x, s=s, n=n: x[s, :, n][valid[s, :, n]], rollout)
+        number, episode, step = column.obs.T
+        assert len(set(number)) == 1
+        assert (column.episode_step == step).all()
+        np.testing.assert_array_equal(column.next_obs[:, 2], step + 1)  # before any reset
+        np.testing.assert_array_equal(column.next_obs[:, 1], episode)
+        np.testing.assert_array_equal(column.reward, step + 1)
+        last = step + 1 == np.array(LENGTHS)[episode.astype(int) % 3]
+        np.testing.assert_array_equal(column.terminated, last & (episode % 2 == 0))
+        np.testing.assert_array_equal(column.truncated, last & (episode % 2 == 1))
+        np.testing.assert_array_equal(step[1:], np.where(last[:-1], 0, step[:-1] + 1))
+        np.testing.assert_array_equal(episode[1:], episode[:-1] + last[:-1])
+        # What is no transition follows an end, and nothing else does.
+        gaps = np.setdiff1d(np.arange(len(done[s])), rows)
+        assert done[s, gaps[gaps > 0] - 1, n].all()
+        steps = (step + 1)[last]
+        ends, lengths = ends + len(steps), lengths + steps.sum()
+        returns += np.sum(steps * (steps + 1) / 2)
+    assert sum(part.ended.sum() for part in statistics) == ends
+    assert sum(part.return_sum.sum() for part in statistics) == returns
+    assert sum(part.length_sum.sum() for part in statistics) == lengths
+
+
+def test_seeds_play_episodes_of_their_own_and_the_same_again():
+    numbers = []
+    for _ in range(2):
+        driver, rollout, _ = played("singles")
+        driver.close()
+        numbers.append(rollout.obs[..., 0, :, 0])
+    np.testing.assert_array_equal(*numbers)
+    assert len(set(np.ravel(numbers[0]))) == 4
+
+
+CARTPOLE, LIMIT = "gymnasium:CartPole-v1", {"max_episode_steps": 30}
+ALGORITHMS = {
+    "policy_gradient": {"estimator": "return_to_go"},
+    "a2c": {"normalize_reward": True},
+    "acktr": {},
+    "ppo_clip": {"normalize_obs": True},
+    "ppo_penalty": {},
+    "trpo": {},
+    "npg": {},
+    "dqn": {"warmup": 128, "prioritized": True, "n_step": 3, "rollout_length": 1, "capacity": 512},
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_trains_stops_and_goes_on(name, tmp_path):
+    """In a vector that spends steps on its resets: their rewards are NaN."""
+    env, options = vector, {"rollout_length": 32, "steps": 384} | ALGORITHMS[name]
+    if name == "policy_gradient":  # whole first episodes need a time limit that is known
+        env, options = CARTPOLE, options | {"env_params": {"max_episode_steps": 30}}
+    made = experiment(name, env, evaluations=2, evaluation_episodes=2, **LIMIT, **options)
+    calls = []
+
+    def stop(row):
+        calls.append(row["step"])
+        return purerl.STOP if len(calls) == 1 else None
+
+    cut = purerl.run(made, out=tmp_path / "run", on_row=stop, **QUIET)
+    assert cut.stopped == "hook"
+    result = purerl.resume(tmp_path / "run", progress=False)
+    assert result.stopped is None
+    assert result.returns.shape == (2, 2)
+    assert np.isfinite(result.returns).all()
+    assert not result.failed.any()
+    longer = purerl.resume(tmp_path / "run", steps=480, progress=False)
+    assert int(longer.steps[-1]) >= 480
+    assert len(read_rows(tmp_path / "run")) >= 4
+    policy = purerl.load_policy(tmp_path / "run")
+    obs = made.environment.reset(jax.random.key(0))[0]
+    assert policy(np.asarray(obs)) in (1, 2) if env is vector else (0, 1)
+    evaluation = purerl.evaluate_run(tmp_path / "run", episodes=2)
+    assert evaluation.mean_return.shape == (2,)
+
+
+def test_processes_of_their_own_and_learning_meanwhile():
+    made = experiment(env=CARTPOLE, steps=64, env_params={"vectorization": "async"})
+    assert not purerl.run(made, **QUIET).failed.any()
+    options = {"warmup": 32, "rollout_length": 4, "capacity": 128, "batch_size": 16}
+    late = experiment("dqn", **options)
+    assert not purerl.run(late, overlap=True, **QUIET).failed.any()
+
+
+def test_a_sweep_of_what_the_host_plays(tmp_path):
+    made = experiment(evaluations=1, evaluation_episodes=1, **LIMIT)
+    result = purerl.sweep(made, {"learning_rate": [1e-3, 1e-2]}, out=tmp_path / "sweep", **QUIET)
+    assert result.returns.shape[:2] == (2, 2)
+    policy = purerl.load_policy(tmp_path / "sweep")
+    assert policy(np.zeros(3)) in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("params", "options", "message"),
+    [
+        (
+            {"fail_at": 3},
+            {},
+            r"environment 0 of seed 0 failed at step 2 .* the motor is broken .*kept",
+        ),
+        ({"hang_at": 2}, {"env_seconds": 0.5}, r"seeds 0 to 1 failed at step 1.*no answer within"),
+    ],
+)
+def test_an_environment_that_fails_or_hangs_is_named(params, options, message):
+    made = experiment(env_params=params)
+    with pytest.raises(PlayedError, match=message):
+        purerl.run(made, **QUIET, **options)
+
+
+class Illegal(Script):
+    observation_space = spaces.Dict(
+        {"at": spaces.Discrete(5), "action_mask": spaces.MultiBinary(2)}
+    )
+
+    def _obs(self):
+        return {"at": self.time, "action_mask": np.full(2, self.time < 2, np.int8)}
+
+
+def test_a_state_without_a_legal_action_is_named():
+    with pytest.raises(PlayedError, match=r"environment 0 of seed 0 failed.*allows no action"):
+        purerl.run(experiment(env=Illegal), **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("env", "params", "error", "message"),
+    [
+        ("gymnasium:CartPole-v9", {}, ValueError, "Did you mean CartPole-v1"),
+        ("gymnasium:CartPole-v1", {"gravity": 1}, ValueError, "gymnasium.make.*failed.*gravity"),
+        ("gymnasium:CartPole-v1", {"vectorization": "both"}, ValueError, "unknown vectorization"),
+        (Script(), {}, TypeError, "one environment, and a run needs several; give the function"),
+        (SyncVectorEnv([Script]), {}, TypeError, "a vector of 1 environments.*takes num_envs"),
+    ],
+)
+def test_what_cannot_be_played_is_told(env, params, error, message):
+    with pytest.raises(error, match=message):
+        purerl.make_env(env, **params)
+
+
+def test_no_jitted_function_plays_it():
+    made = experiment()
+    with pytest.raises(TypeError, match=r"Script is not written in JAX.*purerl.run"):
+        jax.jit(made.build().train)(jax.random.key(0))
+
+
+def test_finished_environments_are_left_alone():
+    """Where whole first episodes are wanted, what has ended is not stepped any more."""
+
+    class Counted:
+        def __init__(self):
+            self.stepped = []
+
+        def reset(self):
+            return np.zeros((4, 1), np.float32)
+
+        def step(self, action, rows=None):
+            rows = np.arange(4) if rows is None else rows
+            self.stepped.append(len(rows))
+            obs, ones = np.zeros((len(rows), 1), np.float32), np.ones(len(rows))
+            no = np.zeros(len(rows), bool)
+            return Moved(obs, obs, ones, rows < len(self.stepped), no, ~no)
+
+        def close(self):
+            pass
+
+    player = Counted()
+    actors = Actors(player, 2, 2, 9.0)
+    running = np.ones((2, 2), bool)
+    while running.any():
+        moved = actors.step(np.zeros((2, 2), np.int32), running)
+        assert (moved.valid == running).all()
+        running &= ~actors.ended(moved)
+    assert player.stepped == [4, 3, 2, 1]
+    assert actors.returns.tolist() == [[1, 2], [3, 4]]
