@@ -150,6 +150,9 @@ def test_whole_updates_by_hand(x64):
                 invert_eigenbasis(jax.tree.map(lambda s, w=weight: s / w, factors), 0.1),
             )
             factors = rotate(factors, before, basis)
+            if i == 0:  # begins with K-FAC's own diagonal
+                first = (weight * (1 / block.reciprocal - 0.1) for block in basis.layers)
+                factors = factors._replace(moments=tuple(first))
         wanted = []
         for g, moment, block in zip(
             to_matrices(layers, gradient)[0], factors.moments, basis.layers, strict=True

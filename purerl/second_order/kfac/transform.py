@@ -180,18 +180,21 @@ def scale_by_kfac(
         factors, weight = _when(now % stats_every == 0, stats_every == 1, measured, sums)
 
         # 2. Their damped inverse.
-        added = jnp.asarray(damping, weight.dtype)
+        added, warm = jnp.asarray(damping, weight.dtype), now - cold_start
 
         def averages(factors):
             return jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1), factors)
 
         def inverted():
-            new = invert(averages(factors), added)
-            moments = blocks.rotate(factors, state.inverse, new).moments if ekfac else ()
+            new, moments = invert(averages(factors), added), ()
+            if ekfac:
+                rotated = blocks.rotate(factors, state.inverse, new).moments
+                # The first basis has no past: what was measured along the axes says little there.
+                first = tuple(weight * (1 / block.reciprocal - added) for block in new.layers)
+                moments = jax.tree.map(lambda f, r: jnp.where(warm == 0, f, r), first, rotated)
             old = state.inverse, factors.moments
             return _keep(finite & all_finite(new), (new, moments), old)
 
-        warm = now - cold_start
         due, always = (warm >= 0) & (warm % inverse_every == 0), inverse_every == 1
         old = state.inverse, factors.moments
         inverse, moments = _when(due, always and not cold_start, inverted, old)
