@@ -67,11 +67,14 @@ class Outside(NamedTuple):
             :class:`purerl.host.players.player.Player` says.
         idle: Whether a player may spend steps on its own resets, which are then no transitions.
         notes: What a run tells its user of the environment, such as that numbers lose precision.
+        filmed: ``(seed) -> (player of one, frame, seconds)`` with a function ``() -> frame``, uint8
+            ``[height, width, 3]``, and the seconds of a step; None where there is no picture.
     """
 
     make: Callable[[int, np.ndarray], Any]
     idle: bool = False
     notes: tuple[str, ...] = ()
+    filmed: Callable[[int], tuple[Any, Callable[[], np.ndarray], float]] | None = None
 
 
 class Env(NamedTuple):

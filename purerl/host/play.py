@@ -86,6 +86,9 @@ def play(
     _draw_without_screen()
     experiment, state = load_seed(path, seed, point, checkpoint, given)
     env = experiment.environment
+    if env.outside is not None:
+        keys = jax.random.split(jax.random.key(random_seed), episodes)
+        return _film_outside(experiment, state, keys, greedy, max_steps, out)
     pictures = env.pictures
     if pictures is None:
         raise ValueError(f"{env.name} has no picture, so there is no film of it.")
@@ -139,6 +142,49 @@ def _play(
             if result.terminated or result.truncated:
                 break
         yield Episode(states, total)
+
+
+def _film_outside(
+    experiment: Experiment,
+    state: TrainState,
+    keys: jax.Array,
+    greedy: bool,
+    max_steps: int,
+    out: pathlib.Path,
+) -> list[float]:
+    """The same of an environment that the host plays, which draws itself."""
+    env = experiment.environment
+    filmed = env.outside and env.outside.filmed
+    if not filmed:
+        raise ValueError(
+            f"{env.name} has no picture, so there is no film of it; Gymnasium's environments, by "
+            "their names and stepped in this process, mostly have one."
+        )
+    if out.suffix == ".html":
+        raise ValueError(f"{env.name} has no page; give a file that ends in .gif or .mp4.")
+    normalizer, learner = take_seeds((state.normalizer, state.learner), 0)
+
+    @jax.jit
+    def act(obs, key):
+        seen = normalizer.observe(obs, experiment.loop)
+        return experiment.parts()[0].act(learner, seen, key, greedy=greedy, progress=1.0)[0]
+
+    frames, totals, stride = [], [], 1
+    for key in keys:
+        player, frame, seconds = filmed(int(jax.random.randint(key, (), 0, 2**31 - 1)))
+        stride = max(1, round(SHOWN / seconds))
+        obs, total = player.reset(), 0.0
+        for number in range(max_steps):
+            if number % stride == 0:
+                frames.append(frame())
+            moved = player.step(np.asarray(act(obs, jax.random.fold_in(key, number))))
+            obs, total = moved.obs, total + float(moved.reward[0])
+            if moved.terminated[0] or moved.truncated[0]:
+                break
+        player.close()
+        totals.append(total)
+    write_film(frames, out, stride * seconds)
+    return totals
 
 
 def _every(states: list[PyTree], stride: int) -> list[PyTree]:

@@ -255,6 +255,8 @@ def _train(
 
 def _tell(driver: Driver, replay_bytes: int) -> None:
     """Prints what a run will take."""
+    if (outside := driver.experiment.environment.outside) is not None:
+        print(*outside.notes, sep="\n")
     train, seeds, used = driver.train, driver.seeds, driver.layout.mesh.size
     if replay_bytes:
         print(f"replay buffers: {format_bytes(replay_bytes)} for {seeds} seeds")

@@ -61,7 +61,7 @@ def test_a_family_that_is_not_installed_names_its_extra(monkeypatch, capsys):
         make_env("brax:hopper")
     assert main(["train", "ppo_clip", "brax:hopper"]) == 2
     assert "pip install 'purerl[brax]'" in capsys.readouterr().err
-    monkeypatch.setattr(families, "list_envs", lambda: ["CartPole-v1"])
+    monkeypatch.setattr(families, "list_envs", lambda family: [family])
     assert main(["list"]) == 0
     assert "brax (pip install 'purerl[brax]')" in capsys.readouterr().out
 

@@ -284,3 +284,35 @@ def test_finished_environments_are_left_alone():
         running &= ~actors.ended(moved)
     assert player.stepped == [4, 3, 2, 1]
     assert actors.returns.tolist() == [[1, 2], [3, 4]]
+
+
+def test_envpool_ends_and_begins_episodes_without_a_step_between():
+    pytest.importorskip("envpool")
+    limit = 12
+    made = experiment(env="envpool:Pendulum-v1", env_params={"max_episode_steps": limit})
+    driver = PlayedDriver(made, {}, jax.random.split(jax.random.key(0), 2), purerl.RunOptions())
+    driver.compile()
+    driver.start()
+    rollout = jax.device_get(driver._collect(2 * limit + 1, 1)[0])
+    driver.close()
+    assert rollout.valid is None
+    assert (rollout.episode_step == np.arange(2 * limit + 1)[None, :, None] % limit).all()
+    assert (rollout.truncated == (rollout.episode_step == limit - 1)).all()
+    assert not rollout.terminated.any()
+    goes_on = ~rollout.truncated[:, :-1]
+    np.testing.assert_array_equal(rollout.obs[:, 1:][goes_on], rollout.next_obs[:, :-1][goes_on])
+    new = rollout.obs[:, 1:][~goes_on] != rollout.next_obs[:, :-1][~goes_on]
+    assert new.any(axis=-1).all()
+    assert rollout.obs.dtype == np.float32
+    assert len(np.unique(rollout.obs[:, 0], axis=None)) > 4  # each begins elsewhere
+
+
+def test_a_film_of_what_the_host_plays(tmp_path):
+    pytest.importorskip("pygame")
+    purerl.run(experiment(env=CARTPOLE, steps=32), out=tmp_path / "run", **QUIET)
+    returns = purerl.play(tmp_path / "run", tmp_path / "film.gif", episodes=2, seed=0)
+    assert len(returns) == 2
+    assert (tmp_path / "film.gif").stat().st_size > 1000
+    purerl.run(experiment(steps=32), out=tmp_path / "script", **QUIET)
+    with pytest.raises(ValueError, match="Script has no picture"):
+        purerl.play(tmp_path / "script", tmp_path / "none.gif", seed=0)

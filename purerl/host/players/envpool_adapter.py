@@ -5,6 +5,7 @@ episodes ended are reset by their numbers at once, so that each step is a transi
 """
 
 import functools
+import warnings
 from typing import Any
 
 import envpool
@@ -12,7 +13,14 @@ import numpy as np
 
 from purerl.config import suggest
 from purerl.envs.make import Env
-from purerl.host.players.player import Moved, make_converter, played_env, rows_of, with_rows
+from purerl.host.players.player import (
+    Converter,
+    Moved,
+    make_converter,
+    played_env,
+    rows_of,
+    with_rows,
+)
 from purerl.records import PyTree
 
 
@@ -36,13 +44,21 @@ def named(name: str, params: dict[str, Any]) -> Env:
         one = make(num_envs=1)
     except (TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"envpool.make({name!r}, **{params}) failed: {error}") from error
-    space, limit = (one.observation_space, one.action_space), one.config["max_episode_steps"]
-    label = f"envpool:{name}"
+    space = _spaces(one)
+    label, limit = f"envpool:{name}", one.config["max_episode_steps"]
 
     def player(count: int, seeds: np.ndarray) -> "Pool":
-        return Pool(label, make(num_envs=count, seed=[int(seed) for seed in seeds]))
+        pool = make(num_envs=count, seed=[int(seed) for seed in seeds])
+        return Pool(pool, make_converter(label, *_spaces(pool)))
 
     return played_env(label, space, limit, player)
+
+
+def _spaces(pool: Any) -> tuple[Any, Any]:
+    """Of observations and actions; made when they are asked for first, and then kept."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of bounds that lose digits; nothing a user can mend
+        return pool.observation_space, pool.action_space
 
 
 def adapt(env: Any, params: dict[str, Any]) -> Env:
@@ -53,15 +69,14 @@ def adapt(env: Any, params: dict[str, Any]) -> Env:
 class Pool:
     """K environments of EnvPool's."""
 
-    def __init__(self, name: str, pool: Any):
+    def __init__(self, pool: Any, convert: Converter):
         """Takes the pool over.
 
         Args:
-            name: For messages.
             pool: Of EnvPool's, with the Gymnasium interface.
+            convert: Between its spaces and a learner's.
         """
-        self.pool = pool
-        self.convert = make_converter(name, pool.observation_space, pool.action_space)
+        self.pool, self.convert = pool, convert
 
     def reset(self) -> PyTree:
         """Begins an episode in each."""

@@ -48,11 +48,13 @@ def named(name: str, params: dict[str, Any]) -> Env:
     check_choice("unknown vectorization", mode, MODES)
     one = _opened(name, params)
     limit, space = one.spec.max_episode_steps, (one.observation_space, one.action_space)
+    drawn = "rgb_array" in one.metadata.get("render_modes", ())
     one.close()
     make_one = functools.partial(gymnasium.make, name, **params)
     label = f"gymnasium:{name}"
     if mode == "sync":
-        return _of_single(label, space, limit, make_one)
+        filmed = functools.partial(_filmed, label, make_one) if drawn else None
+        return _of_single(label, space, limit, make_one, filmed)
 
     def make_vector(num_envs: int) -> VectorEnv:
         if mode == "async":
@@ -111,12 +113,23 @@ def _opened(name: str, params: dict[str, Any]) -> Any:
 
 
 def _of_single(
-    name: str, space: tuple[Any, Any], limit: int | None, make_one: Callable[[], Any]
+    name: str,
+    space: tuple[Any, Any],
+    limit: int | None,
+    make_one: Callable[..., Any],
+    filmed: Any = None,
 ) -> Env:
     def make(count: int, seeds: np.ndarray) -> "Singles":
         return Singles(name, make_one, seeds)
 
-    return played_env(name, space, limit, make)
+    return played_env(name, space, limit, make, filmed=filmed)
+
+
+def _filmed(name: str, make_one: Callable[..., Any], seed: int) -> Any:
+    """One environment whose picture can be asked for."""
+    env = make_one(render_mode="rgb_array")
+    seconds = 1 / env.metadata.get("render_fps", 30)
+    return Singles(name, lambda: env, np.array([seed])), env.render, seconds
 
 
 def _of_vector(name: str, make_vector: Callable[..., VectorEnv], limit: int | None) -> Env:

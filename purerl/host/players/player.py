@@ -68,6 +68,7 @@ def played_env(
     make: Callable[[int, np.ndarray], Player],
     *,
     idle: bool = False,
+    filmed: Any = None,
 ) -> Env:
     """The record of an environment that the host plays.
 
@@ -77,6 +78,7 @@ def played_env(
         limit: Its time limit in steps, or None.
         make: Makes a player, see :class:`purerl.envs.make.Outside`.
         idle: As there.
+        filmed: As there.
     """
     raw_obs, raw_action = space
     seen = spaces.observations(name, raw_obs)
@@ -98,7 +100,8 @@ def played_env(
 
     wide = {np.dtype(x.dtype) for x in jax.tree.leaves(_zeros_of(raw_obs))}
     notes = (f"{name} observes float64, which becomes float32",)
-    outside = Outside(make, idle, notes if np.dtype(np.float64) in wide and not _x64() else ())
+    told = notes if np.dtype(np.float64) in wide and not _x64() else ()
+    outside = Outside(make, idle, told, filmed)
     about: Any = dict(to_env_action=to_env, resets="own", outside=outside)
     return Env(name, reset, step, actions, seen.shape, limit, **about)
 
