@@ -109,6 +109,19 @@ def inner_program(equation: core.JaxprEqn) -> tuple[Any, Sequence[Any]] | None:
     return getattr(program, "jaxpr", program), getattr(program, "consts", ())
 
 
+def scan_operands(equation: core.JaxprEqn) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many, after them, its carry.
+
+    Args:
+        equation: A scan.
+    """
+    params = equation.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # since JAX 0.11
+    return len(consts), len(carry)
+
+
 def shape_of(variable: Any) -> Shape:
     """Of a program's value.
 
@@ -309,7 +322,7 @@ class Finder:
     def _scan(self, equation: Any, kinds: Sequence[Any], path: Path, turns: Shape) -> list[Any]:
         """The body's kinds, those of its carry joined over the turns."""
         program, _ = inner_program(equation)  # type: ignore[misc]
-        consts, carry = equation.params["num_consts"], equation.params["num_carry"]
+        consts, carry = scan_operands(equation)
         state = list(kinds[consts : consts + carry])
         slices = [_sliced(kind, _where(equation)) for kind in kinds[consts + carry :]]
         turns = (*turns, equation.params["length"])

@@ -19,6 +19,7 @@ from purerl.second_order.kfac.finder import (
     dimension_numbers,
     inner_program,
     product_axes,
+    scan_operands,
     shape_of,
 )
 from purerl.second_order.kfac.layers import Layer, Network
@@ -176,7 +177,7 @@ def _call(
         return _evaluate(program, consts, values, plan, zeros)
 
     if name == "scan":
-        return _scan(params, values, run, zeros)
+        return _scan(equation, values, run, zeros)
     if name in ("remat2", "checkpoint"):
         options = {key: params[key] for key in ("prevent_cse", "policy")}
         return jax.checkpoint(run, **options)(values, zeros)
@@ -196,16 +197,16 @@ def _numbers(plan: Plan) -> list[int]:
 
 
 def _scan(
-    params: Any, values: Sequence[Any], run: Callable[..., Any], zeros: Zeros
+    equation: Any, values: Sequence[Any], run: Callable[..., Any], zeros: Zeros
 ) -> tuple[list[Any], Zeros]:
-    consts, carry = params["num_consts"], params["num_carry"]
+    consts, carry = scan_operands(equation)
 
     def body(state, turn):
         slices, zeros = turn
         results, seen = run([*values[:consts], *state, *slices], zeros)
         return results[:carry], (results[carry:], seen)
 
-    options = {key: params[key] for key in ("length", "reverse", "unroll")}
+    options = {key: equation.params[key] for key in ("length", "reverse", "unroll")}
     split = consts + carry
     turns = list(values[split:]), zeros
     state, (stacked, seen) = jax.lax.scan(body, list(values[consts:split]), turns, **options)
