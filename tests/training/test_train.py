@@ -406,6 +406,37 @@ def test_the_first_rewards_are_not_clipped():
     assert np.abs(reward[1:]).max() <= 10
 
 
+def test_what_a_learner_sees_is_scaled_and_clipped_as_asked():
+    (_, plain), (_, scaled) = spied(), spied(reward_scale=4.0)
+    np.testing.assert_array_equal(
+        scaled.info["rollout"].reward, 4 * np.asarray(plain.info["rollout"].reward)
+    )
+    assert_same(scaled.episodes, plain.episodes)  # what is reported is not
+    clipped = {"clip_obs": 0.5, "clip_reward": 0.25, "normalize_obs": True}
+    rollout = spied(normalize_reward=True, **clipped)[1].info["rollout"]
+    for x in (rollout.obs, rollout.next_obs):
+        assert np.abs(x).max() == 0.5
+    assert np.abs(rollout.reward[1:]).max() == 0.25
+    free = dict.fromkeys(("clip_obs", "clip_reward"))
+    rollout = spied(normalize_reward=True, normalize_obs=True, **free)[1].info["rollout"]
+    assert np.abs(rollout.obs).max() > 0.5
+
+
+def test_how_often_a_mean_is_beyond_the_bounds():
+    """In every other environment, by one of two numbers; the bounds are -1 and 1."""
+    env = purerl.make_env(probe_envs.NoisyEnv(box=True))
+
+    def act(state, obs, key, *, greedy=False, progress=0.0):
+        odd = jnp.arange(len(obs)) % 2
+        action = jnp.stack([3.0 * odd if greedy else 0.0 * odd, 0.5 + 0.0 * odd], axis=1)
+        return action, {"log_prob": obs[:, 0] * 0}
+
+    train = make(2, spy(env.action_space)._replace(act=act), env)
+    info = jax.jit(lambda key: train.advance(train.init(key), 2))(jax.random.key(0))[1].info
+    assert (info["mean_outside"] == 0.5).all()
+    assert "mean_outside" not in spied()[1].info
+
+
 def _with_reward(result, reward):
     step, state = result
     return step._replace(reward=jnp.full_like(step.reward, reward)), state
