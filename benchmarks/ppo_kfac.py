@@ -70,7 +70,9 @@ def ppo_kfac(
     from purerl.pieces.minibatches import minibatches
     from purerl.policies.acting import init_params, make_act, make_ahead
     from purerl.second_order.kfac.factors import fisher_factors
-    from purerl.second_order.kfac.layers import find_layers, reaching, tap
+    from purerl.second_order.kfac.layers import find_layers
+    from purerl.second_order.kfac.regions import reaching
+    from purerl.second_order.kfac.tapping import tap
     from purerl.second_order.kfac.transform import scale_by_kfac
 
     network = purerl.ActorCritic(action_space, config.network)
@@ -79,7 +81,7 @@ def ppo_kfac(
     def optimizer(params, obs, variance):
         of_actor = reaching(lambda p: network.apply(p, obs)[0], params)
         kfac = scale_by_kfac(
-            find_layers(network, params, obs),
+            find_layers(network.apply, params, obs),
             damping=options.damping,
             stats_every=steps,
             inverse_every=steps,
@@ -106,8 +108,8 @@ def ppo_kfac(
             gradient, info = jax.grad(loss, has_aux=True)(state.params, minibatch)
 
             def statistics():
-                layers = find_layers(network, state.params, minibatch.obs)
-                tapped = tap(network, layers, state.params, minibatch.obs)
+                layers = find_layers(network.apply, state.params, minibatch.obs)
+                tapped = tap(network.apply, layers, state.params, minibatch.obs)
                 return fisher_factors(layers, tapped, score(tapped.output, 1.0, key))
 
             learned = gradient_step(

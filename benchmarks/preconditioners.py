@@ -27,7 +27,8 @@ from record import circumstances, result_files
 
 import purerl
 from purerl.second_order.kfac.factors import fisher_factors, invert_eigenbasis
-from purerl.second_order.kfac.layers import find_layers, tap
+from purerl.second_order.kfac.layers import find_layers
+from purerl.second_order.kfac.tapping import tap
 from purerl.second_order.kfac.transform import precondition
 
 HERE = Path(__file__).resolve().parent
@@ -83,8 +84,8 @@ def iterations_needed(network, params, obs, b, action, tolerance, damping, preco
         return lambda r: jax.tree.map(lambda x, d: x / (d + damping), r, diagonal)
 
     def kronecker():
-        layers = find_layers(network, params, obs)
-        tapped = tap(network, layers, params, obs)
+        layers = find_layers(network.apply, params, obs)
+        tapped = tap(network.apply, layers, params, obs)
         distribution, value = tapped.output
         score = jax.grad(lambda d: jnp.sum(d.log_prob(action)))(distribution)
         factors = fisher_factors(layers, tapped, (score, jnp.zeros_like(value)))

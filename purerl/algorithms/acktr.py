@@ -185,15 +185,15 @@ def acktr(
     Args:
         config: Hyper-parameters.
         action_space: Of the environment.
-        network: flax.linen module ``obs [B, *O] -> (distribution, value [B])`` with Dense or Conv
-            layers; by default :class:`purerl.ActorCritic`.
+        network: ``obs [B, *O] -> (distribution, value [B])``, whose weights are of matrix products
+            or convolutions; by default :class:`purerl.ActorCritic`.
 
     Returns:
         The algorithm. ``update``'s info: ``loss``, ``policy_loss``, ``value_loss``, ``entropy``,
         ``explained_variance``, ``kl`` (old || new), ``learning_rate`` (eta_max at this update),
         ``trust`` and, without a shared trunk, ``critic_trust`` (what the KL clip multiplied the
         last step by), ``damping``, ``condition`` (of the worst damped block), ``finite``. ``init``
-        raises ValueError if the network has a matrix that K-FAC cannot factor.
+        raises ValueError if the network has a weight that K-FAC cannot factor.
 
     Example:
         >>> import jax, purerl
@@ -208,7 +208,7 @@ def acktr(
 
     def init(obs: jax.Array, key: jax.Array) -> ACKTRState:
         params = acting.init_params(network, action_space, obs, key)
-        layers = kfac.find_layers(network, params, obs)
+        layers = kfac.find_layers(network.apply, params, obs)
         optimizer = _optimizer(config, layers, _trust_regions(network, params, obs))
         rate = scheduled(config.learning_rate, "constant", 0.0)
         return ACKTRState(params, optimizer.init(params), jnp.asarray(rate, jnp.result_type(float)))
@@ -219,12 +219,12 @@ def acktr(
         check_rollout(rollout, action_space)
         settings = config.gamma, config.gae_lambda, config.normalize_advantage
         batch = advantages.on_policy_batch(network, state.params, rollout, *settings)
-        layers = kfac.find_layers(network, state.params, batch.obs)
+        layers = kfac.find_layers(network.apply, state.params, batch.obs)
         regions = _trust_regions(network, state.params, batch.obs)
         shared = regions == kfac.ALL
 
         # 1. The gradient.
-        tapped = kfac.tap(network, layers, state.params, batch.obs)
+        tapped = kfac.tap(network.apply, layers, state.params, batch.obs)
         slope_of = jax.grad(_loss, argnums=1, has_aux=True)
         slope, info = slope_of(config, tapped.output, batch, shared, progress)
         grads, _ = tapped.pullback(slope)
@@ -236,14 +236,14 @@ def acktr(
 
         some_obs, some_valid = jax.tree.map(some_steps, (batch.obs, batch.valid))
 
-        def statistics() -> kfac.Factors:
+        def statistics(basis: kfac.Inverse | None = None) -> kfac.Factors:
             some = tapped
             if config.stats_stride > 1:
-                some = kfac.tap(network, layers, state.params, some_obs)
+                some = kfac.tap(network.apply, layers, state.params, some_obs)
             taken = some_steps(batch.action) if config.fisher_actions == "taken" else None
             variance = _joint_variance(config, shared)
             of_output = score(some.output, variance, key, taken, some_valid)
-            return kfac.fisher_factors(layers, some, of_output, some_valid)
+            return kfac.fisher_factors(layers, some, of_output, some_valid, basis=basis)
 
         # 3. and 4. The direction, and the step within the trust regions.
         rate: Number = state.learning_rate
@@ -302,7 +302,7 @@ class ACKTRConfig(Config):
     )
     damping: Number = field(0.01, "epsilon, added to the Fisher matrix's diagonal.", "(0, inf)")
     damping_kind: kfac.DampingKind = field(
-        "factored", "To each factor, as in the paper; or exactly, but slower."
+        "factored", "To each factor, as in the paper; exactly; or to a measured diagonal."
     )
     decay: Number = field(0.99, "Decay of the factors' moving averages.", "[0, 1)")
     stats_every: int = field(1, "Updates between two measurements of the factors.")

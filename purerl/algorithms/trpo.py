@@ -9,8 +9,9 @@ Gradient". With the surrogate L (the paper's eq. 14, with advantages) and the me
 
 an update solves "maximize L within :math:`\bar D \le \delta`" approximately (appendix C):
 
-1. :math:`g = \nabla L(\theta_k)`, and :math:`F = \nabla^2 \bar D(\theta_k)` as products;
-2. :math:`x \approx (F + c I)^{-1} g` by conjugate gradient;
+1. :math:`g = \nabla L(\theta_k)`;
+2. :math:`x \approx (F + c I)^{-1} g`, with :math:`F = \nabla^2 \bar D(\theta_k)` as products, by
+   conjugate gradient; or exactly, with F estimated by the scores of the batch's own actions;
 3. the full step :math:`\sqrt{2 \delta / x^\top (F + c I) x} \; x`, which solves the problem with L
    linear and :math:`\bar D` quadratic;
 4. TRPO: :math:`\alpha^j` times the full step, with the smallest j that improves L and keeps
@@ -33,7 +34,7 @@ Differs from:
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +46,12 @@ from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.rows import mean
 from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
-from purerl.second_order.conjugate_gradient import CGStop, conjugate_gradient
+from purerl.second_order.conjugate_gradient import CGResult, CGStop, conjugate_gradient
 from purerl.second_order.line_search import backtracking_line_search
-from purerl.second_order.products import fisher_vector_product
+from purerl.second_order.products import Policy, fisher_vector_product, subsample
+from purerl.second_order.sample_space import score_matrix, solve_by_samples
+
+Solver = Literal["cg", "samples"]
 
 
 class TRPOState(NamedTuple):
@@ -99,9 +103,9 @@ def make_policy_step(
 
     Returns:
         The step. Its info: ``kl`` (mean KL(old || new), nats), ``expected_improvement`` (of L, by
-        its gradient) and ``improvement``, ``cg_residual`` (relative), ``cg_iterations``,
-        ``step_fraction`` (:math:`\alpha^j`), ``accepted``, ``finite`` (gradient and conjugate
-        gradient). Of a refused step the first three and the fraction are 0.
+        its gradient) and ``improvement``, ``cg_residual`` (relative), ``cg_iterations`` (by
+        samples 0), ``step_fraction`` (:math:`\alpha^j`), ``accepted``, ``finite`` (gradient and
+        solution). Of a refused step the first three and the fraction are 0.
 
     Example:
         >>> import jax, jax.numpy as jnp, purerl
@@ -130,21 +134,12 @@ def make_policy_step(
         check_samples(batch)
         batch = jax.tree.map(jnp.asarray, batch)
 
-        # 1. The gradient and the Fisher matrix.
+        # 1. The gradient.
         objective, g = jax.value_and_grad(surrogate)(params, batch)
         g = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), g)
-        fisher = fisher_vector_product(
-            policy, params, batch.obs, fraction=config.fisher_fraction, valid=batch.valid
-        )
 
         # 2. The direction.
-        solution = conjugate_gradient(
-            fisher,
-            g,
-            tolerance=config.cg_tolerance,
-            max_iterations=config.cg_iterations,
-            damping=config.damping,
-        )
+        solution = _solve(policy, config, params, batch, g)
 
         # 3. The full step. (F + c I) x = g - residual: its length needs no further product.
         product = optax.tree.sub(g, solution.residual)
@@ -173,6 +168,26 @@ def make_policy_step(
         }
 
     return policy_step
+
+
+def _solve(
+    policy: Policy, config: "NPGConfig", params: PyTree, batch: OnPolicyBatch, g: PyTree
+) -> CGResult:
+    """(F + c I)^-1 g: by products with F, or by the scores of the batch's actions."""
+    if config.solver == "samples":
+        some, valid = subsample(((batch.obs, batch.action), batch.valid), config.fisher_fraction)
+        log_prob = lambda params, x: policy(params, x[0]).log_prob(x[1])  # noqa: E731
+        return solve_by_samples(score_matrix(log_prob, params, some, valid), g, config.damping)
+    fisher = fisher_vector_product(
+        policy, params, batch.obs, fraction=config.fisher_fraction, valid=batch.valid
+    )
+    return conjugate_gradient(
+        fisher,
+        g,
+        tolerance=config.cg_tolerance,
+        max_iterations=config.cg_iterations,
+        damping=config.damping,
+    )
 
 
 def trust_region_step(x: PyTree, product: PyTree, max_kl: Number) -> tuple[PyTree, jax.Array]:
@@ -310,6 +325,7 @@ class NPGConfig(Config):
 
     max_kl: Number = field(0.01, "delta, wanted mean KL(old || new) in nats.", "(0, inf)")
     damping: Number = field(0.1, "c, added to the Fisher matrix's diagonal.", "[0, inf)")
+    solver: Solver = field("cg", "Conjugate gradient with F, or a solve with the samples' scores.")
     cg_iterations: int = field(10, "Largest number of Fisher-vector products in a step.")
     cg_tolerance: Number = field(
         1e-6, "Residual at which conjugate gradient stops, relative to the gradient.", "[0, inf)"
@@ -328,6 +344,15 @@ class NPGConfig(Config):
     )
     adam_eps: Number = field(1e-5, "Adam's epsilon.", "(0, inf)")
     network: networks.NetworkConfig = field(networks.NetworkConfig(), "Of the default network.")
+
+    def check(self) -> None:
+        """Refuses to solve by samples without damping."""
+        damped = isinstance(self.damping, jax.core.Tracer) or self.damping > 0
+        if self.solver == "samples" and not damped:
+            raise ValueError(
+                f'{type(self).__name__}: solver="samples" needs a damping above 0, got '
+                f"{self.damping}: the samples' scores alone leave directions without curvature."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,7 @@ def fisher_vector_product(
     if isinstance(obs, Sequences):
         obs, valid = _some_sequences(obs, valid, fraction)
     else:
-        obs, valid = _subsample((obs, valid), fraction)
+        obs, valid = subsample((obs, valid), fraction)
     distribution = policy(params, obs)
     z, rebuild = floating_leaves(distribution)
     _, push = jax.linearize(lambda p: floating_leaves(policy(p, obs))[0], params)
@@ -131,11 +131,18 @@ def floating_leaves(tree: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.A
     return [x for r, x in zip(real, leaves, strict=True) if r], rebuild
 
 
-def _subsample(samples: PyTree, fraction: float) -> PyTree:
+def subsample(samples: PyTree, fraction: float) -> PyTree:
     """``fraction`` of the samples, spread over time steps and environments about alike.
 
     Every k-th sample of ``[T * N]`` would be the same environments again and again where k and N
     have a common divisor; multiples of a step near the golden section have no such pattern.
+
+    Args:
+        samples: Arrays ``[B, ...]``.
+        fraction: In (0, 1].
+
+    Returns:
+        Of each array some rows, in their order; always the same ones.
     """
     check_range("fisher_vector_product", "fraction", fraction, "(0, 1]")
     size = num_rows(samples)
@@ -157,6 +164,6 @@ def _some_sequences(
         lambda x: jnp.swapaxes(x, 0, 1),
         (obs.obs, obs.start, None if valid is None else valid.reshape(obs.start.shape)),
     )
-    some, memory = _subsample((by_sequence, obs.memory), fraction)
+    some, memory = subsample((by_sequence, obs.memory), fraction)
     seen, start, counted = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), some)
     return Sequences(seen, memory, start), None if valid is None else counted.reshape(-1)

@@ -159,7 +159,7 @@ def test_predicted_kl_is_half_of_the_clip_and_what_is_measured():
     )  # fmt: skip
     rng = np.random.default_rng(0)
     data = rollout()
-    many = Rollout(*(jnp.concatenate([x] * 400) for x in data))
+    many = jax.tree.map(lambda x: jnp.concatenate([x] * 400), data)
     many = many._replace(obs=jnp.array(rng.normal(size=many.obs.shape), jnp.float32))
     algorithm = acktr(config, SPACE)
     state = algorithm.init(jnp.zeros((1, OBS)), jax.random.key(3))
@@ -267,8 +267,8 @@ def test_a_stride_measures_the_factors_of_every_second_step(x64):
     state = algorithm.init(data.obs[0], jax.random.key(0))
     new, _ = algorithm.update(state, data, jax.random.key(1))
     obs, action = (x[::2].reshape(-1, *x.shape[2:]) for x in (data.obs, data.action))
-    layers = find_layers(network, state.params, obs)
-    tapped = tap(network, layers, state.params, obs)
+    layers = find_layers(network.apply, state.params, obs)
+    tapped = tap(network.apply, layers, state.params, obs)
     of_output = score(tapped.output, jnp.ones(()), jax.random.key(1), action)
     wanted = fisher_factors(layers, tapped, of_output)
     jax.tree.map(np.testing.assert_allclose, new.opt_state[0].factors, wanted)
@@ -282,8 +282,8 @@ def test_joint_fisher_of_a_shared_trunk(x64):
     config = ACKTRConfig(network=network_config, critic_std=2.0, fisher_actions="sampled")
     network, obs = purerl.ActorCritic(SPACE, network_config), rollout().obs[0]
     params = network.init(jax.random.key(0), obs)
-    layers = find_layers(network, params, obs)
-    tapped = tap(network, layers, params, obs)
+    layers = find_layers(network.apply, params, obs)
+    tapped = tap(network.apply, layers, params, obs)
 
     def of_one(key):
         variance = _joint_variance(config, shared=True)
@@ -291,7 +291,7 @@ def test_joint_fisher_of_a_shared_trunk(x64):
 
     many = jax.jit(jax.vmap(of_one))(jax.random.split(jax.random.key(1), 20_000))
     leaves = flatten_dict(params, sep="/")
-    trunk = layers[0].path
+    trunk = layers[0].weight.rpartition("/")[0]
 
     def outputs(perturbation, x):
         """Logits and value of one observation, by the output of the trunk's layer."""
@@ -413,18 +413,20 @@ def test_convolutional_network_updates():
 
 
 def test_network_without_a_layer_to_factor():
-    class Table(nn.Module):
+    class Biases(nn.Module):
         @nn.compact
         def __call__(self, obs):
-            logits = obs @ self.param("logits", nn.initializers.zeros, (OBS, ACTIONS))
+            logits = obs[:, :ACTIONS] + self.param("b", nn.initializers.zeros, (1, ACTIONS))
             return Categorical(logits), logits[:, 0]
 
-    algorithm = acktr(ACKTRConfig(), SPACE, Table())
-    with pytest.raises(ValueError, match=r"Table has no nn.Dense or nn.Conv layer of flax.linen"):
+    algorithm = acktr(ACKTRConfig(), SPACE, Biases())
+    with pytest.raises(ValueError, match=r"multiplies none of its parameters with its input"):
         algorithm.init(jnp.zeros((1, OBS)), jax.random.key(0))
 
 
-def test_network_of_another_library():
+def test_network_of_another_library_learns():
+    """flax.nnx, beside the same network of flax.linen: the same update."""
+
     class Policy(nnx.Module):
         def __init__(self, rngs):
             self.heads = nnx.Linear(OBS, ACTIONS + 1, rngs=rngs)
@@ -433,9 +435,22 @@ def test_network_of_another_library():
             heads = self.heads(obs)
             return Categorical(heads[:, :ACTIONS]), heads[:, ACTIONS]
 
-    algorithm = acktr(ACKTRConfig(), SPACE, purerl.from_nnx(Policy))
-    with pytest.raises(ValueError, match=r"layer of flax.linen, which are all that K-FAC can fac"):
-        algorithm.init(jnp.zeros((1, OBS)), jax.random.key(0))
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, obs):
+            heads = nn.Dense(ACTIONS + 1, name="heads")(obs)
+            return Categorical(heads[:, :ACTIONS]), heads[:, ACTIONS]
+
+    data = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == float else x, rollout())
+    learned = []
+    for network in (purerl.from_nnx(Policy), Linen()):
+        algorithm = acktr(ACKTRConfig(cold_start=0), SPACE, network)
+        state = algorithm.init(data.obs[0], jax.random.key(0))
+        start = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size)).reshape(x.shape), state.params)
+        new, info = algorithm.update(state._replace(params=start), data, jax.random.key(1))
+        assert info["finite"]
+        learned.append(sorted(jax.tree.leaves(new.params), key=jnp.ndim))
+    jax.tree.map(np.testing.assert_array_equal, *learned)
 
 
 class Jitted(nn.Module):
@@ -469,7 +484,7 @@ def test_a_rollout_of_numpy_and_a_schedule_of_the_users():
     assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(lambda x: x.dtype, state)
 
 
-@pytest.mark.parametrize("kind", kfac.INVERT)
+@pytest.mark.parametrize("kind", [*kfac.INVERT, "ekfac"])
 def test_a_network_in_bfloat16_keeps_its_dtypes(kind):
     """Factors and inverses are in float32; eigenvalues of bfloat16 there are none."""
 

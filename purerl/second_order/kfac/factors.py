@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.scipy.linalg import cho_factor, cho_solve
 
 from purerl.records import PyTree
-from purerl.second_order.kfac.layers import Layer, Tapped
+from purerl.second_order.kfac.layers import Layer, to_matrices
+from purerl.second_order.kfac.tapping import Tapped
 
 _SMALLEST_TRACE = 1e-12  # of a factor, per row: what a layer without gradients has
 
@@ -33,11 +33,13 @@ class Factors(NamedTuple):
         a: A of each layer, ``[d + bias, d + bias]``.
         g: G of each layer, ``[k, k]``.
         rest: The diagonal, for parameters that belong to no layer.
+        moments: For EKFAC, of each layer the diagonal in a basis, ``[d + bias, k]``.
     """
 
     a: tuple[jax.Array, ...]
     g: tuple[jax.Array, ...]
     rest: dict[str, jax.Array]
+    moments: tuple[jax.Array, ...] = ()
 
 
 class Inverse(NamedTuple):
@@ -55,7 +57,12 @@ class Inverse(NamedTuple):
 
 
 def fisher_factors(
-    layers: Sequence[Layer], tapped: Tapped, score: PyTree, valid: jax.Array | None = None
+    layers: Sequence[Layer],
+    tapped: Tapped,
+    score: PyTree,
+    valid: jax.Array | None = None,
+    *,
+    basis: "Inverse | None" = None,
 ) -> Factors:
     r"""The factors over one batch.
 
@@ -70,23 +77,41 @@ def fisher_factors(
             for y *drawn from the model*. With the gradient of a loss in its place this would be
             the empirical Fisher, which is another matrix. Zero of samples that do not count.
         valid: Which samples count, bool ``[B]``; None: all.
+        basis: With eigenvectors; then the Fisher's diagonal in their basis is measured, too.
 
     References:
-        Martens and Grosse 2015, section 3; Grosse and Martens 2016 (KFC), section 3.
+        Martens and Grosse 2015, section 3; Grosse and Martens 2016 (KFC), section 3; George et
+        al. 2018, section 3.2, for the moments.
     """
     gradient, deltas = tapped.pullback(score)
     inputs, batch = tapped.inputs(), _count(deltas[0], valid)
     if valid is not None:
         inputs = tuple(jnp.where(valid[:, None, None], x, 0) for x in inputs)
-    a = [_second_moment(x, batch) / x.shape[1] for x in inputs]
-    g = [_second_moment(x, batch) for x in deltas]
     _, rest = to_matrices(layers, gradient)
-    return Factors(tuple(a), tuple(g), {k: jnp.square(_wide(x)) / batch for k, x in rest.items()})
+    return Factors(
+        a=tuple(_second_moment(x, batch) / x.shape[1] for x in inputs),
+        g=tuple(_second_moment(x, batch) for x in deltas),
+        rest={name: jnp.square(_wide(x)) / batch for name, x in rest.items()},
+        moments=()
+        if basis is None
+        else tuple(
+            _squares(block, x, delta) / batch
+            for block, x, delta in zip(basis.layers, inputs, deltas, strict=True)
+        ),
+    )
 
 
 def _count(x: jax.Array, valid: jax.Array | None) -> int | jax.Array:
     """How many samples count."""
     return len(x) if valid is None else jnp.maximum(jnp.sum(valid), 1)
+
+
+def _squares(basis: "EigenbasisInverse", x: jax.Array, delta: jax.Array) -> jax.Array:
+    """Of the samples' gradients ``sum_l x_l delta_l^T`` in a basis, summed, ``[d + bias, k]``."""
+    x, delta = _wide(x) @ basis.vectors_a, _wide(delta) @ basis.vectors_g
+    if x.shape[1] == 1:  # the square of a product is the product of the squares
+        return jnp.square(x[:, 0]).T @ jnp.square(delta[:, 0])
+    return jnp.sum(jnp.square(jnp.einsum("bld,blk->bdk", x, delta)), axis=0)
 
 
 def _second_moment(x: jax.Array, batch: int | jax.Array) -> jax.Array:
@@ -100,67 +125,21 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def to_matrices(
-    layers: Sequence[Layer], tree: PyTree
-) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
-    """A tree shaped like the parameters as one matrix ``[d + bias, k]`` a layer, and the rest.
-
-    Args:
-        layers: Of the network.
-        tree: Shaped like its parameters.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from purerl.second_order.kfac.layers import Layer
-        >>> tree = {"params": {"head": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}}
-        >>> (matrix,), rest = to_matrices([Layer("params/head", 2, 3, True, 1)], tree)
-        >>> matrix.shape, rest
-        ((3, 3), {})
-    """
-    rest = dict(flatten_dict(tree, sep="/"))
-    matrices = []
-    for layer in layers:
-        matrix = rest.pop(f"{layer.path}/kernel").reshape(layer.inputs, layer.outputs)
-        if layer.bias:
-            matrix = jnp.concatenate([matrix, rest.pop(f"{layer.path}/bias")[None]])
-        matrices.append(matrix)
-    return tuple(matrices), rest
-
-
-def from_matrices(
-    layers: Sequence[Layer], matrices: Sequence[jax.Array], rest: dict[str, jax.Array], like: PyTree
-) -> PyTree:
-    """The inverse of :func:`to_matrices`.
-
-    Args:
-        layers: Of the network.
-        matrices: ``[d + bias, k]`` of each layer.
-        rest: What belongs to no layer.
-        like: A tree of the wanted shapes.
-    """
-    shapes = flatten_dict(like, sep="/")
-    flat = dict(rest)
-    for layer, matrix in zip(layers, matrices, strict=True):
-        kernel = f"{layer.path}/kernel"
-        flat[kernel] = matrix[: layer.inputs].reshape(shapes[kernel].shape)
-        if layer.bias:
-            flat[f"{layer.path}/bias"] = matrix[-1]
-    return unflatten_dict({name: flat[name] for name in shapes}, sep="/")
-
-
-def identity_factors(layers: Sequence[Layer], params: PyTree) -> Factors:
+def identity_factors(layers: Sequence[Layer], params: PyTree, moments: bool = False) -> Factors:
     """Factors that are identity matrices.
 
     Args:
         layers: Of the network.
         params: Its parameters, for the rest's shapes and the dtype.
+        moments: Whether to have them, too.
     """
     _, rest = to_matrices(layers, params)
     dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
     return Factors(
-        tuple(jnp.eye(layer.inputs + layer.bias, dtype=dtype) for layer in layers),
+        tuple(jnp.eye(layer.rows, dtype=dtype) for layer in layers),
         tuple(jnp.eye(layer.outputs, dtype=dtype) for layer in layers),
         {name: jnp.ones(x.shape, dtype) for name, x in rest.items()},
+        tuple(jnp.ones((x.rows, x.outputs), dtype) for x in layers) if moments else (),
     )
 
 
@@ -213,13 +192,62 @@ def invert_eigenbasis(factors: Factors, damping: float | jax.Array) -> Inverse:
         George et al. 2018, section 3, has the eigenbasis; this is OpenAI baselines' ACKTR.
     """
     spectra = _by_size(jnp.linalg.eigh, [*factors.a, *factors.g])
-    layers, conditions = [], []
+    layers, diagonals = [], []
     for a, g in zip(spectra[: len(factors.a)], spectra[len(factors.a) :], strict=True):
         values_a, values_g = jnp.maximum(a.eigenvalues, 0), jnp.maximum(g.eigenvalues, 0)
-        block = jnp.outer(values_a, values_g) + damping
-        layers.append(EigenbasisInverse(a.eigenvectors, g.eigenvectors, 1 / block))
-        conditions.append(jnp.max(block) / jnp.min(block))
+        layers.append((a.eigenvectors, g.eigenvectors))
+        diagonals.append(jnp.outer(values_a, values_g))
+    return _by_diagonals(layers, diagonals, factors, damping)
+
+
+def _by_diagonals(
+    vectors: Sequence[tuple[jax.Array, jax.Array]],
+    diagonals: Sequence[jax.Array],
+    factors: Factors,
+    damping: Any,
+) -> Inverse:
+    blocks = [diagonal + damping for diagonal in diagonals]
+    layers = [EigenbasisInverse(*v, 1 / b) for v, b in zip(vectors, blocks, strict=True)]
+    conditions = [jnp.max(block) / jnp.min(block) for block in blocks]
     return _with_rest(layers, conditions, factors, damping)
+
+
+def invert_ekfac(factors: Factors, damping: float | jax.Array, basis: Inverse) -> Inverse:
+    r""":math:`U (\mathrm{diag}(S) + \epsilon I)^{-1} U^T`, U a Kronecker eigenbasis and S the
+    measured diagonal of the Fisher matrix in it.
+
+    Of all diagonals in that basis it is the best in the Frobenius norm; K-FAC's products of
+    eigenvalues are one of them.
+
+    Args:
+        factors: With moments, in the basis.
+        damping: :math:`\epsilon`.
+        basis: With the eigenvectors.
+
+    References:
+        George et al. 2018, section 3.
+    """
+    vectors = [(block.vectors_a, block.vectors_g) for block in basis.layers]
+    return _by_diagonals(vectors, factors.moments, factors, damping)
+
+
+def rotate(factors: Factors, old: Inverse, new: Inverse) -> Factors:
+    r"""The moments in another basis: the diagonal there of what was diagonal in the old one.
+
+    .. math::
+        S' = R_A^2 \, S \, (R_G^2)^T, \qquad R = U_{new}^T U_{old}, 	ext{ squared entry by entry}
+
+    Args:
+        factors: With moments in the old basis.
+        old: With its eigenvectors.
+        new: With the others.
+    """
+    moments = []
+    for moment, one, other in zip(factors.moments, old.layers, new.layers, strict=True):
+        of_a = jnp.square(other.vectors_a.T @ one.vectors_a)
+        of_g = jnp.square(other.vectors_g.T @ one.vectors_g)
+        moments.append(of_a @ moment @ of_g.T)
+    return factors._replace(moments=tuple(moments))
 
 
 def invert_factored(factors: Factors, damping: float | jax.Array) -> Inverse:

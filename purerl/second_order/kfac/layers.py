@@ -1,269 +1,273 @@
-"""Inputs of a network's layers, and gradients of their outputs, for K-FAC.
+"""The layers of a network, for K-FAC: which of its parameters are weights of matrix products.
 
-No tracer and no graph matcher: ``flax.linen.intercept_methods`` sees every call of an ``nn.Dense``
-or ``nn.Conv``, records its input and adds a perturbation of zero to its output, whose gradient is
-the output's. So any network of such layers will do, unchanged.
+The network is any function of parameters and inputs. Its jaxpr is read: a layer is a parameter that
+is an operand of ``dot_general`` or of a convolution whose other operand depends on the input.
 """
 
-import contextlib
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import tracers
-from flax.traverse_util import flatten_dict
-from jax.interpreters import partial_eval
+import numpy as np
 
-from purerl.records import PyTree, num_rows
-from purerl.second_order.products import floating_leaves
+from purerl.records import PyTree
+from purerl.second_order.kfac.finder import (
+    Data,
+    Finder,
+    Product,
+    Shape,
+    Step,
+    Use,
+    View,
+    dimension_numbers,
+    inner_program,
+)
+
+Network = Callable[[PyTree, PyTree], Any]  # (params, x) -> outputs
 
 
 class Layer(NamedTuple):
-    """A Dense or Conv layer: one matrix ``[d, k]``, applied at L locations of every sample.
+    """One matrix ``[d, k]``, applied at L locations of every sample.
 
-    A Dense layer on ``[B, d]`` has one location; on ``[B, H, W, d]`` it has H W, and so has a
-    convolution with H W output pixels, whose input at each is a patch. A layer that is called
-    several times has the locations of all calls.
+    A product with ``[B, d]`` has one location; with ``[B, H, W, d]`` it has H W, and so has a
+    convolution with H W output pixels, whose input at each is a patch. A weight that is used
+    several times, or at every turn of a scan, has the locations of all uses.
 
     Attributes:
-        path: Of its parameters: ``params/actor/Dense_0``.
+        weight: Name of the parameter: ``params/actor/Dense_0/kernel``.
+        bias: Name of the parameter that is added to the product; None: there is none.
         inputs: d, without the 1 that stands for the bias.
         outputs: k.
-        bias: Whether it has one.
         locations: L.
+        steps: From the weight to the matrix.
+        bias_steps: From the bias to ``[k]``.
+        products: The weight's uses.
     """
 
-    path: str
+    weight: str
+    bias: str | None
     inputs: int
     outputs: int
-    bias: bool
     locations: int
+    steps: tuple[Step, ...] = ()
+    bias_steps: tuple[Step, ...] = ()
+    products: tuple[Product, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """d, and one more for a bias."""
+        return self.inputs + (self.bias is not None)
 
 
-class Tapped(NamedTuple):
-    """A network's output, and the inputs and output gradients of its layers.
-
-    Attributes:
-        output: Of the network.
-        inputs: Function without arguments that gives each layer's inputs, ``[B, L, d + bias]``:
-            patches, with a 1 for the bias. Only the factors need them, so they are not computed
-            at every update.
-        pullback: Function of the output's cotangent that gives the gradients of the parameters and
-            of each layer's output, ``[B, L, k]``. Under ``jit`` only what is used is computed.
-    """
-
-    output: PyTree
-    inputs: Callable[[], tuple[jax.Array, ...]]
-    pullback: Callable[[PyTree], tuple[PyTree, tuple[jax.Array, ...]]]
-
-
-def find_layers(network: nn.Module, params: PyTree, obs: jax.Array) -> tuple[Layer, ...]:
-    """The network's Dense and Conv layers, in the order in which they are called.
-
-    Nothing is computed, only shapes are.
+def named(tree: PyTree) -> dict[str, Any]:
+    """The leaves by their names: ``params/Dense_0/kernel``.
 
     Args:
-        network: A flax module.
-        params: Its variables, as ``network.init`` returns them.
-        obs: ``[B, *O]``.
+        tree: Parameters.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+
+
+def find_layers(
+    network: Network, params: PyTree, x: PyTree, *, axis: PyTree = 0, strict: bool = True
+) -> tuple[Layer, ...]:
+    """The layers of any function of parameters and inputs, in the order in which they are used.
+
+    Nothing is computed. A weight may reach its product transposed, reshaped, cast or repeated,
+    within ``jit``, ``checkpoint``, ``scan`` or a function with a custom derivative. A parameter
+    that meets the input in other operations only (a bias that is added to a sum of two products,
+    the scale of a LayerNorm, an embedding) is no layer: K-FAC keeps a diagonal for it.
+
+    Args:
+        network: ``(params, x) -> outputs``, such as ``module.apply``.
+        params: Parameters.
+        x: Inputs of B samples, arrays ``[B, ...]``; only the shapes matter.
+        axis: Where B is in them; an integer, or a tree of them, or a prefix of one.
+        strict: If False, what cannot be factored is left out, and has a diagonal.
 
     Raises:
-        ValueError: If there is no such layer, a matrix that belongs to none (of an embedding, or of
-            attention), or a layer that a Kronecker product does not describe: grouped or masked
-            convolutions, layers within ``nn.scan``, ``nn.vmap``, ``nn.remat`` or
-            ``nn.jit``, layers whose input's first axis is not the batch.
+        ValueError: If there is no layer, or if a parameter is multiplied with the input in a way
+            that a Kronecker product does not describe: a convolution with groups, a stack of
+            matrices, a function of the parameter in its place, samples that have no axis of their
+            own. Says where in the source.
 
     Example:
-        >>> import jax, jax.numpy as jnp, purerl
-        >>> network, obs = purerl.MLP(purerl.NetworkConfig(hidden_sizes=(8,))), jnp.zeros((5, 3))
-        >>> params = network.init(jax.random.key(0), obs)
-        >>> find_layers(network, params, obs)[0]._asdict()
-        {'path': 'params/Dense_0', 'inputs': 3, 'outputs': 8, 'bias': True, 'locations': 1}
+        >>> import jax.numpy as jnp
+        >>> network = lambda w, x: jnp.tanh(x @ w["hidden"].T + w["b"][None]) @ w["out"]
+        >>> w = {"hidden": jnp.ones((8, 3)), "b": jnp.ones(8), "out": jnp.ones((8, 2))}
+        >>> for layer in find_layers(network, w, jnp.ones((5, 3))):
+        ...     print(layer.weight, layer.bias, layer.inputs, layer.outputs, layer.locations)
+        hidden b 3 8 1
+        out None 8 2 1
     """
-    found: dict[str, Layer] = {}
-
-    def forward(params, obs):
-        trace = tracers.current_trace()
-
-        def visit(module, x, y):
-            _check(module, x, num_rows(obs), lifted=tracers.current_trace() != trace)
-            path = _path(module)
-            locations = _count(module, y) + (found[path].locations if path in found else 0)
-            size = _rows(module, x), module.features
-            found[path] = Layer(path, *size, module.use_bias, locations)
-            return y
-
-        with _visiting(visit):
-            return network.apply(params, obs)
-
-    jax.eval_shape(forward, params, obs)
-    if not found:
+    finder = _follow(network, params, x, axis)
+    found: list[tuple[int, str]] = []
+    refused: dict[str, Use] = {}
+    for name, uses in finder.uses.items():
+        if misfit := _misfit(uses):
+            refused[name] = misfit
+        elif uses[0].kind == "product":
+            found.append((uses[0].product, name))
+    if refused and strict:
+        name, use = next(iter(refused.items()))
         raise ValueError(
-            f"the network {type(network).__name__} has no nn.Dense or nn.Conv layer of flax.linen, "
-            "which are all that K-FAC can factor; choose an algorithm such as trpo for others."
+            f"K-FAC cannot factor {name}, of shape {jnp.shape(named(params)[name])}: {use.reason} "
+            f"({use.where}); write it as a matrix times a vector at every location, or choose an "
+            "algorithm such as trpo."
         )
-    # Vectors of no layer (a log-std, a norm's scale) have a diagonal; matrices need a layer.
-    for name, x in flatten_dict(params, sep="/").items():
-        layer = name.rpartition("/")[0]
-        if layer not in found and jnp.ndim(x) > 1:
-            raise ValueError(
-                f"K-FAC cannot factor {name}, of shape {jnp.shape(x)}: {layer} is no nn.Dense or "
-                "nn.Conv layer; build the network of these, or choose another algorithm."
-            )
-    return tuple(found.values())
+    if not found and strict:
+        raise ValueError(
+            "the network multiplies none of its parameters with its input, and such weights are "
+            "all that K-FAC can factor; choose an algorithm such as trpo."
+        )
+    return tuple(_layer(name, finder) for _, name in sorted(found))
 
 
-def tap(network: nn.Module, layers: Iterable[Layer], params: PyTree, obs: jax.Array) -> Tapped:
-    """One forward pass that the loss and the Fisher information can share.
+def _follow(network: Network, params: PyTree, x: PyTree, axis: PyTree) -> Finder:
+    """Parameters followed through the program, at a number of samples that no other axis has."""
+    leaves, structure = jax.tree.flatten(x)
+    axes = jax.tree.leaves(jax.tree.broadcast(axis, x))
+    shapes = [jnp.shape(leaf) for leaf in leaves]
+    samples = shapes[0][axes[0]]
 
-    Args:
-        network: A flax module.
-        layers: Of it, by :func:`find_layers`.
-        params: Its variables.
-        obs: ``[B, *O]``.
+    def program(size):
+        resized = [
+            jax.ShapeDtypeStruct((*shape[:i], size, *shape[i + 1 :]), jnp.result_type(leaf))
+            for leaf, shape, i in zip(leaves, shapes, axes, strict=True)
+        ]
+        return jax.make_jaxpr(network)(params, jax.tree.unflatten(structure, resized)).jaxpr
 
-    Example:
-        >>> import jax, jax.numpy as jnp, purerl
-        >>> network, obs = purerl.MLP(purerl.NetworkConfig(hidden_sizes=(8,))), jnp.ones((5, 3))
-        >>> params = network.init(jax.random.key(0), obs)
-        >>> tapped = tap(network, find_layers(network, params, obs), params, obs)
-        >>> gradient, of_outputs = tapped.pullback(jnp.ones_like(tapped.output))
-        >>> tapped.inputs()[0].shape, of_outputs[0].shape
-        ((5, 1, 4), (5, 1, 8))
-    """
-    layers = tuple(layers)
-    index = {layer.path: i for i, layer in enumerate(layers)}
-    modules: list[list[nn.Module]] = [[] for _ in layers]
+    taken = {n for shape in (*shapes, *map(jnp.shape, jax.tree.leaves(params))) for n in shape}
+    size = next(p for p in PRIMES if not any(n and n % p == 0 for n in taken))
+    jaxpr = program(samples)
+    try:
+        wide = program(size)
+    except (TypeError, ValueError):  # the function is for this many samples only
+        wide = None
+    if wide is None or _signature(wide) != _signature(jaxpr):
+        wide, size = jaxpr, samples
+    finder = Finder(size)
+    views = [_whole(name, jnp.shape(leaf)) for name, leaf in named(params).items()]
+    finder.run(wide, [*views, *[Data()] * len(leaves)])
+    return finder
 
-    def forward(params, perturbations):
-        seen: list[list[jax.Array]] = [[] for _ in layers]
-        used = [0] * len(layers)
 
-        def visit(module, x, y):
-            i, here = index[_path(module)], _count(module, y)
-            perturbation = perturbations[i][:, used[i] : used[i] + here]
-            used[i] += here
-            modules[i].append(module.clone(parent=None, name=None))
-            seen[i].append(x)
-            return y + perturbation.reshape(y.shape).astype(y.dtype)
+PRIMES = (1009, 1013, 10007, 100003, 1000003)
 
-        with _visiting(visit):
-            output = network.apply(params, obs)
-        return output, seen
 
-    dtype = jnp.result_type(*jax.tree.leaves(params))
-    zeros = tuple(
-        jnp.zeros((num_rows(obs), layer.locations, layer.outputs), dtype) for layer in layers
+def _whole(name: str, shape: Shape) -> View:
+    squeezed = tuple(n for n in shape if n > 1)
+    places = iter(range(len(squeezed)))
+    axes = tuple(next(places) if n > 1 else None for n in shape)
+    return View(name, (("reshape", squeezed),), axes)
+
+
+def _signature(jaxpr: Any) -> tuple[Any, ...]:
+    """The operations of a program, whatever the sizes."""
+    found = []
+    for equation in jaxpr.eqns:
+        program = None if dimension_numbers(equation) else inner_program(equation)
+        found.append((equation.primitive.name, program and _signature(program[0])))
+    return tuple(found)
+
+
+def _misfit(uses: list[Use]) -> Use | None:
+    """The use that keeps a parameter from being a layer; None: it is one, or none is wanted."""
+    products = [use for use in uses if use.kind == "product"]
+    for use in uses:
+        if use.kind == "bad":
+            return use
+        if products and use.kind != "product":
+            where = products[0].where
+            return use._replace(reason=f"it is a weight at {where}, and something else as well")
+        if products and use.steps != products[0].steps:
+            return use._replace(reason=f"at {products[0].where} it is multiplied as another matrix")
+    return None
+
+
+def _layer(name: str, finder: Finder) -> Layer:
+    uses = finder.uses[name]
+    mine = [use.product for use in uses]
+    products = tuple(finder.products[i] for i in mine)
+    layer = Layer(
+        weight=name,
+        bias=None,
+        inputs=uses[0].shape[0],
+        outputs=uses[0].shape[1],
+        locations=sum(product.locations for product in products),
+        steps=uses[0].steps,
+        products=products,
     )
-    output, pullback, seen = jax.vjp(forward, params, zeros, has_aux=True)
-    return Tapped(output, lambda: tuple(map(_locations, modules, seen)), pullback)
+    for other, theirs in finder.uses.items():
+        alike = {(use.kind, use.steps) for use in theirs} == {("bias", theirs[0].steps)}
+        if alike and [use.product for use in theirs] == mine:
+            return layer._replace(bias=other, bias_steps=theirs[0].steps)
+    return layer
 
 
-def reaching(function: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
-    """Whether a function's output has a gradient for each parameter, by the gradient's structure.
-
-    A parameter's gradient is zero in structure where it does not depend on the output's cotangent.
+def to_matrices(
+    layers: Sequence[Layer], tree: PyTree
+) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
+    """A tree shaped like the parameters as one matrix ``[d + bias, k]`` a layer, and the rest.
 
     Args:
-        function: Of the parameters; differentiable.
-        params: Their shapes matter, not their values.
-
-    Returns:
-        Bools, shaped like ``params``.
+        layers: Of the network.
+        tree: Shaped like its parameters.
 
     Example:
-        >>> import jax
-        >>> both = jax.jit(lambda p: (p["a"] * 2.0, p["b"]))
-        >>> reaching(lambda p: both(p)[0], {"a": 1.0, "b": 1.0})
-        {'a': True, 'b': False}
+        >>> import jax.numpy as jnp
+        >>> network = lambda p, x: x @ p["w"] + p["b"][None]
+        >>> params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+        >>> layers = find_layers(network, params, jnp.ones((5, 2)))
+        >>> (matrix,), rest = to_matrices(layers, params)
+        >>> matrix.shape, rest
+        ((3, 3), {})
     """
-
-    def outputs(params):
-        return floating_leaves(function(params))[0]
-
-    def pull(cotangents):
-        return jax.vjp(outputs, params)[1](cotangents)
-
-    jaxpr = jax.make_jaxpr(pull)(jax.eval_shape(outputs, params)).jaxpr
-    count = len(jaxpr.outvars)
-    # JAX's own dead-code elimination says which inputs an output needs.
-    needed = [
-        partial_eval.dce_jaxpr(jaxpr, [i == j for j in range(count)])[1] for i in range(count)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(params), map(any, needed))
+    rest = named(tree)
+    matrices = []
+    for layer in layers:
+        matrix = _apply(layer.steps, rest.pop(layer.weight))
+        if layer.bias is not None:
+            bias = _apply(layer.bias_steps, rest.pop(layer.bias))
+            matrix = jnp.concatenate([matrix, bias[None]])
+        matrices.append(matrix)
+    return tuple(matrices), rest
 
 
-@contextlib.contextmanager
-def _visiting(visit: Callable[[Any, jax.Array, jax.Array], jax.Array]):
-    """Context in which each Dense or Conv layer returns ``visit(layer, input, output)``."""
+def from_matrices(
+    layers: Sequence[Layer], matrices: Sequence[jax.Array], rest: dict[str, jax.Array], like: PyTree
+) -> PyTree:
+    """The inverse of :func:`to_matrices`.
 
-    def interceptor(call, args, kwargs, context):
-        y = call(*args, **kwargs)
-        if context.method_name != "__call__" or not isinstance(context.module, nn.Dense | nn.Conv):
-            return y
-        return visit(context.module, args[0] if args else kwargs["inputs"], y)
-
-    with nn.intercept_methods(interceptor):
-        yield
-
-
-def _check(module: Any, x: jax.Array, batch: int, lifted: bool) -> None:
-    where = f"K-FAC cannot factor the layer {'/'.join(module.path)} ({type(module).__name__})"
-    if lifted:
-        raise ValueError(
-            f"{where}: it is within nn.scan, nn.vmap, nn.remat or nn.jit; call it outside of them."
-        )
-    conv = isinstance(module, nn.Conv)
-    if conv and (module.feature_group_count != 1 or module.mask is not None):
-        raise ValueError(f"{where}: it has groups or a mask; use neither.")
-    axes = len(_kernel_size(module)) + 2 if conv else max(x.ndim, 2)
-    if x.ndim != axes or x.shape[0] != batch:
-        wanted = "one batch axis" if conv else f"[{batch}, ...], one row a sample"
-        raise ValueError(f"{where}: its input has shape {x.shape}, wanted {wanted}.")
-
-
-def _locations(modules: list[Any], seen: list[jax.Array]) -> jax.Array:
-    """A layer's inputs in all of its calls, ``[B, L, d + bias]``."""
-    rows = []
-    for module, x in zip(modules, seen, strict=True):
-        if isinstance(module, nn.Conv):
-            x = _patches(module, x)
-        x = x.reshape(x.shape[0], -1, x.shape[-1])
-        if module.use_bias:
-            x = jnp.concatenate([x, jnp.ones((*x.shape[:2], 1), x.dtype)], axis=-1)
-        rows.append(x)
-    return rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
-
-
-def _patches(module: Any, x: jax.Array) -> jax.Array:
-    """A convolution's input at each output pixel, in the order of the kernel's rows.
-
-    The same convolution with the identity for its kernel: strides, padding and dilation are right
-    without a second implementation of them.
+    Args:
+        layers: Of the network.
+        matrices: ``[d + bias, k]`` of each layer.
+        rest: What belongs to no layer.
+        like: A tree of the wanted shapes.
     """
-    rows = _rows(module, x)
-    kernel = jnp.eye(rows, dtype=x.dtype).reshape(*_kernel_size(module), x.shape[-1], rows)
-    finder = module.clone(features=rows, use_bias=False, precision=jax.lax.Precision.HIGHEST)
-    return finder.apply({"params": {"kernel": kernel}}, x)
+    leaves, flat = named(like), dict(rest)
+    for layer, matrix in zip(layers, matrices, strict=True):
+        weight = matrix[: layer.inputs]
+        flat[layer.weight] = _undo(layer.steps, weight, leaves[layer.weight])
+        if layer.bias is not None:
+            flat[layer.bias] = _undo(layer.bias_steps, matrix[-1], leaves[layer.bias])
+    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in leaves])
 
 
-def _path(module: nn.Module) -> str:
-    return "/".join(("params", *module.path))
+def _apply(steps: Sequence[Step], x: jax.Array) -> jax.Array:
+    for name, argument in steps:
+        x = x.reshape(argument) if name == "reshape" else x.transpose(argument)
+    return x
 
 
-def _count(module: Any, y: jax.Array) -> int:
-    """Number of locations of one call."""
-    return y.size // (len(y) * module.features)
-
-
-def _rows(module: Any, x: jax.Array) -> int:
-    """Number of rows of the layer's matrix, without the bias."""
-    return x.shape[-1] * (math.prod(_kernel_size(module)) if isinstance(module, nn.Conv) else 1)
-
-
-def _kernel_size(module: nn.Conv) -> tuple[int, ...]:
-    size = module.kernel_size
-    return (size,) if isinstance(size, int) else tuple(size)
+def _undo(steps: Sequence[Step], x: jax.Array, like: jax.Array) -> jax.Array:
+    """From the matrix back to the parameter."""
+    shapes = [jnp.shape(like)]
+    for name, argument in steps:
+        shape = shapes[-1]
+        shapes.append(argument if name == "reshape" else tuple(shape[i] for i in argument))
+    for (name, argument), shape in zip(reversed(steps), reversed(shapes[:-1]), strict=True):
+        x = x.reshape(shape) if name == "reshape" else x.transpose(np.argsort(argument))
+    return x

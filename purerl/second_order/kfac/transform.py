@@ -9,7 +9,7 @@ Martens and Grosse 2015; Wu et al. 2017 (ACKTR). One update is
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,10 @@ from purerl.config import Number, check_choice, check_integer, check_range
 from purerl.pieces.gradient import all_finite
 from purerl.records import Clock, PyTree
 from purerl.second_order.kfac import factors as blocks
-from purerl.second_order.kfac.layers import Layer
+from purerl.second_order.kfac.layers import Layer, from_matrices, to_matrices
 from purerl.second_order.products import cast_like
 
-DampingKind = Literal["eigenbasis", "factored"]
+DampingKind = Literal["eigenbasis", "factored", "ekfac"]
 KLClip = Number | Mapping[str, Number | None] | None
 ALL = "all"  # the trust region, where there is only one
 
@@ -61,7 +61,8 @@ def scale_by_kfac(
     r"""Gradient to natural gradient, of unit learning rate, as optax's ``scale_by_*`` are.
 
     ``update`` takes two more keywords: ``statistics``, a function without arguments that gives
-    this batch's :class:`Factors` and is called where they are due; and ``learning_rate``, with
+    this batch's :class:`Factors` and is called where they are due (for ``ekfac`` with the inverse
+    in use, which is the ``basis`` of :func:`fisher_factors`); and ``learning_rate``, with
     which the step will be multiplied *afterwards*, because the KL clip bounds the step and not its
     direction.
 
@@ -77,7 +78,9 @@ def scale_by_kfac(
         damping: :math:`\epsilon`.
         damping_kind: ``eigenbasis``: :math:`A \otimes G + \epsilon I`, by eigenvectors, as in
             OpenAI baselines; ``factored``: :math:`\pi \sqrt\epsilon` to A and
-            :math:`\pi^{-1} \sqrt\epsilon` to G, by Cholesky.
+            :math:`\pi^{-1} \sqrt\epsilon` to G, by Cholesky; ``ekfac``: as ``eigenbasis``, with
+            the Fisher's diagonal in that basis measured, at every measurement of the factors, in
+            place of the eigenvalues' products.
         decay: Of the moving averages, which are corrected for their start at zero.
         stats_every: Updates between two measurements of the factors.
         inverse_every: Updates between two inversions.
@@ -97,9 +100,9 @@ def scale_by_kfac(
         >>> from purerl.second_order import kfac
         >>> network, obs = purerl.MLP(purerl.NetworkConfig(hidden_sizes=(2,))), jnp.ones((5, 3))
         >>> params = network.init(jax.random.key(0), obs)
-        >>> layers = kfac.find_layers(network, params, obs)
+        >>> layers = kfac.find_layers(network.apply, params, obs)
         >>> optimizer = optax.chain(kfac.scale_by_kfac(layers, cold_start=0), optax.ema(0.9))
-        >>> tapped = kfac.tap(network, layers, params, obs)
+        >>> tapped = kfac.tap(network.apply, layers, params, obs)
         >>> score = jax.random.normal(jax.random.key(1), tapped.output.shape)  # of N(y; output, I)
         >>> gradient, _ = tapped.pullback(tapped.output / len(obs))
         >>> direction, _ = optimizer.update(
@@ -131,7 +134,7 @@ def scale_by_kfac(
     """
     where = "scale_by_kfac"
     check_range(where, "damping", damping, "(0, inf)")
-    check_choice(f"{where}: unknown damping_kind", damping_kind, blocks.INVERT)
+    check_choice(f"{where}: unknown damping_kind", damping_kind, get_args(DampingKind))
     check_range(where, "decay", decay, "[0, 1)")
     check_integer(where, "stats_every", stats_every)
     check_integer(where, "inverse_every", inverse_every)
@@ -140,10 +143,11 @@ def scale_by_kfac(
     for bound in jax.tree.leaves(kl_clip):
         if not isinstance(bound, jax.Array):  # one of a batch's errors may be NaN: no step then
             check_range(where, "kl_clip", bound, "(0, inf)")
-    invert = blocks.INVERT[damping_kind]
+    ekfac = damping_kind == "ekfac"
+    invert = blocks.INVERT["eigenbasis" if ekfac else damping_kind]
 
     def init(params: PyTree) -> KfacState:
-        identity = blocks.identity_factors(layers, params)
+        identity = blocks.identity_factors(layers, params, moments=ekfac)
         one = jnp.ones((), identity.a[0].dtype)
         return KfacState(
             clock=Clock(jnp.zeros((), jnp.int32)),
@@ -158,7 +162,7 @@ def scale_by_kfac(
         state: KfacState,
         params: PyTree = None,
         *,
-        statistics: Callable[[], blocks.Factors],
+        statistics: Callable[..., blocks.Factors],
         learning_rate: Number,
         **_: Any,
     ) -> tuple[PyTree, KfacState]:
@@ -167,23 +171,37 @@ def scale_by_kfac(
 
         # 1. The moving averages; most of the state, so they are checked only where they change.
         def measured():
-            new = statistics()
+            new = statistics(state.inverse) if ekfac else statistics()
             # No entry of a second moment is larger than its largest diagonal entry.
-            diagonals = jax.tree.map(jnp.diag, (new.a, new.g)), new.rest
+            diagonals = jax.tree.map(jnp.diag, (new.a, new.g)), new.rest, new.moments
             mixed = jax.tree.map(lambda s, x: decay * s + (1 - decay) * x, sums, (new, 1.0))
             return _keep(finite & all_finite(diagonals), mixed, sums)
 
         factors, weight = _when(now % stats_every == 0, stats_every == 1, measured, sums)
 
         # 2. Their damped inverse.
-        def inverted():
-            averages = jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1), factors)
-            new = invert(averages, jnp.asarray(damping, weight.dtype))
-            return _keep(finite & all_finite(new), new, state.inverse)
+        added, warm = jnp.asarray(damping, weight.dtype), now - cold_start
 
-        warm = now - cold_start
-        due = (warm >= 0) & (warm % inverse_every == 0)
-        inverse = _when(due, inverse_every == 1 and not cold_start, inverted, state.inverse)
+        def averages(factors):
+            return jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1), factors)
+
+        def inverted():
+            new, moments = invert(averages(factors), added), ()
+            if ekfac:
+                rotated = blocks.rotate(factors, state.inverse, new).moments
+                # The first basis has no past: what was measured along the axes says little there.
+                first = tuple(weight * (1 / block.reciprocal - added) for block in new.layers)
+                moments = jax.tree.map(lambda f, r: jnp.where(warm == 0, f, r), first, rotated)
+            old = state.inverse, factors.moments
+            return _keep(finite & all_finite(new), (new, moments), old)
+
+        due, always = (warm >= 0) & (warm % inverse_every == 0), inverse_every == 1
+        old = state.inverse, factors.moments
+        inverse, moments = _when(due, always and not cold_start, inverted, old)
+        if ekfac:
+            factors = factors._replace(moments=moments)
+            new = blocks.invert_ekfac(averages(factors), added, inverse)
+            inverse = _keep(finite & all_finite(new), new, inverse)
 
         # 3. and 4. The natural gradient, within the KL clip.
         natural = precondition(layers, inverse, gradient)
@@ -219,10 +237,10 @@ def precondition(layers: Sequence[Layer], inverse: blocks.Inverse, gradient: PyT
     References:
         Martens and Grosse 2015, section 4.2.
     """
-    matrices, rest = blocks.to_matrices(layers, gradient)
+    matrices, rest = to_matrices(layers, gradient)
     solved = [block.solve(matrix) for block, matrix in zip(inverse.layers, matrices, strict=True)]
     rest = {name: inverse.rest[name] * x for name, x in rest.items()}
-    return blocks.from_matrices(layers, solved, rest, gradient)
+    return from_matrices(layers, solved, rest, gradient)
 
 
 def clip_kl(

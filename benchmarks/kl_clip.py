@@ -1,0 +1,130 @@
+"""Why ACKTR's measured KL is below what its clip predicts, and what a wider clip is worth.
+
+    python benchmarks/kl_clip.py
+
+Runs at the presets, all settings of an environment as one program. Predicted is ``kl_clip / 2``
+wherever the clip binds (trust < 1). Each of the other settings changes one thing that may keep the
+measured KL below it: momentum averages the steps, damping shortens them, the factors' average lags.
+The table has medians over the second and third quarter of the run, and the return at its end.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tyro
+from record import circumstances, result_files
+
+import purerl
+
+HERE = Path(__file__).resolve().parent
+SETTINGS: dict[str, dict[str, float]] = {
+    "default": {},
+    "no momentum": {"momentum": 0.0},
+    "no momentum, damping 1e-4": {"momentum": 0.0, "damping": 1e-4},
+    "no momentum, decay 0.9": {"momentum": 0.0, "decay": 0.9},
+    "kl_clip 0.003": {"kl_clip": 0.003},
+    "kl_clip 0.01": {"kl_clip": 0.01},
+    "kl_clip 0.03": {"kl_clip": 0.03},
+    "kl_clip 0.01, learning rate 1": {"kl_clip": 0.01, "learning_rate": 1.0},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the benchmark."""
+
+    envs: tuple[str, ...] = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1")
+    """Environments."""
+    seeds: int = 16
+    """Seeds of each setting."""
+    output: Path = HERE / "results" / "kl_clip.json"
+    """Result file; the table goes beside it."""
+    force: bool = False
+    """Whether to overwrite the result files."""
+
+
+def measure(env_name: str, options: Options) -> dict[str, Any]:
+    """All settings on one environment."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    experiment = purerl.make_experiment("acktr", env_name)
+    env, config = purerl.make_env(env_name), experiment.config
+    names = ("kl_clip", "momentum", "damping", "decay", "learning_rate")
+    swept = {
+        name: jnp.array([setting.get(name, getattr(config, name)) for setting in SETTINGS.values()])
+        for name in names
+    }
+
+    def run(numbers, key):
+        algorithm = purerl.acktr(dataclasses.replace(config, **numbers), env.action_space)
+        result = purerl.make_train(algorithm, env, **vars(experiment.loop)).train(key)
+        info = {k: result.metrics.info[k] for k in ("kl", "trust", "entropy")}
+        return result.curve.evaluation.mean_return, result.failed, info
+
+    lanes = len(SETTINGS) * options.seeds
+    keys = jnp.concatenate([jax.random.split(jax.random.key(0), options.seeds)] * len(SETTINGS))
+    numbers = {name: jnp.repeat(x, options.seeds) for name, x in swept.items()}
+    start = time.perf_counter()
+    returns, failed, info = jax.jit(purerl.vectorize(run))(numbers, keys)
+    shape = (len(SETTINGS), options.seeds)
+    returns, failed = np.asarray(returns).reshape(*shape, -1), np.asarray(failed).reshape(shape)
+    updates = info["kl"].shape[-1]
+    half = slice(updates // 4, 3 * updates // 4)
+    medians = {
+        name: np.median(np.asarray(x).reshape(*shape, updates)[..., half], axis=(1, 2)).tolist()
+        for name, x in info.items()
+    }
+    print(env_name, lanes, f"{time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    return {
+        "env": env_name,
+        "medians": medians,
+        "failed": failed.sum(1).tolist(),
+        "returns": np.round(returns, 2).tolist(),
+        "kl_clip": np.asarray(swept["kl_clip"]).tolist(),
+    }
+
+
+def rows(cell: dict[str, Any]) -> list[str]:
+    """Of the table."""
+    import numpy as np
+
+    found = []
+    for i, name in enumerate(SETTINGS):
+        kl, predicted = cell["medians"]["kl"][i], cell["kl_clip"][i] / 2
+        texts = []
+        for values in (np.mean(cell["returns"][i], axis=1), np.array(cell["returns"][i])[:, -1]):
+            low, high = purerl.iqm_interval(values)
+            texts.append(f"{purerl.iqm(values):.1f} [{low:.1f}, {high:.1f}]")
+        found.append(
+            f"| {cell['env']} | {name} | {cell['medians']['trust'][i]:.2g} | {kl:.1e} "
+            f"| {kl / predicted:.2f} | {' | '.join(texts)} |"
+        )
+    return found
+
+
+def main(options: Options) -> None:
+    """Measures, prints and writes."""
+    files = result_files(options.output, (".json", ".md"), options.force)
+    purerl.use_all_cores()
+    table = [
+        "| environment | setting | trust | KL | KL / predicted | over the whole run | at the end |"
+    ]
+    table.append("|---" * 7 + "|")
+    cells = []
+    for env in options.envs:
+        cells.append(measure(env, options))
+        table += rows(cells[-1])
+        print("\n".join(rows(cells[-1])), file=sys.stderr, flush=True)
+    files[0].write_text(json.dumps({**circumstances("kl_clip", options), "cells": cells}) + "\n")
+    files[1].write_text("\n".join(table) + "\n")
+    print("\n".join(table))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,146 @@
+"""What second order is worth: steps and seconds to a return, with each way to take the curvature.
+
+    python benchmarks/second_order_worth.py                    # every cell without a result yet
+    python benchmarks/second_order_worth.py --only acktr[ekfac] --envs Pendulum-v1 --force
+
+ACKTR with damping in the eigenbasis and with EKFAC, TRPO on a quarter of the samples by conjugate
+gradient and by their scores, at the presets; the defaults are taken from ``learning.py``'s results,
+PPO with Adam and with K-FAC from ``ppo_kfac.json``. The table has the first evaluation's step at
+which a seed's mean return reaches the target (interquartile mean over the seeds that do, and how
+many do), and the return at the end. Seconds are of 16 seeds, on machines that did other things too.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tyro
+from record import circumstances
+
+import purerl
+
+HERE = Path(__file__).resolve().parent
+TARGETS = {"CartPole-v1": 475.0, "Acrobot-v1": -100.0, "Pendulum-v1": -250.0}
+QUARTER = {"fisher_fraction": 0.25}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "acktr[eigenbasis]": ("acktr", {"damping_kind": "eigenbasis"}),
+    "acktr[ekfac]": ("acktr", {"damping_kind": "ekfac"}),
+    "trpo[cg, a quarter]": ("trpo", QUARTER),
+    "trpo[samples, a quarter]": ("trpo", QUARTER | {"solver": "samples"}),
+}
+ORDER = (
+    *("acktr[factored]", "acktr[eigenbasis]", "acktr[ekfac]"),
+    *("trpo[cg]", "trpo[cg, a quarter]", "trpo[samples, a quarter]"),
+    *("ppo_clip[Adam]", "ppo_clip[K-FAC]"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the benchmark."""
+
+    envs: tuple[str, ...] = tuple(TARGETS)
+    """Environments."""
+    only: tuple[str, ...] = tuple(VARIANTS)
+    """Variants."""
+    seeds: int = 16
+    """Seeds of each cell."""
+    output: Path = HERE / "results" / "second_order_worth.json"
+    """Result file, to which cells are added; the table goes beside it."""
+    force: bool = False
+    """Measure again where there is a result."""
+
+
+def measure(name: str, env_name: str, options: Options) -> dict[str, Any]:
+    """One variant on one environment."""
+    import jax
+    import numpy as np
+
+    algorithm, changes = VARIANTS[name]
+    experiment = purerl.make_experiment(algorithm, env_name, **changes)
+    train = experiment.build()
+    keys = jax.random.split(jax.random.key(0), options.seeds)
+    compiled = jax.jit(purerl.vectorize(train.train)).lower(keys).compile()
+    start = time.perf_counter()
+    result = jax.block_until_ready(compiled(keys))
+    return {
+        "name": name,
+        "env": env_name,
+        **circumstances("second_order_worth", options),
+        "experiment": experiment.to_json(),
+        "seconds": time.perf_counter() - start,
+        "failed": int(np.sum(result.failed)),
+        "steps": np.asarray(result.curve.step[0]).tolist(),
+        "returns": np.round(result.curve.evaluation.mean_return, 2).tolist(),
+    }
+
+
+def steps_to(cell: dict[str, Any], target: float) -> list[int]:
+    """Of each seed that reaches the target, the first evaluation's step at which it has."""
+    found = []
+    for returns in cell["returns"]:
+        reached = [s for s, r in zip(cell["steps"], returns, strict=True) if r >= target]
+        found += reached[:1]
+    return found
+
+
+def row(cell: dict[str, Any]) -> str:
+    """Of the table."""
+    import numpy as np
+
+    reached, seeds = steps_to(cell, TARGETS[cell["env"]]), len(cell["returns"])
+    steps = "-"
+    if len(reached) > 1:
+        low, high = purerl.iqm_interval(np.array(reached, float))
+        steps = f"{purerl.iqm(np.array(reached, float)):,.0f} [{low:,.0f}, {high:,.0f}]"
+    last = np.array(cell["returns"])[:, -1]
+    low, high = purerl.iqm_interval(last)
+    return (
+        f"| {cell['env']} | {cell['name']} | {steps} | {len(reached)} of {seeds} "
+        f"| {purerl.iqm(last):.1f} [{low:.1f}, {high:.1f}] | {last.min():.1f} "
+        f"| {cell['seconds']:.0f} |"
+    )
+
+
+def with_others(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells, and what other benchmarks measured at the same presets, by environment."""
+    cells = list(cells)
+    for env in TARGETS:
+        for name, whose in (("acktr[factored]", "acktr"), ("trpo[cg]", "trpo")):
+            there = json.loads((HERE / "results" / "learning" / f"{whose}-{env}.json").read_text())
+            seconds = there["seconds"]["training"] + there["seconds"]["evaluating"]
+            cells.append({**there, "name": name, "env": env, "seconds": seconds})
+    for cell in json.loads((HERE / "results" / "ppo_kfac.json").read_text())["cells"]:
+        for step in ("Adam", "K-FAC"):
+            cells.append({"name": f"ppo_clip[{step}]", "env": cell["env"], **cell[step]})
+    envs = list(TARGETS)
+    return sorted(cells, key=lambda c: (envs.index(c["env"]), ORDER.index(c["name"])))
+
+
+def main(options: Options) -> None:
+    """Measures what is missing, prints and writes."""
+    purerl.use_all_cores()
+    path = options.output
+    cells = json.loads(path.read_text())["cells"] if path.exists() else []
+    for env in options.envs:
+        for name in options.only:
+            same = [c for c in cells if (c["name"], c["env"]) == (name, env)]
+            if same and not options.force:
+                continue
+            cell = measure(name, env, options)
+            print(row(cell), file=sys.stderr, flush=True)
+            cells = [c for c in cells if c not in same] + [cell]
+            path.write_text(json.dumps({"cells": cells}) + "\n")
+    head = (
+        "| environment | variant | steps to the target | seeds that reach it | return at the end "
+    )
+    rows = [head + "| min | s |", "|---" * 7 + "|", *map(row, with_others(cells))]
+    path.with_suffix(".md").write_text("\n".join(rows) + "\n")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
