@@ -48,8 +48,8 @@ from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 from purerl.second_order.conjugate_gradient import CGResult, CGStop, conjugate_gradient
 from purerl.second_order.line_search import backtracking_line_search
-from purerl.second_order.products import Policy, fisher_vector_product, subsample
-from purerl.second_order.sample_space import score_matrix, solve_by_samples
+from purerl.second_order.products import Policy, fisher_vector_product
+from purerl.second_order.sample_space import policy_scores, solve_by_samples
 
 Solver = Literal["cg", "samples"]
 
@@ -175,9 +175,8 @@ def _solve(
 ) -> CGResult:
     """(F + c I)^-1 g: by products with F, or by the scores of the batch's actions."""
     if config.solver == "samples":
-        some, valid = subsample(((batch.obs, batch.action), batch.valid), config.fisher_fraction)
-        log_prob = lambda params, x: policy(params, x[0]).log_prob(x[1])  # noqa: E731
-        return solve_by_samples(score_matrix(log_prob, params, some, valid), g, config.damping)
+        samples = batch.obs, batch.action, batch.valid, config.fisher_fraction
+        return solve_by_samples(policy_scores(policy, params, *samples), g, config.damping)
     fisher = fisher_vector_product(
         policy, params, batch.obs, fraction=config.fisher_fraction, valid=batch.valid
     )

@@ -20,12 +20,12 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 from purerl.config import check_range
 from purerl.pieces.gradient import all_finite
-from purerl.records import PyTree
+from purerl.records import PyTree, Sequences
 from purerl.second_order.conjugate_gradient import CGResult, CGStop
 from purerl.second_order.kfac.layers import find_layers, named
 from purerl.second_order.kfac.regions import reaching
 from purerl.second_order.kfac.tapping import tap
-from purerl.second_order.products import cast_like
+from purerl.second_order.products import Policy, cast_like, subsample
 
 LogProb = Callable[[PyTree, PyTree], jax.Array]  # (params, x) -> [B], or [B, R]
 
@@ -84,6 +84,48 @@ def score_matrix(
         pull=lambda u: pull((weight * u.reshape(output.shape)).astype(output.dtype))[0],
         total=count,
     )
+
+
+def policy_scores(
+    policy: Policy,
+    params: PyTree,
+    obs: PyTree,
+    action: jax.Array,
+    valid: jax.Array | None = None,
+    fraction: float = 1.0,
+) -> Scores:
+    """The scores of a batch's actions, whether its policy has a memory or not.
+
+    Args:
+        policy: ``(params, obs) -> distribution`` over ``[B]``.
+        params: The policy's.
+        obs: ``[B, *O]``, or :class:`purerl.Sequences`.
+        action: ``[B, *A]``.
+        valid: Which samples count, bool ``[B]``; None: all.
+        fraction: Share of the samples, or of the sequences, to use, in (0, 1].
+    """
+    if not isinstance(obs, Sequences):
+        x, valid = subsample(((obs, action), valid), fraction)
+        return score_matrix(lambda p, x: policy(p, x[0]).log_prob(x[1]), params, x, valid)
+    lead = obs.start.shape
+    action, valid = (
+        jax.tree.map(lambda y: y.reshape(*lead, *y.shape[1:]), x) for x in (action, valid)
+    )
+    # Sequences first: a sample's scores are those of a sequence's steps.
+    of_steps = jax.tree.map(_swapped, (obs.obs, obs.start, action, valid))
+    (*x, valid), memory = subsample((of_steps, obs.memory), fraction)
+
+    def log_prob(params: PyTree, x: PyTree) -> jax.Array:
+        (obs, start, action), memory = x
+        obs, start, action = jax.tree.map(_swapped, (obs, start, action))
+        distribution = policy(params, Sequences(obs, memory, start))
+        return distribution.log_prob(action.reshape(-1, *action.shape[2:])).reshape(start.shape).T
+
+    return score_matrix(log_prob, params, (tuple(x), memory), valid)
+
+
+def _swapped(x: jax.Array) -> jax.Array:
+    return jnp.swapaxes(x, 0, 1)
 
 
 def _gram(log_prob: LogProb, params: PyTree, x: PyTree, weight: jax.Array) -> jax.Array:

@@ -10,9 +10,15 @@ from test_kfac import normal
 
 import purerl
 from purerl.algorithms import trpo
+from purerl.policies import acting
 from purerl.second_order.conjugate_gradient import conjugate_gradient
 from purerl.second_order.products import subsample
-from purerl.second_order.sample_space import score_matrix, solve_by_samples, transform_advantages
+from purerl.second_order.sample_space import (
+    policy_scores,
+    score_matrix,
+    solve_by_samples,
+    transform_advantages,
+)
 
 B, T, OBS, HIDDEN = 12, 4, 3, 5
 
@@ -174,3 +180,34 @@ def test_an_embedding_and_attention(x64):
         matrix, _ = dense_scores(log_prob, params, (obs, action))
         gram = jax.jit(lambda p: score_matrix(log_prob, p, (obs, action)).gram)(params)
     np.testing.assert_allclose(gram, matrix @ matrix.T, atol=1e-10)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_scores_of_a_policy_with_a_memory(masked, x64):
+    """Flax's GRU, through an episode's end, beside the Jacobian of all log-probabilities."""
+    config = purerl.NetworkConfig(hidden_sizes=(4,), memory="gru", memory_size=3)
+    network = purerl.RecurrentActorCritic(purerl.Discrete(3), config)
+    steps, count, damping = 3, 2, 0.02
+    start = jnp.zeros((steps, count), bool).at[0].set(True).at[1, 1].set(True)
+    first = normal(count, OBS)
+    memory = jax.tree.map(lambda x: x.astype(float), network.init_memory(first))
+    params = network.init(jax.random.key(0), first, memory, start[0])
+    obs = purerl.Sequences(normal(steps, count, OBS), memory, start)
+    action = jnp.arange(steps * count) % 3
+    valid = jnp.arange(steps * count) != 3 if masked else None
+
+    def policy(p, x):
+        return acting.apply_network(network, p, x)[0]
+
+    log_prob = lambda p, x: policy(p, x).log_prob(action)  # noqa: E731
+    matrix, tree_of = dense_scores(log_prob, params, obs)
+    matrix = matrix if valid is None else matrix * valid[:, None]
+    total = steps * count - masked
+    g = tree_of(normal(matrix.shape[1], seed=3))
+    scores = jax.jit(lambda p: policy_scores(policy, p, obs, action, valid).gram)(params)
+    order = np.arange(steps * count).reshape(steps, count).T.reshape(-1)  # by sequence
+    np.testing.assert_allclose(scores, (matrix @ matrix.T)[np.ix_(order, order)], atol=1e-11)
+    got = solve_by_samples(policy_scores(policy, params, obs, action, valid), g, damping).x
+    dense = matrix.T @ matrix / total + damping * np.eye(matrix.shape[1])
+    wanted = np.linalg.solve(dense, ravel_pytree(g)[0])
+    np.testing.assert_allclose(ravel_pytree(got)[0], wanted, atol=1e-8)
