@@ -17,11 +17,15 @@ from test_dqn import random_batch
 
 import purerl
 from purerl import NetworkConfig
-from purerl.records import Box, Clock, Discrete, Rollout
+from purerl.records import Box, Clock, Discrete, MultiDiscrete, Rollout
 
 TINY = NetworkConfig(hidden_sizes=(8,))
 GRU, LSTM = (NetworkConfig(hidden_sizes=(8,), memory=x, memory_size=4) for x in ("gru", "lstm"))
-SPACES = {"discrete": Discrete(3), "box": Box((2,), jnp.full(2, -2.0), jnp.full(2, 2.0))}
+SPACES = {
+    "discrete": Discrete(3),
+    "box": Box((2,), jnp.full(2, -2.0), jnp.full(2, 2.0)),
+    "several": MultiDiscrete((3, 2)),
+}
 STEPS, ENVS, OBS = 6, 4, 3
 
 
@@ -101,10 +105,10 @@ ON_BOX = ("acktr", "ppo_penalty", "q_minus_v", "trpo")
 # Those with a memory are compiled where they have code of their own.
 ROWS = [(name, "discrete") for name in ALGORITHMS if "memory" not in name]
 ROWS += [(name, "box") for name in ON_BOX]
-ROWS += [("ppo_clip memory", "discrete"), ("trpo memory", "box")]
+ROWS += [("ppo_clip memory", "discrete"), ("trpo memory", "box"), ("q_minus_v", "several")]
 EVERY = pytest.mark.parametrize(
     ("name", "space"),
-    [(a, s) for a in ALGORITHMS for s in SPACES if (a[:3], s) != ("dqn", "box")],
+    [(a, s) for a in ALGORITHMS for s in ("discrete", "box") if (a[:3], s) != ("dqn", "box")],
 )
 TABLE = pytest.mark.parametrize(("name", "space"), ROWS)
 
@@ -117,6 +121,9 @@ def hand_made(space):
     if space == "discrete":
         action = jnp.array(rng.integers(3, size=(STEPS, ENVS)), jnp.int32)
         log_prob = jnp.full((STEPS, ENVS), -np.log(3), real)
+    elif space == "several":
+        action = jnp.array(rng.integers([3, 2], size=(STEPS, ENVS, 2)), jnp.int32)
+        log_prob = jnp.full((STEPS, ENVS), -np.log(6), real)
     else:
         action = draw(2)
         log_prob = -0.5 * jnp.sum(jnp.square(action), axis=-1) - np.log(2 * np.pi)
