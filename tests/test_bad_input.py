@@ -43,7 +43,7 @@ def interval(spec):
 
 def good_number(spec):
     low, high, *_ = interval(spec)
-    return low + 0.5 if high == np.inf else (low + high) / 2
+    return max(low, 0) + 0.5 if high == np.inf else (low + high) / 2
 
 
 def refused_numbers(spec):
@@ -51,7 +51,9 @@ def refused_numbers(spec):
     low, high, with_low, with_high = interval(spec)
     yield from ("0.1", True, np.bool_(True), (0.1,), {}, np.ones(2), 1j)
     yield from (x(v) for v in (NAN, np.inf, -np.inf) for x in (float, np.float32, jnp.float32))
-    yield from (x(low - 1) for x in (float, int, np.float32, np.float64, np.int64, jnp.float32))
+    if low > -np.inf:
+        kinds = (float, int, np.float32, np.float64, np.int64, jnp.float32)
+        yield from (x(low - 1) for x in kinds)
     if not with_low:
         yield from (low, np.float32(low), jnp.float32(low))
     if high < np.inf:

@@ -47,7 +47,9 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
         return state._replace(replay=memory.init(item))
 
     def warm_up(state: TrainState, key: jax.Array) -> Played:
-        return states.play(algorithm, env, sizes, state, jax.random.split(key)[1], warmup, 0.0)
+        # A clone: `start` has the other half of the same split.
+        play_key = jax.random.split(jax.random.clone(key))[1]
+        return states.play(algorithm, env, sizes, state, play_key, warmup, 0.0)
 
     def begin(state: TrainState, played: Played) -> TrainState:
         """What was played goes into the replay memory."""

@@ -286,6 +286,7 @@ TRUST_REGION = {
     "critic_epochs": 2,
     "critic_minibatches": 1,
     "adam_eps": 1e-6,
+    "solver": "samples",
 }
 LINE_SEARCH = {"backtrack_factor": 0.5, "backtrack_steps": 3}
 ACKTR = {

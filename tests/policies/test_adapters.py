@@ -122,6 +122,6 @@ def test_modules_are_told_of_the_adapters():
         purerl.ppo_clip(purerl.PPOClipConfig(), TWO, module)
 
 
-def test_acktr_says_what_it_can_factor():
-    with pytest.raises(ValueError, match="K-FAC"):
-        purerl.acktr(purerl.ACKTRConfig(), TWO, nnx_network()).init(OBS, jax.random.key(0))
+def test_acktr_factors_it_too():
+    state = purerl.acktr(purerl.ACKTRConfig(), TWO, nnx_network()).init(OBS, jax.random.key(0))
+    assert len(state.opt_state[0].factors.a) >= 2

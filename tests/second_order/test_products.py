@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import purerl
 from purerl import Box, Discrete, NetworkConfig
-from purerl.second_order.products import _subsample
+from purerl.second_order.products import subsample
 
 SPACES = {"categorical": Discrete(3), "gaussian": Box((2,))}
 EACH_SPACE = pytest.mark.parametrize("space", SPACES)
@@ -246,7 +246,7 @@ def test_the_network_is_linearized_once_for_all_products():
 def test_a_fraction_is_the_fisher_of_those_samples(x64):
     policy, params, obs = problem("categorical", samples=20)
     product = purerl.fisher_vector_product(policy, params, obs, fraction=0.25)
-    chosen = _subsample(obs, 0.25)
+    chosen = subsample(obs, 0.25)
     assert chosen.shape == (5, 3)
     wanted = purerl.fisher_vector_product(policy, params, chosen)
     np.testing.assert_allclose(dense(product, params), dense(wanted, params), atol=1e-16)
@@ -255,7 +255,7 @@ def test_a_fraction_is_the_fisher_of_those_samples(x64):
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 64, 1000, 2048, 2047])
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.5, 0.9, 1.0])
 def test_a_fraction_has_no_sample_twice(size, fraction):
-    index = np.asarray(_subsample(jnp.arange(size), fraction))
+    index = np.asarray(subsample(jnp.arange(size), fraction))
     assert len(set(index.tolist())) == len(index) == max(1, round(fraction * size))
 
 
@@ -263,7 +263,7 @@ def test_a_fraction_has_no_sample_twice(size, fraction):
 def test_a_fraction_is_spread_over_time_and_environments(fraction):
     """Samples [T * N]: every environment and every tenth of the time has about its share."""
     steps, envs = 128, 8
-    index = np.asarray(_subsample(jnp.arange(steps * envs), fraction))
+    index = np.asarray(subsample(jnp.arange(steps * envs), fraction))
     of_env = np.bincount(index % envs, minlength=envs) / (steps * fraction)
     of_time = np.bincount(index // (envs * 16), minlength=8) / (16 * envs * fraction)
     np.testing.assert_allclose(of_env, 1, atol=0.25)
