@@ -211,7 +211,7 @@ def test_a_sweep_of_what_the_host_plays(tmp_path):
             {},
             r"environment 0 of seed 0 failed at step 2 .* the motor is broken .*kept",
         ),
-        ({"hang_at": 2}, {"env_seconds": 0.5}, r"seeds 0 to 1 failed at step 1.*no answer within"),
+        ({"hang_at": 2}, {"env_seconds": 2.0}, r"seeds 0 to 1 failed at step 1.*no answer within"),
     ],
 )
 def test_an_environment_that_fails_or_hangs_is_named(params, options, message):
