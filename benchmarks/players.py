@@ -83,7 +83,7 @@ class Parts:
         self.length = experiment.loop.rollout_length
         self.steps = options.seeds * experiment.loop.steps_per_iteration * self.iterations
         self.run()
-        self.rollout = self.driver._collect(self.length, 1)
+        self.rollout = self.driver._collect(self.length)
         rng, count = np.random.default_rng(0), options.seeds * experiment.loop.num_envs
         size = experiment.environment.action_space.shape
         self.actions = rng.uniform(-1, 1, (self.length, count, *size)).astype(np.float32)

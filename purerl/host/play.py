@@ -117,38 +117,54 @@ def _draw_without_screen() -> None:
         os.environ.setdefault(name, value)
 
 
+class _Actor:
+    """Acts in one environment by the only seed of a state, and remembers what its network does."""
+
+    def __init__(self, experiment: Experiment, state: TrainState, greedy: bool):
+        normalizer, learner = take_seeds((state.normalizer, state.learner), 0)
+        algorithm, _ = experiment.parts()
+        self.init_memory = getattr(algorithm, "init_memory", None)
+        self.remembered: dict[str, Any] = {}
+
+        @jax.jit
+        def act(obs: PyTree, key: jax.Array, remembered: dict[str, Any]) -> Any:
+            seen = normalizer.observe(obs, experiment.loop)
+            how = {"greedy": greedy, "progress": 1.0, **remembered}
+            action, after = algorithm.act(learner, seen, key, **how)
+            return action, after.get("memory")
+
+        self.act = act
+
+    def begin(self, obs: PyTree) -> None:
+        """An episode begins with observations ``[1, *O]``."""
+        if self.init_memory is not None:
+            self.remembered = {"memory": self.init_memory(obs), "start": jnp.ones(1, bool)}
+
+    def __call__(self, obs: PyTree, key: jax.Array) -> jax.Array:
+        """An action ``[1, *A]`` for observations ``[1, *O]``."""
+        action, memory = self.act(obs, key, self.remembered)
+        if self.remembered:
+            self.remembered = {"memory": memory, "start": jnp.zeros(1, bool)}
+        return action
+
+
 def _play(
     experiment: Experiment, state: TrainState, keys: jax.Array, greedy: bool, max_steps: int
 ) -> Iterator[Episode]:
     """An episode a key, by the only seed of a state."""
-    normalizer, learner = take_seeds((state.normalizer, state.learner), 0)
-    algorithm, env = experiment.parts()
-
-    init_memory = getattr(algorithm, "init_memory", None)
-
-    @jax.jit
-    def step(env_state, obs, key, *remembered):
-        act_key, env_key = jax.random.split(key)
-        seen = normalizer.observe(jax.tree.map(lambda x: x[None], obs), experiment.loop)
-        given = dict(zip(("memory", "start"), remembered, strict=False))
-        action, after = algorithm.act(learner, seen, act_key, greedy=greedy, progress=1.0, **given)
-        return *env.step(env_state, action[0], env_key), after.get("memory")
-
-    reset = jax.jit(env.reset)
+    env, actor = experiment.environment, _Actor(experiment, state, greedy)
+    reset, step = jax.jit(env.reset), jax.jit(env.step)
     for key in keys:
         reset_key, key = jax.random.split(key)
         obs, env_state = reset(reset_key)
+        one = jax.tree.map(lambda x: x[None], obs)
+        actor.begin(one)
         states, total = [], 0.0
-        remembered: tuple[Any, ...] = ()
-        if init_memory is not None:
-            one = jax.tree.map(lambda x: x[None], obs)
-            remembered = init_memory(one), jnp.ones(1, bool)
         for number in range(max_steps):
             states.append(env_state)
-            given = env_state, obs, jax.random.fold_in(key, number)
-            result, env_state, memory = step(*given, *remembered)
-            remembered = (memory, jnp.zeros(1, bool)) if remembered else ()
-            obs, total = result.obs, total + float(result.reward)
+            act_key, env_key = jax.random.split(jax.random.fold_in(key, number))
+            result, env_state = step(env_state, actor(one, act_key)[0], env_key)
+            one, total = jax.tree.map(lambda x: x[None], result.obs), total + float(result.reward)
             if result.terminated or result.truncated:
                 break
         yield Episode(states, total)
@@ -172,28 +188,22 @@ def _film_outside(
         )
     if out.suffix == ".html":
         raise ValueError(f"{env.name} has no page; give a file that ends in .gif or .mp4.")
-    normalizer, learner = take_seeds((state.normalizer, state.learner), 0)
-
-    @jax.jit
-    def act(obs, key):
-        seen = normalizer.observe(obs, experiment.loop)
-        return experiment.parts()[0].act(learner, seen, key, greedy=greedy, progress=1.0)[0]
-
-    frames, totals, stride = [], [], 1
+    actor, frames, totals, shown = _Actor(experiment, state, greedy), [], [], 0.0
     for key in keys:
         player, frame, seconds = filmed(int(jax.random.randint(key, (), 0, 2**31 - 1)))
         stride = max(1, round(SHOWN / seconds))
-        obs, total = player.reset(), 0.0
+        shown, obs, total = stride * seconds, player.reset(), 0.0
+        actor.begin(obs)
         for number in range(max_steps):
             if number % stride == 0:
                 frames.append(frame())
-            moved = player.step(np.asarray(act(obs, jax.random.fold_in(key, number))))
+            moved = player.step(np.asarray(actor(obs, jax.random.fold_in(key, number))))
             obs, total = moved.obs, total + float(moved.reward[0])
             if moved.terminated[0] or moved.truncated[0]:
                 break
         player.close()
         totals.append(total)
-    write_film(frames, out, stride * seconds)
+    write_film(frames, out, shown)
     return totals
 
 

@@ -96,7 +96,7 @@ def played(name, **options):
     driver.compile()
     driver.start()
     length = made.loop.rollout_length
-    parts = [jax.device_get(driver._collect(length, i)) for i in (1, 2)]
+    parts = [jax.device_get(driver._collect(length, i * length)) for i in (0, 1)]
     rollout = jax.tree.map(lambda x, y: np.concatenate([x, y], 1), *(part[0] for part in parts))
     return driver, rollout, [part[1] for part in parts]
 
@@ -193,6 +193,28 @@ def test_processes_of_their_own_and_learning_meanwhile():
     options = {"warmup": 32, "rollout_length": 4, "capacity": 128, "batch_size": 16}
     late = experiment("dqn", **options)
     assert not purerl.run(late, overlap=True, **QUIET).failed.any()
+
+
+@pytest.mark.parametrize(("name", "env"), [("a2c", Script), ("dqn", "CartPole-v1")])
+def test_overlap_is_refused_where_it_does_nothing(name, env):
+    with pytest.raises(ValueError, match=r"overlap=True is for an off-policy run in .* host plays"):
+        purerl.run(name, env, overlap=True, **QUIET)
+
+
+def test_no_number_of_acting_is_used_twice():
+    """What is played before the first iteration has other keys than what is played in them."""
+    numbers = []
+    made = experiment("dqn", warmup=8, rollout_length=2, capacity=64, batch_size=8, steps=24)
+    driver = PlayedDriver(made, {}, jax.random.split(jax.random.key(0), 2), purerl.RunOptions())
+    act = driver._act
+    driver.__dict__["_act"] = lambda rows, acting, obs, number: (
+        numbers.append(int(number.iteration)) or act(rows, acting, obs, number)
+    )
+    driver.compile()
+    driver.start()
+    driver.advance(3)
+    driver.close()
+    assert numbers == list(range(4 + 3 * 2))
 
 
 def test_a_sweep_of_what_the_host_plays(tmp_path):
@@ -293,7 +315,7 @@ def test_envpool_ends_and_begins_episodes_without_a_step_between():
     driver = PlayedDriver(made, {}, jax.random.split(jax.random.key(0), 2), purerl.RunOptions())
     driver.compile()
     driver.start()
-    rollout = jax.device_get(driver._collect(2 * limit + 1, 1)[0])
+    rollout = jax.device_get(driver._collect(2 * limit + 1)[0])
     driver.close()
     assert rollout.valid is None
     assert (rollout.episode_step == np.arange(2 * limit + 1)[None, :, None] % limit).all()
@@ -309,7 +331,8 @@ def test_envpool_ends_and_begins_episodes_without_a_step_between():
 
 def test_a_film_of_what_the_host_plays(tmp_path):
     pytest.importorskip("pygame")
-    purerl.run(experiment(env=CARTPOLE, steps=32), out=tmp_path / "run", **QUIET)
+    remembering = {"network": purerl.NetworkConfig(hidden_sizes=(8,), memory="gru")}
+    purerl.run(experiment(env=CARTPOLE, steps=32, **remembering), out=tmp_path / "run", **QUIET)
     returns = purerl.play(tmp_path / "run", tmp_path / "film.gif", episodes=2, seed=0)
     assert len(returns) == 2
     assert (tmp_path / "film.gif").stat().st_size > 1000

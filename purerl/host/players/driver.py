@@ -40,8 +40,17 @@ def make_driver(
         values: Swept numbers ``[S]`` that differ between seeds, by name.
         keys: Keys ``[S]``.
         options: How it is driven.
+
+    Raises:
+        ValueError: If playing is to overlap with learning where it cannot.
     """
-    kind = Driver if experiment.environment.outside is None else PlayedDriver
+    algorithm, env = experiment.parts()
+    if options.overlap and (env.outside is None or isinstance(algorithm, OnPolicyAlgorithm)):
+        raise ValueError(
+            f"overlap=True is for an off-policy run in environments that the host plays, and this "
+            f"is {experiment.label}; leave it out."
+        )
+    kind = Driver if env.outside is None else PlayedDriver
     return kind(experiment, values, keys, options)
 
 
@@ -165,7 +174,7 @@ class PlayedDriver(Driver):
         begin = time.perf_counter()
         self.state, self.totals, self.acting = self.programs.begin(self.rows)
         if self.programs.warm_up is not None:
-            rollout, _ = self._collect(self.train.loop.warm_up_length, 0)
+            rollout, _ = self._collect(self.train.loop.warm_up_length)
             rollout = rollout._replace(log_prob=None)  # type: ignore[arg-type]
             self.state, self.acting = self.programs.warm_up(self.rows, self.state, rollout)
         self.seconds["training"] += time.perf_counter() - begin
@@ -183,7 +192,8 @@ class PlayedDriver(Driver):
         """Trains; the next report is of a state that the devices may still be computing."""
         length, report = self.experiment.loop.rollout_length, None
         for _ in range(iterations):
-            played = self._collect(length, self.done + 1)
+            before = self.train.loop.warm_up_length + self.done * length
+            played = self._collect(length, before)
             self.state, self.totals, report, after = self.programs.advance(
                 self.rows, self.state, self.totals, *played
             )
@@ -202,13 +212,14 @@ class PlayedDriver(Driver):
             self.evaluated = self._make_actors(episodes, _EVALUATING)
         else:
             self.evaluated.reset()
-        actors, acting = self.evaluated, self._on_one_device(self._acting_of(self.state))
+        actors = self.evaluated
+        rows, acting = self._on_one_device((self.rows, self._acting_of(self.state)))
         running = np.ones(actors.lengths.shape, bool)
         returns, lengths = np.zeros(running.shape), np.zeros(running.shape)
         for number in range(limit):
             counter = _counter(self.done * limit + number)
             given = actors.obs, counter, *actors.remembered
-            action, after = self._best(self._rows_on_one, acting, *given)
+            action, after = self._best(rows, acting, *given)
             moved = actors.step(np.asarray(action), running)
             actors.remember(after, moved.valid)
             ended = running & actors.ended(moved)
@@ -244,12 +255,13 @@ class PlayedDriver(Driver):
             actors.memory = jax.tree.map(np.asarray, jax.vmap(init_memory)(actors.obs))
         return actors
 
-    def _collect(self, length: int, iteration: int) -> tuple[Rollout, EpisodeStatistics]:
-        """Plays ``length`` steps of all environments; leaves ``[S, T, N, ...]`` and ``[S]``."""
+    def _collect(self, length: int, before: int = 0) -> tuple[Rollout, EpisodeStatistics]:
+        """Plays ``length`` steps after those before; leaves ``[S, T, N, ...]`` and ``[S]``."""
         if self.actors is None:
             self.actors = self._make_actors(self.experiment.loop.num_envs, _ACTING)
         whole = self.whole_episodes
-        actors, acting = self.actors, self._on_one_device(self.acting)
+        actors = self.actors
+        rows, acting = self._on_one_device((self.rows, self.acting))
         if whole:
             actors.reset()
         running = np.ones(actors.lengths.shape, bool)
@@ -258,9 +270,8 @@ class PlayedDriver(Driver):
         ended_count, lengths = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         returns = np.zeros(shape)
         for t in range(length):
-            number = _counter(iteration * length + t)
-            given = actors.obs, number, *actors.remembered
-            action, log_prob, after = self._act(self._rows_on_one, acting, *given)
+            given = actors.obs, _counter(before + t), *actors.remembered
+            action, log_prob, after = self._act(rows, acting, *given)
             action, obs, age = np.asarray(action), actors.obs, actors.lengths.copy()
             memory = actors.memory
             if whole and not running.any():
@@ -312,10 +323,6 @@ class PlayedDriver(Driver):
         return rollout._replace(
             valid=rollout.terminated if self.masked else None
         ), played.statistics
-
-    @property
-    def _rows_on_one(self) -> PyTree:
-        return self._on_one_device(self.rows)
 
     def _on_one_device(self, tree: PyTree) -> PyTree:
         if self.layout.mesh.size == 1:

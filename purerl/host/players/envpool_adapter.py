@@ -62,7 +62,12 @@ def _spaces(pool: Any) -> tuple[Any, Any]:
 
 
 def adapt(env: Any, params: dict[str, Any]) -> Env:
-    """An object of EnvPool's is of a fixed number, so only names are taken."""
+    """Raises TypeError: an object of EnvPool's is of a fixed number, so only names are taken.
+
+    Args:
+        env: An object of EnvPool's.
+        params: Of it.
+    """
     raise TypeError("give a name, envpool:HalfCheetah-v5: a run makes as many as it needs.")
 
 

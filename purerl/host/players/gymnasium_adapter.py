@@ -28,8 +28,12 @@ MODES = ("sync", "async", "vector_entry_point")
 
 
 def list_envs() -> list[str]:
-    """Names that :func:`named` takes."""
-    return sorted(gymnasium.registry)
+    """Names that :func:`named` takes, without those that Gymnasium keeps to say where they went."""
+
+    def is_there(entry: Any) -> bool:
+        return not getattr(entry, "__module__", "").startswith("gymnasium.")
+
+    return sorted(name for name, spec in gymnasium.registry.items() if is_there(spec.entry_point))
 
 
 def named(name: str, params: dict[str, Any]) -> Env:
@@ -108,6 +112,9 @@ def _name(env: Any) -> str:
 def _opened(name: str, params: dict[str, Any]) -> Any:
     try:
         return gymnasium.make(name, **params)
+    except gymnasium.error.DependencyNotInstalled as error:
+        advice = ": pip install 'purerl[mujoco]'" if "mujoco" in str(error).lower() else ""
+        raise ValueError(f"{name} needs a package that is missing{advice} ({error})") from error
     except (TypeError, gymnasium.error.Error, ImportError) as error:
         raise ValueError(f"gymnasium.make({name!r}, **{params}) failed: {error}") from error
 
