@@ -205,9 +205,11 @@ class Session:
         seconds = self._tick("training")
         new = report.failed & ~self.failed
         if new.any():
+            illegal = np.asarray(report.totals.info.get("no_legal_action", 0.0)) > 0
+            why = "a state's action_mask allowed no action" if np.any(illegal & new) else None
             self.progress.say(
-                f"{named(self.names, new)}: an update was not finite by step {step:,}; the learner "
-                "is kept as it was before it"
+                f"{named(self.names, new)}: {why or 'an update was not finite'} by step {step:,}; "
+                "the learner is kept as it was before it"
             )
         self.failed = report.failed
         count = f"{self.failed.sum()} failed ({named(self.names, self.failed)})"

@@ -9,6 +9,7 @@ from purerl.envs.make import Env
 from purerl.records import Box, Clock, OffPolicyAlgorithm, PyTree, Transition
 from purerl.replay.transitions import ReplayMemoryState, replay_memory
 from purerl.training import state as states
+from purerl.training.choices import refuse_without_choice
 from purerl.training.sizes import OffPolicyLoopConfig
 from purerl.training.state import Loop, Metrics, Played, TrainState
 
@@ -88,7 +89,8 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
             if sizes.reward_scale != 1:
                 batch = batch._replace(reward=sizes.reward_scale * batch.reward)
             updated = algorithm.update(learner, batch, update_key, progress=progress)
-            learner, info = states.checked_update(learner, updated, td_error=(size,))
+            new, info = states.checked_update(learner, updated, td_error=(size,))
+            learner, info = refuse_without_choice(learner, new, info, batch)
             td_error = info["td_error"]
             replay = memory.update_priorities(replay, batch.indices, td_error)
             return (learner, replay), info | {"td_error": jnp.mean(jnp.abs(td_error))}

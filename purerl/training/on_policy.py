@@ -11,6 +11,7 @@ from purerl.pieces import rollout as rollouts
 from purerl.pieces.normalize import scale_rewards
 from purerl.records import Box, Clock, Info, OnPolicyAlgorithm, PyTree, Rollout
 from purerl.training import state as states
+from purerl.training.choices import refuse_without_choice
 from purerl.training.sizes import OnPolicyLoopConfig
 from purerl.training.state import Loop, Metrics, Normalizer, Played, TrainState
 
@@ -87,6 +88,7 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
         progress = state.clock.iteration / sizes.iterations
         updated = algorithm.update(state.learner, rollout, keys(state)[2], progress=progress)
         learner, info = states.checked_update(state.learner, updated)
+        learner, info = refuse_without_choice(state.learner, learner, info, rollout)
         info |= outside(state.learner, jax.tree.map(lambda x: x[0], rollout.obs))
         clock = Clock(state.clock.iteration + 1)
         refused = state.refused + ~info["finite"]

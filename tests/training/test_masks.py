@@ -9,7 +9,7 @@ from gymnax.environments import spaces as gymnax_spaces
 
 import purerl
 from purerl import NetworkConfig
-from purerl.envs import Step
+from purerl.envs import Step, make
 
 GAMMA = 0.5
 REWARDS = [0.0, 0.5, 1.0]
@@ -181,6 +181,25 @@ def test_a_state_without_a_legal_action_is_told():
     other = env._replace(action_space=purerl.Discrete(2))
     with pytest.raises(TypeError, match=r"action_mask has shape \(3,\), wanted \(2,\)"):
         purerl.make_env(other)
+
+
+@pytest.mark.parametrize("name", ["a2c", "dqn"])
+def test_what_is_learned_from_a_state_without_a_legal_action_is_refused(name, capsys):
+    """In one of twenty steps; its gradient would be finite."""
+    env = halves()
+
+    def step(state, action, key, fresh=None):
+        result, state = env.step(state, action, key)
+        mask = result.obs["action_mask"] & ~jax.random.bernoulli(key, 0.05)
+        return result._replace(obs=result.obs | {"action_mask": mask}), state
+
+    make._checked.add(step)  # the trial of make_env would find it
+    numbers = {"batch_size": 32, "capacity": 256, "warmup": 64} if name == "dqn" else {}
+    sizes = {"steps": 512, "num_envs": 8, "evaluations": 0, "network": LINEAR}
+    result = purerl.run(name, env._replace(step=step), seeds=1, **sizes, **numbers)
+    assert result.failed.all()
+    assert int(result.state.refused[0]) > 0
+    assert "seed 0: a state's action_mask allowed no action by step" in capsys.readouterr().err
 
 
 class Informed:
