@@ -103,10 +103,12 @@ class Env(NamedTuple):
             nothing is known.
         obs_range: Smallest and largest value of observations that are integers or booleans, cast to
             floating point; None where they are real numbers.
-        resets: Where :func:`purerl.unroll` has the resets from: ``"ahead"``, one for each step of a
-            rollout, drawn in one batch (the fastest where a reset costs less than some
-            microseconds); ``"due"``, one for each episode that ended, drawn when it ended;
-            ``"own"``, none, since ``step`` does not look at ``fresh``.
+        resets: Where :func:`purerl.unroll` has the starts of new episodes from: ``"due"``, drawn
+            for the episodes that ended, when they ended; ``"ahead"``, one for each step of a
+            rollout, drawn in one batch before it; ``"own"``, nowhere, since ``step`` does not look
+            at ``fresh``; ``"auto"``, ``"due"`` on CPUs, and on accelerators, where a loop of
+            unknown length waits for the host, ``"ahead"`` if a start is little data. No two
+            episodes share a start, and the numbers are the same in any case.
         to_env_action: ``(action) -> action``, from ``action_space`` to the environment's own
             actions (clipped to its bounds), as ``step`` does it. A policy that plays the
             environment elsewhere needs it.
@@ -123,7 +125,7 @@ class Env(NamedTuple):
     max_episode_steps: int | None
     truncation_interval: int = 1
     obs_range: tuple[float, float] | None = None
-    resets: Literal["ahead", "due", "own"] = "ahead"
+    resets: Literal["auto", "due", "ahead", "own"] = "auto"
     to_env_action: Callable[[jax.Array], jax.Array] = lambda action: action
     pictures: Pictures | None = None
     outside: Outside | None = None

@@ -1,5 +1,6 @@
 """Unrolling environments, and statistics of the episodes they finish."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from purerl.envs import Env
-from purerl.pieces.packing import make_packing, packed_scan
+from purerl.pieces.packing import make_packing, packed_scan, pays
 from purerl.records import PyTree, Rollout, num_rows
 
 UNROLL = 4  # steps in a turn of the loop, on accelerators
+LITTLE = 1000  # bytes of an observation and a state, whose resets accelerators draw ahead
 
 
 class Episodes(NamedTuple):
@@ -106,18 +108,21 @@ def unroll(
         ``(actors, rollout [T, N], statistics)``.
     """
     num_envs = num_rows(actors.obs)
-    # All of a rollout's keys and resets at once: one hash over a long array instead of T over
-    # short ones. On a CPU the hashes were a third of the time of a rollout of CartPole.
-    keys = jax.random.split(key, (length, 1 + 2 * num_envs))
-    noise = keys[:, 0] if noise is None else noise
-    env_keys, resets = keys[:, 1::2], keys[:, 2::2]
-    ahead = env.resets == "ahead"
-    drawn = jax.vmap(jax.vmap(env.reset))(resets) if ahead else ()
+    # All of a rollout's keys at once: one hash over a long array instead of T over short ones. On a
+    # CPU the hashes were a third of the time of a rollout of CartPole.
+    act_key, env_key, reset_key = jax.random.split(key, 3)
+    noise = jax.random.split(act_key, length) if noise is None else noise
+    env_keys = jax.random.split(env_key, (length, num_envs))
+    reset_keys = jax.random.split(reset_key, length)
+    resets = _resets(env, actors)
+    ahead = resets == "ahead"
+    of_step = jax.vmap(functools.partial(_reset, env), (0, None))
+    drawn = of_step(reset_keys, jnp.arange(num_envs)) if ahead else ()
     starts, carried = make_packing(drawn, 2), make_packing(actors, 1)
 
     def step(carry, inputs):
         actors = carried.unpack(carry)
-        noise, env_keys, reset_keys, drawn = inputs
+        noise, env_keys, reset_key, drawn = inputs
         # Without resets ahead, anything of their shape: it is not looked at, or replaced below.
         fresh = starts.unpack(drawn) if ahead else (actors.obs, actors.env_state)
         remembered = () if actors.memory is None else (actors.memory, actors.episodes.length == 0)
@@ -125,8 +130,8 @@ def unroll(
         result, env_state = jax.vmap(env.step)(actors.env_state, action, env_keys, fresh)
         done = result.terminated | result.truncated
         obs = result.obs
-        if env.resets == "due":
-            obs, env_state = _reset_where(env, done, reset_keys, (obs, env_state))
+        if resets == "due":
+            obs, env_state = _reset_where(env, done, reset_key, (obs, env_state))
         ret, steps = actors.episodes.ret + result.reward, actors.episodes.length + 1
         episodes = Episodes(jnp.where(done, 0, ret), jnp.where(done, 0, steps))
         seen = Rollout(
@@ -143,7 +148,7 @@ def unroll(
         after = Actors(env_state, obs, episodes, extras["memory"] if remembered else None)
         return carried.pack(after), (seen, ret)
 
-    inputs = (noise, env_keys, resets, starts.pack(drawn))
+    inputs = (noise, env_keys, reset_keys, starts.pack(drawn))
     start = carried.pack(actors)
     carry, (rollout, ret) = packed_scan(step, start, inputs, length, axes=1, unroll=UNROLL)
     actors = carried.unpack(carry)
@@ -166,18 +171,31 @@ def _statistics(rollout: Rollout, ret: jax.Array, first_only: bool) -> EpisodeSt
     )
 
 
-def _reset_where(env: Env, done: jax.Array, keys: jax.Array, current: PyTree) -> PyTree:
+def _resets(env: Env, actors: Actors) -> str:
+    """``env.resets``, chosen where that is ``auto``."""
+    if env.resets != "auto":
+        return env.resets
+    of_all = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((actors.obs, actors.env_state)))
+    return "ahead" if pays() and of_all <= LITTLE * num_rows(actors.obs) else "due"
+
+
+def _reset(env: Env, key: jax.Array, envs: jax.Array) -> PyTree:
+    """Starts of some environments at one step, ``envs`` their numbers, ``key`` the step's."""
+    return jax.vmap(env.reset)(jax.vmap(jax.random.fold_in, (None, 0))(key, envs))
+
+
+def _reset_where(env: Env, done: jax.Array, key: jax.Array, current: PyTree) -> PyTree:
     """``current`` with resets where an episode ended, a few environments at a time.
 
     A loop and not a ``cond``, which under ``vmap`` would draw resets at every step.
     """
-    num_envs = len(keys)
+    num_envs = len(done)
     few = -(-num_envs // 16)
 
     def some(carry):
         left, current = carry
         (rows,) = jnp.nonzero(left, size=few, fill_value=num_envs)
-        fresh = jax.vmap(env.reset)(keys[rows])
+        fresh = _reset(env, key, rows)
         current = jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), current, fresh)
         return left.at[rows].set(False, mode="drop"), current
 
