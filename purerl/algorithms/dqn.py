@@ -143,7 +143,8 @@ def exploration_noise(
     chance, other = jax.random.split(key)
     if masked:
         return jax.random.uniform(chance, shape), jax.random.uniform(other, (*shape, num_actions))
-    return jax.random.uniform(chance, shape), jax.random.randint(other, shape, 0, num_actions)
+    anything = jax.random.bits(other, shape, jnp.uint32) % num_actions  # as even as 2^32 numbers
+    return jax.random.uniform(chance, shape), anything.astype(jnp.int32)
 
 
 def epsilon_greedy(

@@ -1,6 +1,5 @@
 """Unrolling environments, and statistics of the episodes they finish."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from purerl.envs import Env
-from purerl.pieces.packing import make_packing, packed_scan, pays
+from purerl.pieces import packing
+from purerl.pieces.packing import make_packing, packed_scan
 from purerl.records import PyTree, Rollout, num_rows
 
 UNROLL = 4  # steps in a turn of the loop, on accelerators
@@ -113,16 +113,17 @@ def unroll(
     act_key, env_key, reset_key = jax.random.split(key, 3)
     noise = jax.random.split(act_key, length) if noise is None else noise
     env_keys = jax.random.split(env_key, (length, num_envs))
-    reset_keys = jax.random.split(reset_key, length)
+    numbers = jnp.arange(length * num_envs).reshape(length, num_envs)
+    start_of = jax.vmap(lambda number: env.reset(jax.random.fold_in(reset_key, number)))
     resets = _resets(env, actors)
     ahead = resets == "ahead"
-    of_step = jax.vmap(functools.partial(_reset, env), (0, None))
-    drawn = of_step(reset_keys, jnp.arange(num_envs)) if ahead else ()
-    starts, carried = make_packing(drawn, 2), make_packing(actors, 1)
+    drawn = jax.vmap(start_of)(numbers) if ahead else ()
+    # One step is no loop, which would gain by fewer arrays.
+    starts, carried = make_packing(drawn, 2), make_packing(actors, 1, packing.pays() and length > 1)
 
     def step(carry, inputs):
         actors = carried.unpack(carry)
-        noise, env_keys, reset_key, drawn = inputs
+        noise, env_keys, number, drawn = inputs
         # Without resets ahead, anything of their shape: it is not looked at, or replaced below.
         fresh = starts.unpack(drawn) if ahead else (actors.obs, actors.env_state)
         remembered = () if actors.memory is None else (actors.memory, actors.episodes.length == 0)
@@ -131,7 +132,7 @@ def unroll(
         done = result.terminated | result.truncated
         obs = result.obs
         if resets == "due":
-            obs, env_state = _reset_where(env, done, reset_key, (obs, env_state))
+            obs, env_state = _reset_where(done, start_of, number, (obs, env_state))
         ret, steps = actors.episodes.ret + result.reward, actors.episodes.length + 1
         episodes = Episodes(jnp.where(done, 0, ret), jnp.where(done, 0, steps))
         seen = Rollout(
@@ -148,7 +149,7 @@ def unroll(
         after = Actors(env_state, obs, episodes, extras["memory"] if remembered else None)
         return carried.pack(after), (seen, ret)
 
-    inputs = (noise, env_keys, reset_keys, starts.pack(drawn))
+    inputs = (noise, env_keys, numbers, starts.pack(drawn))
     start = carried.pack(actors)
     carry, (rollout, ret) = packed_scan(step, start, inputs, length, axes=1, unroll=UNROLL)
     actors = carried.unpack(carry)
@@ -176,16 +177,16 @@ def _resets(env: Env, actors: Actors) -> str:
     if env.resets != "auto":
         return env.resets
     of_all = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((actors.obs, actors.env_state)))
-    return "ahead" if pays() and of_all <= LITTLE * num_rows(actors.obs) else "due"
+    return "ahead" if packing.pays() and of_all <= LITTLE * num_rows(actors.obs) else "due"
 
 
-def _reset(env: Env, key: jax.Array, envs: jax.Array) -> PyTree:
-    """Starts of some environments at one step, ``envs`` their numbers, ``key`` the step's."""
-    return jax.vmap(env.reset)(jax.vmap(jax.random.fold_in, (None, 0))(key, envs))
-
-
-def _reset_where(env: Env, done: jax.Array, key: jax.Array, current: PyTree) -> PyTree:
-    """``current`` with resets where an episode ended, a few environments at a time.
+def _reset_where(
+    done: jax.Array,
+    start_of: Callable[[jax.Array], PyTree],
+    number: jax.Array,
+    current: PyTree,
+) -> PyTree:
+    """``current`` with starts where an episode ended, a few environments at a time.
 
     A loop and not a ``cond``, which under ``vmap`` would draw resets at every step.
     """
@@ -195,7 +196,7 @@ def _reset_where(env: Env, done: jax.Array, key: jax.Array, current: PyTree) -> 
     def some(carry):
         left, current = carry
         (rows,) = jnp.nonzero(left, size=few, fill_value=num_envs)
-        fresh = _reset(env, key, rows)
+        fresh = start_of(number[rows])
         current = jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), current, fresh)
         return left.at[rows].set(False, mode="drop"), current
 
