@@ -173,8 +173,7 @@ def all_finite(tree: PyTree) -> jax.Array:
     Args:
         tree: Any pytree of arrays.
     """
-    floats = [
-        x for x in map(jnp.asarray, jax.tree.leaves(tree)) if jnp.issubdtype(x.dtype, jnp.floating)
-    ]
-    checks = [jnp.all(jnp.isfinite(x)) for x in joined(floats)]
+    leaves = map(jnp.asarray, jax.tree.leaves(tree))
+    floats = joined([x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)])
+    checks = [jnp.all(jnp.isfinite(x)) for x in floats]
     return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)

@@ -1,5 +1,6 @@
 """Unrolling environments, and statistics of the episodes they finish."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -114,10 +115,9 @@ def unroll(
     noise = jax.random.split(act_key, length) if noise is None else noise
     env_keys = jax.random.split(env_key, (length, num_envs))
     numbers = jnp.arange(length * num_envs).reshape(length, num_envs)
-    start_of = jax.vmap(lambda number: env.reset(jax.random.fold_in(reset_key, number)))
     resets = _resets(env, actors)
     ahead = resets == "ahead"
-    drawn = jax.vmap(start_of)(numbers) if ahead else ()
+    drawn = jax.vmap(functools.partial(_start, env, reset_key))(numbers) if ahead else ()
     # One step is no loop, which would gain by fewer arrays.
     starts, carried = make_packing(drawn, 2), make_packing(actors, 1, packing.pays() and length > 1)
 
@@ -132,7 +132,7 @@ def unroll(
         done = result.terminated | result.truncated
         obs = result.obs
         if resets == "due":
-            obs, env_state = _reset_where(done, start_of, number, (obs, env_state))
+            obs, env_state = _reset_where(env, done, reset_key, number, (obs, env_state))
         ret, steps = actors.episodes.ret + result.reward, actors.episodes.length + 1
         episodes = Episodes(jnp.where(done, 0, ret), jnp.where(done, 0, steps))
         seen = Rollout(
@@ -181,10 +181,7 @@ def _resets(env: Env, actors: Actors) -> str:
 
 
 def _reset_where(
-    done: jax.Array,
-    start_of: Callable[[jax.Array], PyTree],
-    number: jax.Array,
-    current: PyTree,
+    env: Env, done: jax.Array, key: jax.Array, number: jax.Array, current: PyTree
 ) -> PyTree:
     """``current`` with starts where an episode ended, a few environments at a time.
 
@@ -193,11 +190,32 @@ def _reset_where(
     num_envs = len(done)
     few = -(-num_envs // 16)
 
-    def some(carry):
-        left, current = carry
-        (rows,) = jnp.nonzero(left, size=few, fill_value=num_envs)
-        fresh = start_of(number[rows])
-        current = jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), current, fresh)
-        return left.at[rows].set(False, mode="drop"), current
+    # JAX cannot go backwards through such a loop, through which nothing has to go.
+    @jax.custom_jvp
+    def replaced(current, done, key, number):
+        def some(carry):
+            left, current = carry
+            (rows,) = jnp.nonzero(left, size=few, fill_value=num_envs)
+            fresh = _start(env, key, number[rows])
+            current = jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), current, fresh)
+            return left.at[rows].set(False, mode="drop"), current
 
-    return jax.lax.while_loop(lambda carry: jnp.any(carry[0]), some, (done, current))[1]
+        return jax.lax.while_loop(lambda carry: jnp.any(carry[0]), some, (done, current))[1]
+
+    @replaced.defjvp
+    def _(primals, tangents):
+        goes_on = ~primals[1]
+
+        def cut(x, tangent):
+            if not jnp.issubdtype(x.dtype, jnp.inexact):
+                return tangent
+            return jnp.where(goes_on.reshape(-1, *[1] * (x.ndim - 1)), tangent, 0)
+
+        return replaced(*primals), jax.tree.map(cut, primals[0], tangents[0])
+
+    return replaced(current, done, key, number)
+
+
+def _start(env: Env, key: jax.Array, numbers: jax.Array) -> PyTree:
+    """Starts of episodes by their numbers in a rollout, that of the step and environment."""
+    return jax.vmap(lambda number: env.reset(jax.random.fold_in(key, number)))(numbers)
