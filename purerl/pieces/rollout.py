@@ -1,6 +1,5 @@
 """Unrolling environments, and statistics of the episodes they finish."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -117,7 +116,14 @@ def unroll(
     numbers = jnp.arange(length * num_envs).reshape(length, num_envs)
     resets = _resets(env, actors)
     ahead = resets == "ahead"
-    drawn = jax.vmap(functools.partial(_start, env, reset_key))(numbers) if ahead else ()
+    # Each number is folded in once, which JAX's checker of keys cannot see: it is given words.
+    words, impl = jax.random.key_data(reset_key), jax.random.key_impl(reset_key)
+
+    def start_of(words, number):
+        return env.reset(jax.random.fold_in(jax.random.wrap_key_data(words, impl=impl), number))
+
+    starts_of = jax.vmap(start_of, (None, 0))
+    drawn = jax.vmap(starts_of, (None, 0))(words, numbers) if ahead else ()
     # One step is no loop, which would gain by fewer arrays.
     starts, carried = make_packing(drawn, 2), make_packing(actors, 1, packing.pays() and length > 1)
 
@@ -132,7 +138,7 @@ def unroll(
         done = result.terminated | result.truncated
         obs = result.obs
         if resets == "due":
-            obs, env_state = _reset_where(env, done, reset_key, number, (obs, env_state))
+            obs, env_state = _reset_where(starts_of, done, words, number, (obs, env_state))
         ret, steps = actors.episodes.ret + result.reward, actors.episodes.length + 1
         episodes = Episodes(jnp.where(done, 0, ret), jnp.where(done, 0, steps))
         seen = Rollout(
@@ -181,7 +187,11 @@ def _resets(env: Env, actors: Actors) -> str:
 
 
 def _reset_where(
-    env: Env, done: jax.Array, key: jax.Array, number: jax.Array, current: PyTree
+    starts_of: Callable[..., PyTree],
+    done: jax.Array,
+    words: jax.Array,
+    number: jax.Array,
+    current: PyTree,
 ) -> PyTree:
     """``current`` with starts where an episode ended, a few environments at a time.
 
@@ -192,11 +202,11 @@ def _reset_where(
 
     # JAX cannot go backwards through such a loop, through which nothing has to go.
     @jax.custom_jvp
-    def replaced(current, done, key, number):
+    def replaced(current, done, words, number):
         def some(carry):
             left, current = carry
             (rows,) = jnp.nonzero(left, size=few, fill_value=num_envs)
-            fresh = _start(env, key, number[rows])
+            fresh = starts_of(words, number[rows])
             current = jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), current, fresh)
             return left.at[rows].set(False, mode="drop"), current
 
@@ -213,9 +223,4 @@ def _reset_where(
 
         return replaced(*primals), jax.tree.map(cut, primals[0], tangents[0])
 
-    return replaced(current, done, key, number)
-
-
-def _start(env: Env, key: jax.Array, numbers: jax.Array) -> PyTree:
-    """Starts of episodes by their numbers in a rollout, that of the step and environment."""
-    return jax.vmap(lambda number: env.reset(jax.random.fold_in(key, number)))(numbers)
+    return replaced(current, done, words, number)
