@@ -18,6 +18,7 @@ import sys, purerl
 sizes = {"steps": 64, "num_envs": 2, "rollout_length": 8, "evaluations": 1}
 purerl.run("a2c", "CartPole-v1", evaluation_episodes=2, hidden_sizes=(4,), seeds=2, out=sys.argv[1],
            progress=False, **sizes)
+purerl.evaluate_run(sys.argv[1], episodes=3)
 """
 
 
@@ -51,7 +52,9 @@ def test_a_second_run_reads_its_programs_and_has_the_same_bytes(tmp_path):
     cache = tmp_path / "cache"
     assert not run_elsewhere(tmp_path / "cold", cache)
     programs = entries(cache)
-    assert len(programs) >= 3  # what begins, trains, evaluates
+    # What begins, trains, evaluates, and what evaluates other episodes.
+    names = [path.name.split("-")[0] for path in programs]
+    assert names.count("jit_mapped") >= 4, names
     times = [path.stat().st_mtime_ns for path in programs]
     assert not run_elsewhere(tmp_path / "warm", cache)
     assert entries(cache) == programs
@@ -120,8 +123,22 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path, no_cache_of_ja
 
 def test_flags_of_the_users_win(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
-    assert compilation.options_of_one_run() == {"xla_backend_optimization_level": 1}
+    assert compilation.compiler_options("once") == {"xla_backend_optimization_level": 1}
+    assert compilation.compiler_options("trpo") == {"xla_backend_optimization_level": 1}
+    assert compilation.compiler_options("ppo_clip") == compilation.compiler_options() == {}
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
-    assert compilation.options_of_one_run() == {}
+    assert compilation.compiler_options("once") == {}
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert compilation.options_of_one_run() == {}
+    assert compilation.compiler_options("once") == {}
+
+
+def test_a_function_is_compiled_for_its_arguments_through_the_cache(tmp_path, no_cache_of_jax):
+    def double(x):
+        return {"double": 2 * x["x"]}
+
+    shapes = {"x": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    compiled = purerl.compile(double, shapes, program="once", cache=str(tmp_path))
+    np.testing.assert_array_equal(compiled({"x": jnp.arange(3.0)})["double"], [0, 2, 4])
+    assert len(entries(tmp_path)) == 1
+    with pytest.raises(ValueError, match=r"unknown program 'tpro'.*trpo"):
+        purerl.compile(double, shapes, program="tpro")
