@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from purerl.config import check_integer, suggest
 from purerl.envs import spaces
-from purerl.envs.make import Env, Pictures, Step
+from purerl.envs.record import Env, Pictures, Step
 from purerl.records import ACTION_MASK, ActionSpace, Box, PyTree
 
 

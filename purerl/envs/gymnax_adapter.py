@@ -18,7 +18,8 @@ from purerl.config import check_choice, suggest
 from purerl.envs import spaces
 from purerl.envs.episodes import fix_weak_types, lenient
 from purerl.envs.gymnax_pictures import pictures
-from purerl.envs.make import Env, Step, values
+from purerl.envs.record import Env, Step
+from purerl.envs.trial import values
 
 NEEDS_DOWNLOAD = "MNISTBandit-bsuite"
 FIVE = "(obs, state, reward, terminated, info)"

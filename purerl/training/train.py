@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from purerl.checks import check_key
 from purerl.config import suggest
-from purerl.envs.make import Env, make_env
+from purerl.envs.make import make_env
+from purerl.envs.record import Env
 from purerl.pieces.gradient import all_finite
 from purerl.pieces.packing import packed_scan
 from purerl.records import Clock, OffPolicyAlgorithm, OnPolicyAlgorithm

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import purerl
-from purerl.envs.make import Env, Step
+from purerl.envs.record import Env, Step
 from purerl.pieces.rollout import reset, unroll
 from purerl.policies.distributions import Categorical, DiagGaussian
 from purerl.policies.networks import MLP, ActorCritic, ActorQCritic, Conv, NetworkConfig

@@ -8,7 +8,7 @@ import pytest
 
 import purerl
 from purerl import NetworkConfig
-from purerl.envs.make import Env, Step
+from purerl.envs.record import Env, Step
 from purerl.pieces import packing
 from purerl.records import Ahead, Box, Clock, Discrete, OnPolicyAlgorithm
 from purerl.training.sizes import spread
