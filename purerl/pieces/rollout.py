@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purerl.envs import Env
+from purerl.envs import Env, Step
 from purerl.pieces import packing
 from purerl.pieces.packing import make_packing, packed_scan
 from purerl.records import PyTree, Rollout, num_rows
@@ -89,7 +89,7 @@ def unroll(
     """Lets a policy act for ``length`` steps in every environment.
 
     Each new episode begins with a reset of its own, whose key is that of its environment and step:
-    ``env.resets`` changes the cost and not the numbers.
+    no two episodes share a start, and ``env.resets`` changes the cost and not the numbers.
 
     Args:
         act: ``(obs [N, *O], key) -> (action [N, *A], {"log_prob": [N]})``; without one the
@@ -116,13 +116,7 @@ def unroll(
     numbers = jnp.arange(length * num_envs).reshape(length, num_envs)
     resets = _resets(env, actors)
     ahead = resets == "ahead"
-    # Each number is folded in once, which JAX's checker of keys cannot see: it is given words.
-    words, impl = jax.random.key_data(reset_key), jax.random.key_impl(reset_key)
-
-    def start_of(words, number):
-        return env.reset(jax.random.fold_in(jax.random.wrap_key_data(words, impl=impl), number))
-
-    starts_of = jax.vmap(start_of, (None, 0))
+    words, starts_of = _starts(env, reset_key)
     drawn = jax.vmap(starts_of, (None, 0))(words, numbers) if ahead else ()
     # One step is no loop, which would gain by fewer arrays.
     starts, carried = make_packing(drawn, 2), make_packing(actors, 1, packing.pays() and length > 1)
@@ -141,29 +135,34 @@ def unroll(
             obs, env_state = _reset_where(starts_of, done, words, number, (obs, env_state))
         ret, steps = actors.episodes.ret + result.reward, actors.episodes.length + 1
         episodes = Episodes(jnp.where(done, 0, ret), jnp.where(done, 0, steps))
-        seen = Rollout(
-            obs=actors.obs,
-            action=action,
-            log_prob=extras.get("log_prob"),  # nothing off-policy reads it
-            reward=result.reward,
-            terminated=result.terminated,
-            truncated=result.truncated,
-            next_obs=result.next_obs,
-            episode_step=actors.episodes.length,
-            memory=actors.memory,
-        )
         after = Actors(env_state, obs, episodes, extras["memory"] if remembered else None)
-        return carried.pack(after), (seen, ret)
+        return carried.pack(after), (_row(actors, action, extras, result), ret)
 
     inputs = (noise, env_keys, numbers, starts.pack(drawn))
     start = carried.pack(actors)
     carry, (rollout, ret) = packed_scan(step, start, inputs, length, axes=1, unroll=UNROLL)
     actors = carried.unpack(carry)
-    memory = jax.tree.map(  # before each step, and after the last
-        lambda x, last: jnp.concatenate([x, last[None]]), rollout.memory, actors.memory
+    rollout = rollout._replace(
+        memory=jax.tree.map(  # before each step, and after the last
+            lambda x, last: jnp.concatenate([x, last[None]]), rollout.memory, actors.memory
+        )
     )
-    rollout = rollout._replace(memory=memory)
     return actors, rollout, _statistics(rollout, ret, first_only)
+
+
+def _row(actors: Actors, action: jax.Array, extras: Any, result: Step) -> Rollout:
+    """One step's row of a rollout."""
+    return Rollout(
+        obs=actors.obs,
+        action=action,
+        log_prob=extras.get("log_prob"),  # nothing off-policy reads it
+        reward=result.reward,
+        terminated=result.terminated,
+        truncated=result.truncated,
+        next_obs=result.next_obs,
+        episode_step=actors.episodes.length,
+        memory=actors.memory,
+    )
 
 
 def _statistics(rollout: Rollout, ret: jax.Array, first_only: bool) -> EpisodeStatistics:
@@ -184,6 +183,20 @@ def _resets(env: Env, actors: Actors) -> str:
         return env.resets
     of_all = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((actors.obs, actors.env_state)))
     return "ahead" if packing.pays() and of_all <= LITTLE * num_rows(actors.obs) else "due"
+
+
+def _starts(env: Env, key: jax.Array) -> tuple[jax.Array, Callable[..., PyTree]]:
+    """A key's words, and the function of these and of numbers ``[n]`` that draws episodes' starts.
+
+    A number is that of the step and environment where one ended, so it is folded in once, which
+    JAX's checker of keys cannot see: hence the words.
+    """
+    impl = jax.random.key_impl(key)
+
+    def start_of(words, number):
+        return env.reset(jax.random.fold_in(jax.random.wrap_key_data(words, impl=impl), number))
+
+    return jax.random.key_data(key), jax.vmap(start_of, (None, 0))
 
 
 def _reset_where(
