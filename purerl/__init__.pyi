@@ -71,12 +71,11 @@ from purerl.policies.memory import (
 from purerl.policies.networks import (
     MLP as MLP,
     ActorCritic as ActorCritic,
-    ActorQCritic as ActorQCritic,
     Network as Network,
     NetworkConfig as NetworkConfig,
-    QNetwork as QNetwork,
     RecurrentNetwork as RecurrentNetwork,
 )
+from purerl.policies.q_networks import ActorQCritic as ActorQCritic, QNetwork as QNetwork
 from purerl.records import (
     ActionSpace as ActionSpace,
     Ahead as Ahead,
