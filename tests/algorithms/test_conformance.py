@@ -364,6 +364,7 @@ CHUNKED = [
     ("ppo_penalty", "discrete"),
     ("return_to_go", "discrete"),
     ("trpo", "discrete"),
+    ("trpo memory", "box"),
 ]
 
 
