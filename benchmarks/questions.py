@@ -11,7 +11,28 @@ BREAKOUT: Variants = {
     "256 envs": {"num_envs": 256, "rollout_length": 32},
 }
 
+_LONG = {"rollout_length": 50}
+_ADAM = {"optimizer": "adam", "learning_rate": 1e-3}
+A2C_PENDULUM: Variants = {
+    "preset": {},
+    "1 M steps": {"steps": 1_000_000},
+    "adam 1e-3": _ADAM,
+    "adam 3e-3": {"optimizer": "adam", "learning_rate": 3e-3},
+    "32 envs": {"num_envs": 32},
+    "rollouts of 50": _LONG,
+    "rollouts of 50, adam 3e-3": _LONG | {"optimizer": "adam", "learning_rate": 3e-3},
+    "normalized advantage": {"normalize_advantage": True},
+    "no bound on the gradient": {"max_grad_norm": None},
+    "log-std from -1 on": {"initial_log_std": -1.0},
+    "log-std from -2 on": {"initial_log_std": -2.0},
+    "raw rewards": {"normalize_reward": False},
+    "bounded log-std": {"min_log_std": -1.0},
+    "lambda 1": {"gae_lambda": 1.0},
+}
+
 QUESTIONS: dict[str, tuple[str, str, Variants]] = {
     # Seeds end anywhere between 10 and 89 bricks.
     "breakout": ("ppo_clip", "Breakout-MinAtar", BREAKOUT),
+    # Its IQM is -830, where PPO and TRPO reach -180.
+    "a2c_pendulum": ("a2c", "Pendulum-v1", A2C_PENDULUM),
 }
