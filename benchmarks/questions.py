@@ -7,8 +7,11 @@ Variants = dict[str, dict[str, Any]]
 BREAKOUT: Variants = {
     "preset": {},
     "entropy 0.03": {"entropy_coef": 0.03},
-    "gamma 0.95": {"gamma": 0.95},
-    "256 envs": {"num_envs": 256, "rollout_length": 32},
+    "entropy 0.1": {"entropy_coef": 0.1},
+    "entropy 0.03, learning rate 1e-3": {"entropy_coef": 0.03, "learning_rate": 1e-3},
+    "tanh": {"activation": "tanh"},
+    "16 envs": {"num_envs": 16},
+    "256 envs, rollouts of 32": {"num_envs": 256, "rollout_length": 32},
 }
 
 _LONG = {"rollout_length": 50}

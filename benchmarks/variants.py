@@ -59,7 +59,13 @@ def measure(name: str, options: Options) -> dict[str, Any]:
     """One variant."""
     algorithm, env, variants = QUESTIONS[options.question]
     experiment = purerl.make_experiment(algorithm, env, **variants[name])
-    result = purerl.run(experiment, seeds=options.seeds, seed=options.seed)
+    entropies: list[Any] = []
+
+    def note(columns: dict[str, Any]) -> None:
+        if "entropy" in columns:  # DQN has none
+            entropies.append(np.round(columns["entropy"], 3).tolist())
+
+    result = purerl.run(experiment, seeds=options.seeds, seed=options.seed, on_row=note)
     return {
         "name": name,
         **circumstances("variants", options),
@@ -68,6 +74,7 @@ def measure(name: str, options: Options) -> dict[str, Any]:
         "failed": int(result.failed.sum()),
         "steps": result.steps.tolist(),
         "returns": np.round(result.returns, 2).tolist(),
+        "entropy": np.transpose(entropies).tolist(),
         "greedy": played(experiment, result.state, greedy=True),
         "sampled": played(experiment, result.state, greedy=False),
     }
