@@ -1,4 +1,4 @@
-"""What ``variants.py`` asks: by question an algorithm, an environment, and changes of its preset."""
+"""What ``variants.py`` asks: by question an algorithm, an environment, changes of its preset."""
 
 from typing import Any
 

@@ -13,7 +13,7 @@ import numpy as np
 from rliable import library, metrics
 
 rng = np.random.default_rng(0)
-X, Y = (np.round(rng.normal(mean, 0.5, (10, 3)) + [0, 0.3, 0.6], 3) for mean in (0.5, 0.7))
+X, Y = (np.round(rng.normal([m, m + 0.3, m + 0.6], 0.5, (10, 3)), 3) for m in (0.5, 0.7))
 X[0], Y[0, 1] = [-2.0, 5.0, 0.1], X[1, 1]  # outliers, and a tie
 THRESHOLDS = np.linspace(-0.5, 2.0, 6)
 STATISTICS = {
