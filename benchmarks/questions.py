@@ -19,6 +19,10 @@ _ADAM = {"optimizer": "adam", "learning_rate": 1e-3}
 A2C_PENDULUM: Variants = {
     "preset": {},
     "1 M steps": {"steps": 1_000_000},
+    "4 envs": {"num_envs": 4},
+    "rate 2e-3": {"learning_rate": 2e-3},
+    "rate 4e-3": {"learning_rate": 4e-3},
+    "4 envs, rate 2e-3": {"num_envs": 4, "learning_rate": 2e-3},
     "adam 1e-3": _ADAM,
     "adam 3e-3": {"optimizer": "adam", "learning_rate": 3e-3},
     "32 envs": {"num_envs": 32},
