@@ -1,0 +1,101 @@
+"""The files of ``benchmarks/``: results are whole, and pages say what the results say."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import learning  # noqa: E402
+import learning_tables  # noqa: E402
+from cells import CELLS, GROUPS, Cell  # noqa: E402
+
+RESULTS = learning_tables.read()
+
+
+@pytest.mark.parametrize("page", learning.PAGES, ids=lambda page: page.name)
+def test_tables_of_learning_are_what_the_results_say(page):
+    """If not: python benchmarks/learning.py --report."""
+    text = page.read_text()
+    assert learning_tables.filled(text, learning_tables.sections(RESULTS)) == text
+
+
+def test_every_group_has_its_table_and_the_readme_its_summary():
+    readme, benchmarks = (page.read_text() for page in learning.PAGES[:2])
+    assert "<!-- learning: summary -->" in readme
+    assert all(f"<!-- learning: {group} -->" in benchmarks for group in GROUPS)
+
+
+def test_results_are_whole_and_of_a_cell():
+    cells = {cell.name: cell for cell in CELLS}
+    assert len(cells) == len(CELLS)
+    assert RESULTS
+    for name, result in RESULTS.items():
+        returns = np.array(result["returns"])
+        assert returns.shape == (result["seeds"], len(result["steps"])), name
+        assert result["commit"], name
+        assert result["versions"]["jax"], name
+        assert result["hardware"], name
+        assert result["experiment"]["algorithm"] == cells[name].algorithm, name
+        assert result["experiment"]["env"] == cells[name].env, name
+        assert result.get("last", 1) == cells[name].last, name
+
+
+def test_published_figures_are_of_cells_and_have_sources():
+    known = {(cell.label, cell.env.rpartition(":")[2]) for cell in CELLS}
+    for env, figures in learning_tables.PUBLISHED["figures"].items():
+        for label, of_source in figures.items():
+            assert (label, env) in known
+            assert of_source.keys() <= learning_tables.PUBLISHED["sources"].keys()
+
+
+def test_a_row_says_iqm_worst_seed_and_maximum_of_the_last_evaluations():
+    cell = Cell(group="mujoco", algorithm="trpo", env="envpool:Hopper-v5", target=1900, last=2)
+    result = {"returns": [[90.0, 10.0, 30.0], [40.0, 10.0, 10.0]], "last": 2, "seeds": 2}
+    result |= {"steps": [1, 2, 1_000_000], "commit": "0123456789abcdef"}
+    row = dict(learning_tables.columns(cell, result))
+    assert row["steps"] == "1,000,000"
+    assert row["IQM of the return [95 %]"] == "15.0 [10.0, 20.0]"
+    assert row["worst seed"] == "10.0"
+    assert row["maximum"] == "65.0"
+    assert row["wanted"] == "1900"
+    assert row["published"].startswith("2046 (tianshou), ")
+    assert row["commit"] == "0123456789"
+
+
+def test_what_was_not_run_is_named():
+    text = learning_tables.table("brax", {})
+    assert text.strip().startswith("Not run: ppo_clip-hopper, trpo-hopper")
+
+
+def test_the_options_that_others_call_it_by(monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(learning, "measure", lambda *given: called.append(given) or {})
+    monkeypatch.setattr(learning, "report", lambda: called.append("report"))
+    monkeypatch.setattr(sys, "argv", ["learning.py", "--only", "no-cell"])
+    assert learning.main() == 2
+    assert "unknown cell 'no-cell'" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["learning.py", "--report"])
+    assert learning.main() == 0
+    assert called == ["report"]
+
+
+def test_measuring_writes_a_file_and_leaves_what_is_there(monkeypatch, tmp_path):
+    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+    monkeypatch.setattr(learning, "report", lambda: None)
+    monkeypatch.setattr(learning, "measure", lambda cell, seeds, seed: [cell.name, seeds, seed])
+    words = ["learning.py", "--only", "ppo_clip-Hopper-v5", "--seed", "3"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert learning.main() == 0
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text()) == ["ppo_clip-Hopper-v5", 5, 3]
+    path.write_text("7")
+    assert learning.main() == 0
+    assert path.read_text() == "7"
+    monkeypatch.setattr(sys, "argv", [*words, "--force"])
+    assert learning.main() == 0
+    assert path.read_text() != "7"
