@@ -10,6 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import changes  # noqa: E402
 import learning  # noqa: E402
 import learning_tables  # noqa: E402
 from cells import CELLS, GROUPS, Cell  # noqa: E402
@@ -99,3 +100,46 @@ def test_measuring_writes_a_file_and_leaves_what_is_there(monkeypatch, tmp_path)
     monkeypatch.setattr(sys, "argv", [*words, "--force"])
     assert learning.main() == 0
     assert path.read_text() != "7"
+
+
+def folder_of(path, returns):
+    """Results by name, in a folder."""
+    path.mkdir()
+    for name, x in returns.items():
+        result = {"returns": [[value] for value in x], "steps": [100]}
+        (path / f"{name}.json").write_text(json.dumps(result))
+    return path
+
+
+def test_what_changed_by_more_than_chance_is_told(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    x, shifted, same = rng.normal(size=(3, 16)).tolist()
+    up = [value + 3 for value in shifted]
+    old = folder_of(tmp_path / "old", {"up": x, "down": up, "same": x, "equal": x, "gone": x})
+    new = folder_of(tmp_path / "new", {"up": up, "down": x, "same": same, "equal": x, "new": x})
+    assert changes.main(changes.Options(old=old, new=new)) == 1
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["up"].endswith("better")
+    assert lines["down"].endswith("WORSE")
+    assert lines["same"].endswith("-")
+    assert "3 cells measured anew, 1 the same, 1 gone, 1 new" in lines["3"]
+    assert changes.main(changes.Options(old=old, new=old)) == 0
+
+
+def test_p_values_are_uniform_where_nothing_changed():
+    """And for two seeds of two, each of the 6 ways to draw them is as likely."""
+    rng = np.random.default_rng(0)
+    p = [changes.p_value(*rng.normal(size=(2, 8)), 200) for _ in range(300)]
+    np.testing.assert_allclose(np.quantile(p, [0.05, 0.5]), [0.05, 0.5], atol=0.07)
+    np.testing.assert_allclose(changes.p_value([0.0, 1.0], [5.0, 6.0], 10_000), 2 / 6, atol=0.02)
+
+
+def test_holm_refuses_step_by_step():
+    assert changes.holm([0.02, 0.01, 0.5], 0.05) == [True, True, False]
+    assert changes.holm([0.03, 0.01, 0.04], 0.05) == [False, True, False]
+    assert changes.holm([], 0.05) == []
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="holds no results"):
+        changes.main(changes.Options(old=tmp_path, new=tmp_path))
