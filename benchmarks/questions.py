@@ -19,6 +19,7 @@ _ADAM = {"optimizer": "adam", "learning_rate": 1e-3}
 A2C_PENDULUM: Variants = {
     "preset": {},
     "1 M steps": {"steps": 1_000_000},
+    "1 M steps, rate 2e-3": {"steps": 1_000_000, "learning_rate": 2e-3},
     "4 envs": {"num_envs": 4},
     "rate 2e-3": {"learning_rate": 2e-3},
     "rate 4e-3": {"learning_rate": 4e-3},
