@@ -27,7 +27,7 @@ from purerl.envs.wrappers import (
     observe_only as observe_only,
 )
 from purerl.host.comparison import Comparison as Comparison, compare as compare
-from purerl.host.compilation import cached_programs as cached_programs
+from purerl.host.compilation import cached_programs as cached_programs, compile as compile
 from purerl.host.experiment import Experiment as Experiment, make_experiment as make_experiment
 from purerl.host.options import (
     STOP as STOP,
