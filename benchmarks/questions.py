@@ -9,7 +9,8 @@ BREAKOUT: Variants = {
     "entropy 0.03": {"entropy_coef": 0.03},
     "entropy 0.1": {"entropy_coef": 0.1},
     "entropy 0.03, learning rate 1e-3": {"entropy_coef": 0.03, "learning_rate": 1e-3},
-    "tanh": {"activation": "tanh"},
+    "entropy 0.03, tanh": {"entropy_coef": 0.03, "activation": "tanh"},
+    "entropy 0.03, 256 wide": {"entropy_coef": 0.03, "hidden_sizes": (256,)},
     "16 envs": {"num_envs": 16},
     "256 envs, rollouts of 32": {"num_envs": 256, "rollout_length": 32},
 }
