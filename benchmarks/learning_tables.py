@@ -16,6 +16,10 @@ HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "learning"
 PUBLISHED = tomllib.loads((HERE / "published.toml").read_text())
 SUMMARY = ("ppo_clip", "trpo", "acktr", "a2c", "dqn")  # columns of the README's table
+EXPERIMENTS = (
+    *("variants/breakout", "variants/a2c_pendulum", "variants/acrobot", "seeds_needed"),
+    *("trust_region", "ppo_kfac", "kl_clip", "second_order_worth"),
+)
 Results = dict[str, dict[str, Any]]  # by the name of their cell
 
 
@@ -111,8 +115,11 @@ def summary(results: Results) -> str:
 
 
 def sections(results: Results) -> dict[str, str]:
-    """By name, what stands between the markers of that name."""
-    return {group: table(group, results) for group in GROUPS} | {"summary": summary(results)}
+    """By name, what stands between the markers of that name; of experiments, their own tables."""
+    groups = {group: table(group, results) for group in GROUPS}
+    experiments = (HERE / "results" / f"{name}.md" for name in EXPERIMENTS)
+    tables = {path.stem: path.read_text().strip() for path in experiments if path.exists()}
+    return groups | tables | {"summary": summary(results)}
 
 
 def filled(text: str, texts: dict[str, str]) -> str:

@@ -41,6 +41,8 @@ class Options:
     """Folder of the results."""
     force: bool = False
     """Measure again where there is a result."""
+    report: bool = False
+    """Measure nothing, only write the table."""
 
 
 def played(experiment: Any, state: Any, *, greedy: bool) -> dict[str, list[float]]:
@@ -111,7 +113,7 @@ def main(options: Options) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     cells = json.loads(path.read_text())["cells"] if path.exists() else []
     order = list(QUESTIONS[options.question][2])
-    for name in options.only or order:
+    for name in () if options.report else options.only or order:
         same = [cell for cell in cells if cell["name"] == name]
         if same and not options.force:
             continue
@@ -121,7 +123,7 @@ def main(options: Options) -> int:
             [c for c in cells if c not in same] + [cell], key=lambda c: order.index(c["name"])
         )
         path.write_text(json.dumps({"cells": cells}) + "\n")
-        path.with_suffix(".md").write_text(table(cells))
+    path.with_suffix(".md").write_text(table(cells))
     print(table(cells), end="")
     return 0
 

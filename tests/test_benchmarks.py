@@ -13,7 +13,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import changes  # noqa: E402
 import learning  # noqa: E402
 import learning_tables  # noqa: E402
+import trust_region  # noqa: E402
+import variants  # noqa: E402
 from cells import CELLS, GROUPS, Cell  # noqa: E402
+from questions import QUESTIONS  # noqa: E402
 
 RESULTS = learning_tables.read()
 
@@ -52,6 +55,19 @@ def test_published_figures_are_of_cells_and_have_sources():
         for label, of_source in figures.items():
             assert (label, env) in known
             assert of_source.keys() <= learning_tables.PUBLISHED["sources"].keys()
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        *((variants.table, f"variants/{question}") for question in QUESTIONS),
+        (trust_region.table, "trust_region"),
+    ],
+)
+def test_tables_of_experiments_are_what_their_results_say(table, name):
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    if path.exists():  # not every question has been asked yet
+        assert table(json.loads(path.read_text())["cells"]) == path.with_suffix(".md").read_text()
 
 
 def test_a_row_says_iqm_worst_seed_and_maximum_of_the_last_evaluations():
