@@ -48,7 +48,7 @@ CELLS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "dqn": (
         "dqn",
-        {"steps": 8_000, "n_step": 3, "prioritized": True, "double": True, "dueling": True},
+        {"steps": 15_000, "n_step": 3, "prioritized": True, "double": True, "dueling": True},
     ),
 }
 
