@@ -200,7 +200,7 @@ def _cut(curve: Curve, steps: int | None, last: int | None, what: str) -> Curve:
     """A curve up to so many steps, of several seeds."""
     if len(curve.returns) < 2:
         raise ValueError(
-            f"compare: {what} has {len(curve.returns)} seed, wanted at least 2, for intervals are "
+            f"compare: {what} has {len(curve.returns)} seed(s), wanted at least 2: intervals are "
             "over seeds; train more of them (purerl train --seeds 16)."
         )
     if last is not None:

@@ -1,5 +1,6 @@
 """Learning curves of algorithms on tasks, from wherever they are written."""
 
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -50,8 +51,10 @@ def read_curves(sources: tuple[Any, ...], top: int) -> Curves:
     curves: Curves = {}
     for source in sources:
         for name, task, curve in _read(source, top):
-            label = name if task not in curves.get(name, {}) else f"{name} [{_where(source)}]"
-            curves.setdefault(label, {})[task] = curve
+            others = (f"{name} [{where}]" for where in _where(source))
+            labels = itertools.chain([name], others)
+            free = next(label for label in labels if task not in curves.get(label, {}))
+            curves.setdefault(free, {})[task] = curve
     return curves
 
 
@@ -101,5 +104,8 @@ def _result_file(path: pathlib.Path) -> tuple[str, str, Curve]:
     return label, task, Curve(steps, returns, seconds, data.get("last", 1))
 
 
-def _where(source: Any) -> str:
-    return "another" if isinstance(source, RunResult | Mapping) else str(source)
+def _where(source: Any) -> Iterator[str]:
+    """Words that tell a source from others, the best first."""
+    if not isinstance(source, RunResult | Mapping):
+        yield str(source)
+    yield from map(str, itertools.count(2))

@@ -160,7 +160,7 @@ def test_pictures_show_what_was_compared(four):
         ([], {}, "got nothing, wanted at least two algorithms"),
         ([("a", "X", LOW)], {}, "got a, wanted at least two algorithms"),
         ([("a", "X", LOW), ("b", "Y", LOW)], {}, r"no task is common to all \(a: X; b: Y\)"),
-        ([("a", "X", LOW), ("b", "X", LOW[:1])], {}, "b on X has 1 seed, wanted at least 2"),
+        ([("a", "X", LOW), ("b", "X", LOW[:1])], {}, r"b on X has 1 seed\(s\), wanted at least 2"),
         ([("a", "X", LOW), ("b", "X", LOW)], {"steps": 99}, "a on X has 0 evaluations up to 99"),
         ([("a", "X", LOW), ("b", "X", LOW)], {"last": 3}, "2 evaluations, wanted the last 3"),
         ([("a", "X", LOW), ("b", "X", LOW)], {"last": 0}, "2 evaluations, wanted the last 0"),
@@ -195,3 +195,18 @@ def test_what_is_no_run_and_no_result_is_refused(tmp_path):
 def test_two_runs_of_one_algorithm_are_told_apart_by_their_folder(tmp_path):
     runs = [run_folder(tmp_path / name, "a", "X", LOW) for name in ("one", "two")]
     assert [*purerl.compare(*runs).curves] == ["a", f"a [{runs[1]}]"]
+
+
+def test_results_in_memory_are_told_apart_by_a_number():
+    results = [in_memory("a", "X", LOW) for _ in range(3)]
+    assert [*purerl.compare(*results, {"b": {"X": (STEPS[:2], LOW)}}).curves] == [
+        *("a", "a [2]", "a [3]", "b")
+    ]
+
+
+def test_curves_from_elsewhere_have_no_seconds():
+    compared = purerl.compare({name: {"X": (STEPS[:2], LOW)} for name in "ab"})
+    assert compared.curves["a"]["X"].seconds is None
+    (axes,) = compared.plot_seconds().axes
+    assert [text.get_text() for text in axes.texts] == ["seconds not known"]
+    assert len(compared.plot_steps().axes[0].lines) == 2

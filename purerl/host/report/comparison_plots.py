@@ -40,9 +40,12 @@ def sample_efficiency(
             for name, curve in found.items()
             if getattr(curve, along) is not None
         }
-        draw_curves(axes, known)
         axes.set(title=task, xlabel=XLABELS[along], ylabel="return, IQM and 95 % interval")
-        axes.legend(fontsize="small")
+        if known:
+            draw_curves(axes, known)
+            axes.legend(fontsize="small")
+        else:
+            axes.text(0.5, 0.5, f"{along} not known", ha="center", transform=axes.transAxes)
     return figure
 
 
