@@ -17,8 +17,9 @@ BREAKOUT: Variants = {
 
 _LONG = {"rollout_length": 50}
 _ADAM = {"optimizer": "adam", "learning_rate": 1e-3}
+# The preset had 500,000 steps before this question; the other changes are of that one.
 A2C_PENDULUM: Variants = {
-    "preset": {},
+    "500 k steps": {},
     "1 M steps": {"steps": 1_000_000},
     "1 M steps, rate 2e-3": {"steps": 1_000_000, "learning_rate": 2e-3},
     "4 envs": {"num_envs": 4},
@@ -51,8 +52,12 @@ ACROBOT: Variants = {
 QUESTIONS: dict[str, tuple[str, str, Variants]] = {
     # Seeds end anywhere between 10 and 89 bricks.
     "breakout": ("ppo_clip", "Breakout-MinAtar", BREAKOUT),
-    # Its IQM is -830, where PPO and TRPO reach -180.
-    "a2c_pendulum": ("a2c", "Pendulum-v1", A2C_PENDULUM),
+    # After 500,000 steps its IQM was -830, where PPO and TRPO reach -180.
+    "a2c_pendulum": (
+        "a2c",
+        "Pendulum-v1",
+        {name: {"steps": 500_000} | changes for name, changes in A2C_PENDULUM.items()},
+    ),
     # Presets end at -83; published single runs at -73.5.
     "acrobot": ("ppo_clip", "Acrobot-v1", ACROBOT),
 }

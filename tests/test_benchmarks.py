@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import changes  # noqa: E402
 import learning  # noqa: E402
 import learning_tables  # noqa: E402
+import seeds_needed  # noqa: E402
 import trust_region  # noqa: E402
 import variants  # noqa: E402
 from cells import CELLS, GROUPS, Cell  # noqa: E402
@@ -159,3 +160,29 @@ def test_holm_refuses_step_by_step():
 def test_a_folder_without_results_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="holds no results"):
         changes.main(changes.Options(old=tmp_path, new=tmp_path))
+
+
+def test_more_seeds_make_narrower_intervals_that_hold():
+    returns = np.random.default_rng(0).normal(size=256)
+    few, more = (seeds_needed.Spread(returns, count) for count in (5, 32))
+    assert 0.3 < more.width / few.width < 0.6  # sqrt(5 / 32) is 0.4
+    assert 0.75 < few.holds < 1
+    assert more.holds > 0.9
+    # Two means of n seeds are apart by less than 1.96 sqrt(2 / n) standard deviations of a seed.
+    np.testing.assert_allclose(more.apart, 1.96 * 1.09 * np.sqrt(2 / 32), rtol=0.2)
+    assert seeds_needed.Spread(returns[:8], 5).apart is None
+
+
+def test_moments_are_the_rise_the_end_and_one_between():
+    returns = np.array([[0.0, 1.0, 4.0, 9.0, 10.0, 10.0, 10.0]] * 2)
+    assert seeds_needed.moments(returns) == [3, 4, 6]
+
+
+def test_a_trust_region_is_described_by_the_steps_that_were_taken():
+    cell = {"env": "X", "experiment": {"config": {"max_kl": 0.01}}, "steps": [1, 2]}
+    cell |= {"accepted": [[1, 1], [1, 0]], "step_fraction": [[1, 0.8], [1, 0]]}
+    cell |= {"kl": [[0.01, 0.005], [0.01, 0]], "cg_residual": [[0.1, 0.1], [0.1, 9.0]]}
+    cell |= {"improvement": [[0.9, 0.5], [0.8, 0]], "expected_improvement": [[1, 1], [1, 0]]}
+    cell["cg_iterations"] = [[10, 10], [10, 10]]
+    row = trust_region.row(cell, slice(None), "all")
+    assert row == "| X | all | 25.0% | 66.7% | 0.93 | 1.00 (0.55 - 1.00) | 0.80 | 0.100 |"
