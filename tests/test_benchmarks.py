@@ -10,6 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import breakout_plateaus  # noqa: E402
 import changes  # noqa: E402
 import learning  # noqa: E402
 import learning_tables  # noqa: E402
@@ -63,6 +64,7 @@ def test_published_figures_are_of_cells_and_have_sources():
     [
         *((variants.table, f"variants/{question}") for question in QUESTIONS),
         (trust_region.table, "trust_region"),
+        (breakout_plateaus.table, "breakout_plateaus"),
     ],
 )
 def test_tables_of_experiments_are_what_their_results_say(table, name):
