@@ -4,8 +4,12 @@ import json
 import pathlib
 import sys
 
+import gymnasium
+import gymnax
+import jax
 import numpy as np
 import pytest
+from gymnax.environments.classic_control import acrobot
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -188,3 +192,26 @@ def test_a_trust_region_is_described_by_the_steps_that_were_taken():
     cell["cg_iterations"] = [[10, 10], [10, 10]]
     row = trust_region.row(cell, slice(None), "all")
     assert row == "| X | all | 25.0% | 66.7% | 0.93 | 1.00 (0.55 - 1.00) | 0.80 | 0.100 |"
+
+
+def test_acrobot_of_gymnax_is_that_of_gymnasium():
+    """So that published returns on the one are comparable with ours on the other."""
+    env, params = gymnax.make("Acrobot-v1")
+    other = gymnasium.make("Acrobot-v1").unwrapped
+    other.reset(seed=0)
+    rng = np.random.default_rng(0)
+    states = rng.uniform(-1, 1, (50, 4)) * [3, 3, 4, 8]
+    actions = rng.integers(3, size=50)
+    names = ("joint_angle1", "joint_angle2", "velocity_1", "velocity_2")
+
+    def step(state, action):
+        start = acrobot.EnvState(**dict(zip(names, state, strict=True)), time=0)
+        obs, _, reward, ended, _ = env.step_env(jax.random.key(0), start, action, params)
+        return obs, reward, ended
+
+    found = jax.vmap(step)(states.astype(np.float32), actions)
+    for i, (state, action) in enumerate(zip(states, actions, strict=True)):
+        other.state = state.copy()
+        obs, reward, terminated, _, _ = other.step(int(action))
+        np.testing.assert_allclose(found[0][i], obs, atol=1e-4)
+        assert (float(found[1][i]), bool(found[2][i])) == (reward, terminated)
