@@ -49,6 +49,12 @@ ACROBOT: Variants = {
     "1 M steps, gamma 0.999": _MILLION | {"gamma": 0.999},
 }
 
+# What an accurate step is worth: iterations of conjugate gradient, samples of the Fisher matrix.
+TRPO_ACCURACY: Variants = {
+    **{f"{n} iterations": {"cg_iterations": n} for n in (2, 5, 10, 20)},
+    **{f"{x:g} of the samples": {"fisher_fraction": x} for x in (0.1, 0.25)},
+}
+
 QUESTIONS: dict[str, tuple[str, str, Variants]] = {
     # Seeds end anywhere between 10 and 89 bricks.
     "breakout": ("ppo_clip", "Breakout-MinAtar", BREAKOUT),
@@ -60,4 +66,7 @@ QUESTIONS: dict[str, tuple[str, str, Variants]] = {
     ),
     # Presets end at -83; published single runs at -73.5.
     "acrobot": ("ppo_clip", "Acrobot-v1", ACROBOT),
+    # Not asked yet.
+    "trpo_hopper": ("trpo", "envpool:Hopper-v5", TRPO_ACCURACY),
+    "trpo_halfcheetah": ("trpo", "envpool:HalfCheetah-v5", TRPO_ACCURACY),
 }

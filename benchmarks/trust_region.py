@@ -117,8 +117,10 @@ def main(options: Options) -> None:
     if options.report:
         cells = json.loads(path.read_text())["cells"]
     else:
-        cells = [measure(env, options) for env in options.envs]
-        path.write_text(json.dumps({"cells": cells}) + "\n")
+        cells = []
+        for env in options.envs:
+            cells.append(measure(env, options))
+            path.write_text(json.dumps({"cells": cells}) + "\n")
     path.with_suffix(".md").write_text(table(cells))
     save_plot(plot(cells), path.with_suffix(".png"))
     print(table(cells), end="")

@@ -15,12 +15,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tyro
 from questions import QUESTIONS
 from record import circumstances
 
 import purerl
+from purerl.host.players.driver import evaluate_played
 
 RESULTS = Path(__file__).resolve().parent / "results" / "variants"
 
@@ -34,7 +36,7 @@ class Options:
     only: tuple[str, ...] = ()
     """Variants; all by default."""
     seeds: int = 8
-    """Of each variant."""
+    """Of each variant; of MuJoCo 4 are many."""
     seed: int = 1000
     """Random seed."""
     output: Path = RESULTS
@@ -47,10 +49,11 @@ class Options:
 
 def played(experiment: Any, state: Any, *, greedy: bool) -> dict[str, list[float]]:
     """Returns and lengths of whole episodes, each of a seed."""
-    import jax
-
-    evaluate = experiment.replace(greedy_evaluation=greedy).build().evaluate
-    evaluation = jax.device_get(jax.jit(purerl.vectorize(evaluate))(state))
+    asked = experiment.replace(greedy_evaluation=greedy)
+    if asked.environment.outside is not None:  # the host plays it
+        evaluation = evaluate_played(asked, state)
+    else:
+        evaluation = jax.device_get(jax.jit(purerl.vectorize(asked.build().evaluate))(state))
     return {
         "return": np.round(evaluation.mean_return, 2).tolist(),
         "length": np.round(evaluation.mean_length, 1).tolist(),
