@@ -12,7 +12,7 @@ import pytest
 from gymnax.environments.classic_control import acrobot
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))
 
 import breakout_plateaus  # noqa: E402
 import changes  # noqa: E402

@@ -13,7 +13,7 @@ from purerl.host.experiment import Experiment
 
 pytestmark = pytest.mark.trains
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))
 
 from regression import CELLS, learned  # noqa: E402
 
