@@ -12,7 +12,7 @@ import pytest
 from gymnax.environments.classic_control import acrobot
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "benchmarks"))  # before a package "learning" of others
 
 import breakout_plateaus  # noqa: E402
 import changes  # noqa: E402
@@ -23,6 +23,8 @@ import trust_region  # noqa: E402
 import variants  # noqa: E402
 from cells import CELLS, GROUPS, Cell  # noqa: E402
 from questions import QUESTIONS  # noqa: E402
+
+sys.path.remove(str(ROOT / "benchmarks"))
 
 RESULTS = learning_tables.read()
 

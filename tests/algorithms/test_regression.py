@@ -13,9 +13,11 @@ from purerl.host.experiment import Experiment
 
 pytestmark = pytest.mark.trains
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from regression import CELLS, learned  # noqa: E402
+
+sys.path.remove(str(ROOT / "benchmarks"))
 
 MEASURED = json.loads((ROOT / "tests/data/regression.json").read_text())
 SEEDS = 16
