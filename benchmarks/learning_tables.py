@@ -118,8 +118,8 @@ def summary(results: Results) -> str:
 def sections(results: Results) -> dict[str, str]:
     """By name, what stands between the markers of that name; of experiments, their own tables."""
     groups = {group: table(group, results) for group in GROUPS}
-    experiments = (HERE / "results" / f"{name}.md" for name in EXPERIMENTS)
-    tables = {path.stem: path.read_text().strip() for path in experiments if path.exists()}
+    experiments = [HERE / "results" / f"{name}.md" for name in EXPERIMENTS]
+    tables = {x.stem: x.read_text().strip() if x.exists() else "Not run." for x in experiments}
     return groups | tables | {"summary": summary(results)}
 
 
