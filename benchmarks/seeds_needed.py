@@ -7,7 +7,8 @@ All 256 seeds together stand for the truth. Of n of them, drawn without replacem
 the width of the 95 % bootstrap interval of the interquartile mean, how often it holds that of all
 256, and how far apart two such means of n other seeds are by chance (95 % quantile). At three
 moments: the first evaluation at which the mean of all seeds is half way from its first to its
-highest, the one halfway between that and the end, and the end.
+highest, the one halfway between that and the end, and the end. The table has also the 64 seeds of
+each of ``regression.py``'s short runs, treated alike.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from purerl.host.report.plotting import save_plot
 from purerl.host.report.tables import number
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "seeds_needed.json"
+REGRESSION = OUTPUT.parents[2] / "tests" / "data" / "regression.json"
 COUNTS = (5, 16, 64, 256)
 DRAWS = 200
 
@@ -87,8 +89,8 @@ def table(cells: list[dict[str, Any]]) -> str:
     ]
     for cell in cells:
         returns = np.array(cell["returns"])
-        for at in moments(returns):
-            for count in COUNTS:
+        for at in dict.fromkeys(moments(returns)):
+            for count in (count for count in COUNTS if count <= len(returns)):
                 spread = Spread(returns[:, at], count)
                 apart = "-" if spread.apart is None else number(spread.apart)
                 holds = "-" if count == len(returns) else f"{spread.holds:.0%}"
@@ -100,26 +102,46 @@ def table(cells: list[dict[str, Any]]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def short_runs() -> list[dict[str, Any]]:
+    """What ``regression.py`` measured, as cells with one evaluation."""
+    return [
+        {
+            "env": f"{name}, a short run of CartPole",
+            "steps": [cell["experiment"]["loop"]["steps"]],
+            "returns": [[x] for x in cell["returns"]],
+        }
+        for name, cell in json.loads(REGRESSION.read_text()).items()
+    ]
+
+
 def plot(cells: list[dict[str, Any]]) -> Figure:
     """Width of the interval and how often it holds, against the number of seeds."""
-    counts = [4, 5, 8, 16, 32, 64]
-    figure = Figure(figsize=(4.6 * len(cells), 6.4), layout="constrained")
-    axes = figure.subplots(2, len(cells), squeeze=False)
-    for column, cell in enumerate(cells):
-        returns = np.array(cell["returns"])
-        for at in moments(returns):
-            spreads = [Spread(returns[:, at], count) for count in counts]
-            label = f"after {cell['steps'][at]:,} steps"
-            axes[0, column].plot(counts, [x.width for x in spreads], label=label, marker=".")
-            axes[1, column].plot(counts, [x.holds for x in spreads], label=label, marker=".")
-        axes[0, column].set(title=cell["env"], ylabel="width of the 95 % interval", yscale="symlog")
-        axes[1, column].set(xlabel="seeds", ylabel="how often it holds", ylim=(0.5, 1.02))
-        axes[1, column].axhline(0.95, color="gray", linestyle=":")
-        for part in axes[:, column]:
+    parts = {
+        cell["env"]: {
+            f"after {cell['steps'][at]:,} steps": np.array(cell["returns"])[:, at]
+            for at in moments(np.array(cell["returns"]))
+        }
+        for cell in cells
+    }
+    parts["short runs of CartPole"] = {
+        cell["env"].partition(",")[0]: np.array(cell["returns"])[:, 0] for cell in short_runs()
+    }
+    figure = Figure(figsize=(max(4.6 * len(parts), 7), 6.4), layout="constrained")
+    axes = figure.subplots(2, len(parts), squeeze=False)
+    for (upper, lower), (title, lines) in zip(axes.T, parts.items(), strict=True):
+        for label, returns in lines.items():
+            counts = [count for count in (4, 5, 8, 16, 32, 64) if count <= len(returns) / 2]
+            spreads = [Spread(returns, count) for count in counts]
+            upper.plot(counts, [x.width for x in spreads], label=label, marker=".")
+            lower.plot(counts, [x.holds for x in spreads], label=label, marker=".")
+        upper.set(title=title, ylabel="width of the 95 % interval", ylim=(0, None))
+        lower.set(xlabel="seeds", ylabel="how often it holds", ylim=(0.7, 1.02))
+        lower.axhline(0.95, color="gray", linestyle=":")
+        for part in (upper, lower):
             part.set_xscale("log", base=2)
             part.xaxis.set_major_formatter("{x:g}")
             part.grid(alpha=0.3)
-        axes[1, column].legend(fontsize="small")
+        upper.legend(fontsize="small", ncols=2)
     return figure
 
 
@@ -141,9 +163,10 @@ def main(options: Options) -> None:
         }
         cells = [x for x in cells if x not in same] + [cell]
         path.write_text(json.dumps({"cells": cells}) + "\n")
-    path.with_suffix(".md").write_text(table(cells))
+    text = table([*cells, *short_runs()])
+    path.with_suffix(".md").write_text(text)
     save_plot(plot(cells), path.with_suffix(".png"))
-    print(table(cells), end="")
+    print(text, end="")
 
 
 if __name__ == "__main__":
