@@ -100,6 +100,7 @@ def plot(cells: list[dict[str, Any]]) -> Figure:
             low, middle, high = np.quantile(np.array(cell[name]), [0.1, 0.5, 0.9], axis=0)
             part.fill_between(cell["steps"], low, high, alpha=0.3, linewidth=0)
             part.plot(cell["steps"], middle)
+            part.xaxis.set_major_formatter(lambda x, _: f"{x / 1e3:g}k")
             part.grid(alpha=0.3)
         axes[0, column].axhline(bound, color="black", linestyle=":", label="bound")
         axes[0, column].set(title=cell["env"], ylabel="KL divergence of an update, nats")
