@@ -27,6 +27,7 @@ from purerl.envs.wrappers import (
     observe_last_step as observe_last_step,
     observe_only as observe_only,
 )
+from purerl.host.comparison import Comparison as Comparison, compare as compare
 from purerl.host.compilation import cached_programs as cached_programs, compile as compile
 from purerl.host.experiment import Experiment as Experiment, make_experiment as make_experiment
 from purerl.host.options import (
@@ -35,7 +36,17 @@ from purerl.host.options import (
     Terminated as Terminated,
 )
 from purerl.host.play import play as play
-from purerl.host.report.aggregate import iqm as iqm, iqm_interval as iqm_interval
+from purerl.host.report.aggregate import (
+    iqm as iqm,
+    iqm_interval as iqm_interval,
+    optimality_gap as optimality_gap,
+    performance_profile as performance_profile,
+    probability_of_improvement as probability_of_improvement,
+    stratified_interval as stratified_interval,
+    task_iqm as task_iqm,
+    task_mean as task_mean,
+    task_median as task_median,
+)
 from purerl.host.report.plotting import plot_curves as plot_curves
 from purerl.host.report.writers import Writer as Writer
 from purerl.host.result import RunResult as RunResult, load_run as load_run

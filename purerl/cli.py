@@ -9,6 +9,7 @@
   purerl sweep --resume SWEEP            go on with a sweep that was interrupted
   purerl evaluate RUN [options]          play more episodes with a run's policies
   purerl plot RUN [RUN ...] [--out PNG]  learning curves of runs and sweeps in one picture
+  purerl compare RUN RUN [RUN ...]       algorithms beside one another: a table, and pictures of it
   purerl play RUN [--out GIF]            a film of a run's policy in its environment
   purerl list                            algorithms and environments
   purerl --version

@@ -163,6 +163,23 @@ def sample_ranges(texts: tuple[str, ...]) -> dict[str, Any]:
     return ranges
 
 
+def score_ranges(texts: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """Ranges of returns by task, from TASK=LOW:HIGH.
+
+    Args:
+        texts: One a task.
+    """
+    ranges = {}
+    for text in texts:
+        task, _, ends = text.partition("=")
+        try:
+            low, high = map(float, ends.split(":"))
+        except ValueError:
+            raise ValueError(f"got {text!r}, wanted TASK=LOW:HIGH, both numbers.") from None
+        ranges[task] = low, high
+    return ranges
+
+
 def _values(text: str) -> list[Any]:
     try:
         return list(ast.literal_eval(f"[{text}]"))

@@ -13,7 +13,7 @@ import tyro
 
 from purerl.algorithms import ALGORITHMS
 from purerl.envs import families
-from purerl.host import command_line, play as films, runs
+from purerl.host import command_line, comparison, play as films, runs
 from purerl.host.brought import short_name
 from purerl.host.experiment import make_experiment
 from purerl.host.options import RunOptions, Terminated
@@ -204,6 +204,39 @@ def plot(
     return 0
 
 
+def compare(
+    sources: tuple[pathlib.Path, ...],
+    *,
+    out: pathlib.Path = pathlib.Path("comparison"),
+    overwrite: bool = False,
+    steps: int | None = None,
+    last: int | None = None,
+    ranges: tuple[str, ...] = (),
+    top: int = 3,
+) -> int:
+    """Compares algorithms on the tasks that all of them have: a table, and pictures of it.
+
+    Args:
+        sources: Folders of runs and sweeps, and files of results of benchmarks/learning.py.
+        out: Folder of the table and the pictures.
+        overwrite: Replace them if the folder exists.
+        steps: Compare after so many environment steps; by default each at its own end.
+        last: How many of the last evaluations a seed's result is the mean of; by default what a
+            file of results says, else 1.
+        ranges: TASK=LOW:HIGH, the returns whose scores are 0 and 1; by default the lowest and the
+            highest result of a seed.
+        top: Of a sweep: how many points, the best first.
+    """
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists; choose another --out, or give --overwrite.")
+    given = command_line.score_ranges(ranges)
+    found = comparison.compare(*sources, steps=steps, last=last, ranges=given, top=top)
+    print(found.table())
+    found.save(out)
+    print(f"written to {out}")
+    return 0
+
+
 def play(
     run: pathlib.Path,
     *,
@@ -304,6 +337,7 @@ COMMANDS = {
     "sweep": sweep,
     "evaluate": _by_arguments(evaluate),
     "plot": _by_arguments(plot),
+    "compare": _by_arguments(compare),
     "play": _by_arguments(play),
     "list": list_names,
 }

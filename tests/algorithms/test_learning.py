@@ -1,4 +1,4 @@
-"""Algorithms learn what is known: the values of the probes, the best actions, CartPole."""
+"""Algorithms learn what is known: the values of the probes, the best actions."""
 
 import functools
 
@@ -109,70 +109,3 @@ def test_policy_learns_the_best_real_action(name):
     train = purerl.make_train(algorithm, env, 300 * 320, **sizes)
     result = jax.jit(train.train)(jax.random.key(0))
     assert float(result.curve.evaluation.mean_return[-1]) > -0.05
-
-
-CARTPOLE = {
-    "a2c": (
-        lambda space: purerl.a2c(
-            purerl.A2CConfig(optimizer="adam", learning_rate=5e-3, gae_lambda=0.95, network=SMALL),
-            space,
-        ),
-        {"rollout_length": 32},
-    ),
-    "acktr": (
-        lambda space: purerl.acktr(purerl.ACKTRConfig(network=SMALL), space),
-        {"rollout_length": 20},
-    ),
-    "ppo_clip": (
-        lambda space: purerl.ppo_clip(
-            purerl.PPOClipConfig(learning_rate=3e-3, network=SMALL), space
-        ),
-        {"rollout_length": 64},
-    ),
-    "ppo_penalty": (
-        lambda space: purerl.ppo_penalty(
-            purerl.PPOPenaltyConfig(learning_rate=3e-3, network=SMALL), space
-        ),
-        {"rollout_length": 64},
-    ),
-    "baseline": (
-        lambda space: purerl.policy_gradient(
-            purerl.PolicyGradientConfig(learning_rate=1e-2, network=SMALL), space
-        ),
-        {"rollout_length": 64},
-    ),
-    "trpo": (
-        lambda space: purerl.trpo(purerl.TRPOConfig(network=SMALL), space),
-        {"rollout_length": 64},
-    ),
-    "npg": (
-        lambda space: purerl.npg(purerl.NPGConfig(network=SMALL), space),
-        {"rollout_length": 64},
-    ),
-    "return_to_go": (
-        lambda space: purerl.policy_gradient(
-            purerl.PolicyGradientConfig(
-                estimator="return_to_go", learning_rate=2e-2, network=SMALL
-            ),
-            space,
-        ),
-        {"rollout_length": 200},
-    ),
-}
-SMALL = NetworkConfig(hidden_sizes=(32,))
-STEPS = 30_000
-
-
-@pytest.mark.parametrize("name", CARTPOLE)
-def test_cartpole_is_learned(name):
-    """The mean over 4 seeds; a random policy reaches 20, the limit here is 200."""
-    build, sizes = CARTPOLE[name]
-    env = purerl.make_env("CartPole-v1", max_steps_in_episode=200)
-    train = purerl.make_train(
-        build(env.action_space), env, STEPS, evaluations=1, evaluation_episodes=8, **sizes
-    )
-    keys = jax.random.split(jax.random.key(0), 4)
-    result = jax.jit(purerl.vectorize(train.train))(keys)
-    returns = np.asarray(result.curve.evaluation.mean_return[:, -1])
-    assert not result.failed.any()
-    assert returns.mean() > 80

@@ -1,12 +1,24 @@
-"""Statistics and plots, against hand numbers and scipy."""
+"""Statistics and plots, against hand numbers, scipy and rliable."""
 
+import json
+import pathlib
 import types
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from purerl.host.report.aggregate import iqm, iqm_interval
+from purerl.host.report.aggregate import (
+    iqm,
+    iqm_interval,
+    optimality_gap,
+    performance_profile,
+    probability_of_improvement,
+    stratified_interval,
+    task_iqm,
+    task_mean,
+    task_median,
+)
 from purerl.host.report.plotting import plot_curves, save_plot
 
 
@@ -55,6 +67,57 @@ def test_interval_of_one_seed_is_that_seed_and_repeats_agree():
     assert iqm_interval([3.0]) == (3.0, 3.0)
     x = np.random.default_rng(2).normal(size=8)
     assert iqm_interval(x) == iqm_interval(x)
+
+
+# By rliable (see data/rliable_numbers.py), which takes scores [S, tasks].
+RLIABLE = json.loads((pathlib.Path(__file__).parents[1] / "data/rliable_numbers.json").read_text())
+X, Y = (np.array(RLIABLE[name]).T for name in "xy")
+STATISTICS = {
+    "iqm": (task_iqm, X),
+    "median": (task_median, X),
+    "mean": (task_mean, X),
+    "optimality_gap": (optimality_gap, X),
+    "improvement": (probability_of_improvement, X, Y),
+    "profile": (lambda tasks: performance_profile(tasks, RLIABLE["thresholds"]), X),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistics_over_tasks_are_those_of_rliable(name):
+    statistic, *scores = STATISTICS[name]
+    np.testing.assert_allclose(statistic(*scores), np.squeeze(RLIABLE[name]["value"]))
+    ends = stratified_interval(statistic, *scores, resamples=10_000)
+    wanted = np.array(RLIABLE[name]["interval"])
+    atol = 0.03 * (wanted[1] - wanted[0]).max()  # both are random
+    np.testing.assert_allclose(ends, np.squeeze(wanted), atol=atol)
+
+
+def test_probability_of_improvement_counts_pairs_and_half_of_each_tie():
+    """Of 2 x 3 pairs: 1 beats nothing but 0, 2 beats 0 and ties with 2; on the other task all."""
+    x, y = [[1.0, 2.0], [5.0]], [[0.0, 2.0, 3.0], [4.0, 4.0]]
+    assert probability_of_improvement(x[:1], y[:1]) == pytest.approx(2.5 / 6)
+    assert probability_of_improvement(x, y) == pytest.approx((2.5 / 6 + 1) / 2)
+    assert probability_of_improvement(y, x) == pytest.approx(1 - (2.5 / 6 + 1) / 2)
+    u = scipy.stats.mannwhitneyu(X[0], Y[0]).statistic
+    assert probability_of_improvement(X[:1], Y[:1]) == pytest.approx(u / X[0].size / Y[0].size)
+    with pytest.raises(ValueError, match="shorter"):
+        probability_of_improvement(x, y[:1])
+
+
+def test_tasks_with_different_numbers_of_seeds_count_alike():
+    """But for the IQM, where each run does."""
+    tasks = [[0.0, 0.2, 0.4, 0.6], [1.5]]
+    assert task_mean(tasks) == task_median(tasks) == pytest.approx(0.9)
+    assert optimality_gap(tasks) == pytest.approx((0.7 + 0.0) / 2)
+    assert optimality_gap(tasks, optimum=2.0) == pytest.approx((1.7 + 0.5) / 2)
+    np.testing.assert_allclose(performance_profile(tasks, [0.2, 1.5]), [(0.5 + 1) / 2, 0])
+    assert task_iqm(tasks) == pytest.approx((0.2 + 0.4 + 0.6) / 3)
+
+
+def test_seeds_are_resampled_within_their_task():
+    """Two tasks of one score each: whatever is drawn, their mean is the same."""
+    tasks = [[1.0, 1.0, 1.0], [5.0, 5.0]]
+    np.testing.assert_array_equal(stratified_interval(task_mean, tasks), (3.0, 3.0))
 
 
 def test_plot_shows_every_curve_with_its_number_of_seeds(tmp_path):

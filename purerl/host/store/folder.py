@@ -160,15 +160,27 @@ class RunFolder:
         Raises:
             FileNotFoundError: If nothing was evaluated yet.
         """
+        return self._read_column("return")
+
+    def read_seconds(self) -> np.ndarray:
+        """Seconds of training until each of these evaluations, ``[E]``.
+
+        Raises:
+            FileNotFoundError: If nothing was evaluated yet.
+        """
+        return self._read_column("seconds")[1].max(axis=0)
+
+    def _read_column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps ``[E]``, and a column ``[S, E]``."""
         path = self.path / ROWS
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: this run was never evaluated.")
-        returns: dict[int, list[float]] = {}  # by step; each row is a seed, in their order
+        found: dict[int, list[float]] = {}  # by step; each row is a seed, in their order
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
-                returns.setdefault(int(row["step"]), []).append(float(row["return"]))
-        seeds = max(map(len, returns.values()), default=0)
-        whole = {step: x for step, x in returns.items() if len(x) == seeds}
+                found.setdefault(int(row["step"]), []).append(float(row[name]))
+        seeds = max(map(len, found.values()), default=0)
+        whole = {step: x for step, x in found.items() if len(x) == seeds}
         return np.array([*whole], int), np.array([*whole.values()]).T
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from purerl.host.options import Stopped
 from purerl.host.report import frame
 from purerl.host.report.aggregate import iqm, iqm_interval
+from purerl.host.report.tables import aligned
 from purerl.host.store.checkpoint import read_host
 from purerl.host.store.folder import RunFolder, read_sweep
 
@@ -91,8 +92,7 @@ class SweepResult(NamedTuple):
                 columns.append(["return (IQM) [95 %]", *ends])
             elif name not in ("low", "high"):
                 columns.append([name, *(_short(row[name]) for row in rows)])
-        padded = [[x.rjust(max(map(len, column))) for x in column] for column in columns]
-        lines = ["  ".join(line) for line in zip(*padded, strict=True)]
+        lines = [aligned([*zip(*columns, strict=True)], left=0)]
         if missing := int((self.steps < 0).all(axis=1).sum()):
             lines.append(f"{missing} of {len(self.points)} points were not evaluated yet")
         return "\n".join(lines)
