@@ -26,7 +26,7 @@ from purerl.envs.wrappers import (
     observe_last_step as observe_last_step,
     observe_only as observe_only,
 )
-from purerl.host.compilation import cached_programs as cached_programs
+from purerl.host.compilation import cached_programs as cached_programs, compile as compile
 from purerl.host.experiment import Experiment as Experiment, make_experiment as make_experiment
 from purerl.host.options import (
     STOP as STOP,

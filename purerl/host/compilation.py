@@ -6,29 +6,69 @@ import importlib.metadata
 import os
 import pathlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from purerl.algorithms import ALGORITHMS
+from purerl.config import check_choice
+
 VARIABLE = "PURERL_CACHE"
 LIMIT = 1 << 30  # bytes
 XLA_LEVELS = {"0": "INFO", "1": "WARNING", "2": "ERROR", "3": "CRITICAL"}
-# On a CPU levels 2 and 3 take half as long again to compile. What trains is up to a tenth faster by
-# them (benchmarks/compilation.py) and keeps JAX's default; what runs once need not.
-ONCE = {"cpu": {"xla_backend_optimization_level": 1}}
+# On a CPU levels 2 and 3 take half as long again to compile. They are for what is slower by more than
+# two hundredths without them, the training of some algorithms (benchmarks/compilation.py), and for
+# whatever was not measured.
+LEVEL_1 = {"cpu": ("once", "policy_gradient", "trpo", "npg", "dqn")}
 
 
-def options_of_one_run() -> dict[str, Any]:
-    """XLA's options for a program that runs once, on the default backend.
+def compiler_options(program: Any = None) -> dict[str, Any]:
+    """XLA's options for a program, on the default backend.
+
+    Args:
+        program: ``"once"`` for what runs once, such as an initialization or an evaluation; the name
+            of the algorithm for what trains. For others there are none.
 
     Returns:
         By name, for ``jax.jit(f).lower(x).compile(...)``; without those that ``XLA_FLAGS`` has:
         the user's own win.
     """
+    level_1 = isinstance(program, str) and program in LEVEL_1.get(jax.default_backend(), ())
+    options = {"xla_backend_optimization_level": 1} if level_1 else {}
     own = os.environ.get("XLA_FLAGS", "")
-    return {k: x for k, x in ONCE.get(jax.default_backend(), {}).items() if k not in own}
+    return {name: x for name, x in options.items() if name not in own}
+
+
+def compile(function: Callable[..., Any], *args: Any, program: str = "", cache: str = "") -> Any:
+    """A function compiled for arguments such as these, as :func:`purerl.run` compiles its own.
+
+    That is with the same options of XLA and the same cache of programs on the disk.
+
+    Args:
+        function: Of arrays, and pytrees of them; without ``jax.jit``.
+        *args: Arguments, or their shapes and dtypes (``jax.ShapeDtypeStruct``).
+        program: What it is: ``"once"``, the name of the algorithm that it trains, or something
+            else; see :func:`compiler_options`.
+        cache: The folder of the cache, or "off"; if empty, see :func:`cache_folder`.
+
+    Returns:
+        What is called with arguments of these shapes and dtypes, and no others.
+
+    Raises:
+        ValueError: If ``program`` is neither empty, nor "once", nor an algorithm's name.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, purerl
+        >>> norm = purerl.compile(lambda x: jnp.sqrt(jnp.sum(x**2)), jnp.zeros(2), cache="off")
+        >>> float(norm(jnp.array([3.0, 4.0])))
+        5.0
+    """
+    if program:
+        check_choice("unknown program", program, ("once", *ALGORITHMS))
+    with cached_programs(cache):
+        return jax.jit(function).lower(*args).compile(compiler_options(program))
 
 
 def cache_folder(where: str = "") -> pathlib.Path | None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.host.compilation import options_of_one_run
+from purerl.host.compilation import compiler_options
 from purerl.host.devices import gathered, make_layout
 from purerl.host.experiment import Experiment
 from purerl.host.options import RunOptions
@@ -104,7 +104,7 @@ class Driver:
             return
         begin, threads = time.perf_counter(), 2 if jax.process_count() == 1 else 1
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            jobs = [pool.submit(self._init.lower(self.rows).compile, options_of_one_run())]
+            jobs = [pool.submit(self._init.lower(self.rows).compile, compiler_options("once"))]
             count = jax.eval_shape(lambda: Clock(jnp.int32(0)))
             given = self.rows, *self.template(), count
             arguments = jax.tree.map(
@@ -112,7 +112,8 @@ class Driver:
                 *(given, self.layout.shardings(given)),
             )
             advance = jax.jit(self.layout.vectorize(self._advance_one), donate_argnums=1)
-            jobs.append(pool.submit(advance.lower(*arguments).compile))
+            options = compiler_options(self.experiment.algorithm)
+            jobs.append(pool.submit(advance.lower(*arguments).compile, options))
             if self.train.evaluate_at:
                 of_one = lambda row, state: self._build(row[0]).evaluate(state)  # noqa: E731
                 evaluate = jax.jit(self.layout.vectorize(of_one))

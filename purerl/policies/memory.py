@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from purerl.policies.cells import make_cell, unroll_cell
 from purerl.policies.distributions import Distribution
 from purerl.policies.networks import (
     MLP,
@@ -39,20 +40,6 @@ def has_memory(network: Any) -> bool:
         network: Any.
     """
     return getattr(network, "init_memory", None) is not None
-
-
-def forget_where(start: jax.Array, memory: PyTree) -> PyTree:
-    """A memory that is zero where an episode starts.
-
-    Args:
-        start: bool ``[B]``.
-        memory: Leaves ``[B, ...]``.
-    """
-
-    def one(x: jax.Array) -> jax.Array:
-        return jnp.where(start.reshape(-1, *[1] * (x.ndim - 1)), jnp.zeros_like(x), x)
-
-    return jax.tree.map(one, memory)
 
 
 def apply_sequences(network: Any, params: PyTree, inputs: Sequences, *args: PyTree) -> Any:
@@ -95,31 +82,13 @@ class Recurrent(nn.Module):
         features = Torso(self.config, name="torso")(flatten_time(obs))
         features = features.reshape(*start.shape, -1)
 
-        def step(cell: nn.Module, memory: PyTree, row: tuple[jax.Array, jax.Array]) -> Any:
-            features, start = row
-            return cell(forget_where(start, memory), features)
-
         cell = make_cell(self.config, name="cell")
-        if len(start) == 1:  # as in acting
-            memory, out = step(cell, memory, (features[0], start[0]))
-            return out, memory
-        scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
-        memory, out = scan(cell, memory, (features, start))
+        if self.is_initializing():
+            cell(memory, features[0])
+        memory, out = unroll_cell(
+            self.config.memory, cell.variables["params"], memory, features, start
+        )
         return flatten_time(out), memory
-
-
-def make_cell(config: NetworkConfig, name: str | None = None) -> nn.RNNCellBase:
-    """The recurrent cell, flax's own.
-
-    Args:
-        config: Whose ``memory`` and ``memory_size`` it has.
-        name: Of its parameters.
-    """
-    kinds = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
-    options: dict[str, Any] = {"name": name, "param_dtype": jnp.result_type(float)}
-    if config.orthogonal_init:
-        options["kernel_init"] = nn.initializers.orthogonal(1.0)
-    return kinds[config.memory](config.memory_size, **options)
 
 
 def keep_longer(params: PyTree, span: int, key: jax.Array) -> PyTree:

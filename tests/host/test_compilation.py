@@ -120,8 +120,22 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path, no_cache_of_ja
 
 def test_flags_of_the_users_win(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
-    assert compilation.options_of_one_run() == {"xla_backend_optimization_level": 1}
+    assert compilation.compiler_options("once") == {"xla_backend_optimization_level": 1}
+    assert compilation.compiler_options("trpo") == {"xla_backend_optimization_level": 1}
+    assert compilation.compiler_options("ppo_clip") == compilation.compiler_options() == {}
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
-    assert compilation.options_of_one_run() == {}
+    assert compilation.compiler_options("once") == {}
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert compilation.options_of_one_run() == {}
+    assert compilation.compiler_options("once") == {}
+
+
+def test_a_function_is_compiled_for_its_arguments_through_the_cache(tmp_path, no_cache_of_jax):
+    def double(x):
+        return {"double": 2 * x["x"]}
+
+    shapes = {"x": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    compiled = purerl.compile(double, shapes, program="once", cache=str(tmp_path))
+    np.testing.assert_array_equal(compiled({"x": jnp.arange(3.0)})["double"], [0, 2, 4])
+    assert len(entries(tmp_path)) == 1
+    with pytest.raises(ValueError, match=r"unknown program 'tpro'.*trpo"):
+        purerl.compile(double, shapes, program="tpro")

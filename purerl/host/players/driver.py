@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purerl.host.compilation import compiler_options
 from purerl.host.devices import gathered
 from purerl.host.experiment import Experiment
 from purerl.host.options import RunOptions
@@ -148,13 +149,13 @@ class PlayedDriver(Driver):
             raise ValueError(f"{name} is played by the host, which must be the only one.")
         begin, layout = time.perf_counter(), self.layout
 
-        def compiled(function: Any, *given: Any, donate: tuple[int, ...] = ()) -> Any:
+        def compiled(function: Any, *given: Any, program: Any = "once", donate: Any = ()) -> Any:
             shapes = jax.tree.map(
                 lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
                 *(given, layout.shardings(given)),
             )
             jitted = jax.jit(layout.vectorize(function), donate_argnums=donate)
-            return jitted.lower(*shapes).compile()
+            return jitted.lower(*shapes).compile(compiler_options(program))
 
         state, totals = self.template()
         first = None
@@ -164,7 +165,9 @@ class PlayedDriver(Driver):
             begin=compiled(self._begin_one, self.rows),
             warm_up=first,
             advance=compiled(
-                self._learn_one, self.rows, state, totals, *self._example(), donate=(1,)
+                *(self._learn_one, self.rows, state, totals, *self._example()),
+                program=self.experiment.algorithm,
+                donate=(1,),
             ),
         )
         self.seconds["compiling"] += time.perf_counter() - begin
