@@ -26,7 +26,9 @@ class Page(html.parser.HTMLParser):
         """Sorts the addresses of a tag."""
         given = {name: value or "" for name, value in attrs}
         self.anchors |= {given[name] for name in ("id", "name") if name in given}
-        if (address := given.get(LOADS.get(tag, ""))) is not None and given.get("rel") != "canonical":
+        if (address := given.get(LOADS.get(tag, ""))) is not None and given.get(
+            "rel"
+        ) != "canonical":
             self.loads.append(address)
         if tag == "a" and "href" in given:
             self.links.append(given["href"])
@@ -54,9 +56,10 @@ def faults(site: pathlib.Path) -> list[str]:
             target = (base / name.lstrip("/")).resolve() if name else path
             if not target.exists():
                 found.append(f"{where} links to {address}, which is not there")
-            elif parts.fragment and target in pages:
-                if urllib.parse.unquote(parts.fragment) not in pages[target].anchors:
-                    found.append(f"{where} links to {address}, of which the anchor is not there")
+                continue
+            anchor = urllib.parse.unquote(parts.fragment)
+            if anchor and target in pages and anchor not in pages[target].anchors:
+                found.append(f"{where} links to {address}, of which the anchor is not there")
     for path in site.rglob("*.css"):
         for address in re.findall(r"url\(\s*['\"]?([^)'\"]+)", path.read_text()):
             if address.startswith("data:") or address.startswith("#"):

@@ -179,18 +179,23 @@ def _number(value: object) -> str:
 
 
 def results(algorithm: str) -> str:
-    """An algorithm's rows of the learning table.
+    """An algorithm's rows of the learning tables, under the heads of their tables.
 
     Args:
         algorithm: Its name.
     """
-    text = (ROOT / "benchmarks" / "README.md").read_text()
-    text = text.partition("<!-- learning table -->\n")[2]
-    head, rule, *rows = text.partition("<!-- end of learning table -->")[0].splitlines()
-    own = [x for x in rows if re.match(rf"\| {algorithm}(\[[^]]*\])? \|", x)]
-    if not own:
+    text = (ROOT / "benchmarks" / "README.md").read_text().partition("\n## Learning\n")[2]
+    by_head: dict[str, list[str]] = {}
+    head = last = ""
+    for line in text.partition("\n## ")[0].splitlines():
+        if re.fullmatch(r"[|\s-]+", line) and last:
+            head = f"{last}\n{line}"
+        elif re.match(rf"\| {algorithm}(\[[^]]*\])? \|", line):
+            by_head.setdefault(head, []).append(line)
+        last = line
+    if not by_head:
         raise LookupError(f"benchmarks/README.md has no result of {algorithm}.")
-    return "\n".join([head, rule, *own])
+    return "\n\n".join("\n".join([head, *rows]) for head, rows in by_head.items())
 
 
 def curves(algorithm: str) -> bytes:

@@ -18,7 +18,11 @@ ROLE = re.compile(r":(?:func|class|data|mod|meth|attr):`(?:~?)([^`]+)`")
 MATH = re.compile(r":math:`([^`]+)`")
 BLOCK = re.compile(r"^( *)\.\. (math|code-block)::[ \w]*\n((?:\s*\n|\1 +.*\n?)+)", re.MULTILINE)
 RULE = re.compile(r"^ *=+( +=+)+ *$")
-SECTIONS = {"Example:": "Examples:", "Differs from:": "Note: Differs from", "References:": "Quote: References"}
+SECTIONS = {
+    "Example:": "Examples:",
+    "Differs from:": "Note: Differs from",
+    "References:": "Quote: References",
+}
 
 
 class Docstrings(griffe.Extension):
@@ -59,7 +63,9 @@ def markdown(text: str, obj: griffe.Object) -> str:
     text = MATH.sub(lambda m: f"${' '.join(m[1].split())}$", text)
     text = ROLE.sub(lambda m: _link(m[1], obj), text)
     text = re.sub(r"``([^`]+)``", lambda m: f"`{' '.join(m[1].split())}`", text)
-    lines = [SECTIONS.get(line.strip(), line) if _is_head(line) else line for line in text.split("\n")]
+    lines = [
+        SECTIONS.get(line.strip(), line) if _is_head(line) else line for line in text.split("\n")
+    ]
     return "\n".join(_tables(lines))
 
 
@@ -93,11 +99,11 @@ def _link(name: str, obj: griffe.Object) -> str:
         path, short = f"{directives.HOMES[head]}.{head}", f"{head}.{rest}".rstrip(".")
     module = max((m for m in _reference() if f"{path}.".startswith(f"{m}.")), key=len, default="")
     inside = path.removeprefix(module).strip(".")
-    shown = inside == "" or "." not in inside and _is_shown(obj, path)
+    shown = inside == "" or ("." not in inside and _is_shown(path))
     return f"[`{short}`][{path}]" if module and shown else f"`{short}`"
 
 
-def _is_shown(obj: griffe.Object, path: str) -> bool:
+def _is_shown(path: str) -> bool:
     """Attributes are, where there is a text for them; all else has docstrings."""
     name = path.rpartition(".")[2]
     return name in directives.ATTRIBUTES or not (name.isupper() or name in ("Number", "Schedule"))

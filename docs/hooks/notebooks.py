@@ -32,5 +32,7 @@ def page(path: pathlib.Path) -> tuple[str, dict[str, bytes]]:
             elif shown := "".join(output.get("text") or data.get("text/plain") or ""):
                 parts.append(f"```text\n{TERMINAL.sub('', shown).rstrip()}\n```")
     head, _, rest = "\n\n".join(parts).partition("\n")
-    note = f"*This page is [examples/{path.name}](../files/examples/{path.name}), a notebook to run.*"
+    note = (
+        f"*This page is [examples/{path.name}](../files/examples/{path.name}), a notebook to run.*"
+    )
     return f"{head}\n\n{note}\n{rest}\n", pictures

@@ -93,7 +93,9 @@ SHIM = "https://unpkg.com/iframe-worker/shim"  # what the theme's search takes w
 
 def on_post_page(output: str, page, config) -> str:
     """Takes from the site itself what the theme would load from elsewhere."""
-    return output.replace(SHIM, "../" * page.file.src_uri.count("/") + "assets/iframe-worker/shim.js")
+    return output.replace(
+        SHIM, "../" * page.file.src_uri.count("/") + "assets/iframe-worker/shim.js"
+    )
 
 
 def on_post_template(output: str, template_name: str, config) -> str:

@@ -121,6 +121,13 @@ def list_envs(family: str | None = None) -> list[str]:
     Args:
         family: Those of one family, such as ``"brax"``; by default of all that are installed, whose
             packages are imported for it.
+
+    Returns:
+        Names, such as ``"CartPole-v1"`` and ``"brax:hopper"``.
+
+    Example:
+        >>> "CartPole-v1" in list_envs("gymnax")
+        True
     """
     if family is not None:
         check_choice("list_envs: unknown family", family, FAMILIES)

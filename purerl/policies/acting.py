@@ -51,8 +51,16 @@ def default_network(action_space: ActionSpace, config: NetworkConfig, network: A
         config: Of the default network.
         network: A :class:`purerl.Network`, or None.
 
+    Returns:
+        A network: ``init(key, obs) -> params`` and ``apply(params, obs) -> (distribution, value)``.
+
     Raises:
         TypeError: If the network has no ``init`` and ``apply``.
+
+    Example:
+        >>> import purerl
+        >>> type(default_network(purerl.Discrete(2), purerl.NetworkConfig())).__name__
+        'ActorCritic'
     """
     check_action_space(action_space)
     if network is None:

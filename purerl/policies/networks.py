@@ -151,7 +151,11 @@ def _narrow_product(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) 
 
 
 class MLP(nn.Module):
-    """Hidden layers ``[B, *O] -> [B, hidden_sizes[-1]]``; what is not flat is flattened."""
+    """Hidden layers ``[B, *O] -> [B, hidden_sizes[-1]]``; what is not flat is flattened.
+
+    Attributes:
+        config: Sizes and activation.
+    """
 
     config: NetworkConfig = NetworkConfig()
 
@@ -264,7 +268,19 @@ class PolicyHead(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Policy and state value, with separate trunks or a shared one."""
+    """Policy and state value, with separate trunks or a shared one.
+
+    Attributes:
+        action_space: What the policy is over.
+        config: Sizes, activation, initial weights; ``shared`` gives one trunk.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, purerl
+        >>> network, obs = ActorCritic(purerl.Discrete(3)), jnp.zeros((8, 4))
+        >>> distribution, value = network.apply(network.init(jax.random.key(0), obs), obs)
+        >>> distribution.sample(jax.random.key(1)).shape, value.shape
+        ((8,), (8,))
+    """
 
     action_space: ActionSpace
     config: NetworkConfig = NetworkConfig()
@@ -323,6 +339,10 @@ class ActorQCritic(nn.Module):
     (``action=None`` returns them all, ``[B, K]``); for others Q takes the action as input (the
     choices of a MultiDiscrete one-hot), after the convolution where there is one.
 
+    Attributes:
+        action_space: What the policy is over.
+        config: Sizes, activation, initial weights.
+
     Raises:
         ValueError: If a shared trunk is asked for.
     """
@@ -361,6 +381,11 @@ class QNetwork(nn.Module):
         q(s, a) = v(s) + A(s, a) - \tfrac1K \sum_{a'} A(s, a').
 
     Each of the two streams has the last hidden layer to itself, as in the paper.
+
+    Attributes:
+        action_space: Discrete, K actions.
+        config: Sizes, activation, initial weights.
+        dueling: Whether value and advantages have streams of their own.
 
     References:
         Wang et al. 2016, "Dueling Network Architectures for Deep Reinforcement Learning", eq. 9.
