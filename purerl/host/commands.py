@@ -147,6 +147,7 @@ def evaluate(
     point: str = "best",
     seed: int = 0,
     greedy: bool = True,
+    cache: str = "",
 ) -> int:
     """Plays more episodes with the policies of a run, or of a point of a sweep.
 
@@ -156,9 +157,11 @@ def evaluate(
         point: Of a sweep: number of the point in its table, or best.
         seed: Random seed of the episodes.
         greedy: Act by the policy's most probable action instead of samples.
+        cache: Folder of compiled programs, or off; by default PURERL_CACHE, or the user's cache.
     """
     which: Any = int(point) if point.isdigit() else point
-    evaluation = evaluate_run(run, point=which, episodes=episodes, seed=seed, greedy=greedy)
+    asked: Any = {"episodes": episodes, "seed": seed, "greedy": greedy, "cache": cache}
+    evaluation = evaluate_run(run, point=which, **asked)
     returns = evaluation.mean_return
     for number, (value, length) in enumerate(zip(returns, evaluation.mean_length, strict=True)):
         print(f"seed {number}: return {value:.2f}, length {length:.1f}")

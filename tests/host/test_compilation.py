@@ -18,6 +18,7 @@ import sys, purerl
 sizes = {"steps": 64, "num_envs": 2, "rollout_length": 8, "evaluations": 1}
 purerl.run("a2c", "CartPole-v1", evaluation_episodes=2, hidden_sizes=(4,), seeds=2, out=sys.argv[1],
            progress=False, **sizes)
+purerl.evaluate_run(sys.argv[1], episodes=3)
 """
 
 
@@ -51,7 +52,9 @@ def test_a_second_run_reads_its_programs_and_has_the_same_bytes(tmp_path):
     cache = tmp_path / "cache"
     assert not run_elsewhere(tmp_path / "cold", cache)
     programs = entries(cache)
-    assert len(programs) >= 3  # what begins, trains, evaluates
+    # What begins, trains, evaluates, and what evaluates other episodes.
+    names = [path.name.split("-")[0] for path in programs]
+    assert names.count("jit_mapped") >= 4, names
     times = [path.stat().st_mtime_ns for path in programs]
     assert not run_elsewhere(tmp_path / "warm", cache)
     assert entries(cache) == programs

@@ -20,6 +20,7 @@ from purerl.host.devices import gathered
 from purerl.host.experiment import Experiment
 from purerl.host.options import RunOptions
 from purerl.host.players.actors import Actors
+from purerl.host.players.loops import as_rollout, play_episodes, play_steps
 from purerl.host.programs import Driver, Report
 from purerl.pieces.rollout import EpisodeStatistics
 from purerl.records import Clock, OnPolicyAlgorithm, PyTree, Rollout
@@ -215,26 +216,16 @@ class PlayedDriver(Driver):
             self.evaluated = self._make_actors(episodes, _EVALUATING)
         else:
             self.evaluated.reset()
-        actors = self.evaluated
         rows, acting = self._on_one_device((self.rows, self._acting_of(self.state)))
-        running = np.ones(actors.lengths.shape, bool)
-        returns, lengths = np.zeros(running.shape), np.zeros(running.shape)
-        for number in range(limit):
-            counter = _counter(self.done * limit + number)
-            given = actors.obs, counter, *actors.remembered
-            action, after = self._best(rows, acting, *given)
-            moved = actors.step(np.asarray(action), running)
-            actors.remember(after, moved.valid)
-            ended = running & actors.ended(moved)
-            returns = np.where(running, actors.returns, returns)
-            lengths = np.where(running, actors.lengths, lengths)
-            running = running & ~ended
-            if not running.any():
-                break
+
+        def act(number: int, obs: PyTree, *remembered: PyTree) -> Any:
+            return self._best(rows, acting, obs, _counter(self.done * limit + number), *remembered)
+
+        evaluation = play_episodes(self.evaluated, act, limit)
         seconds = time.perf_counter() - begin
         self.seconds["evaluating"] += seconds
         self.seconds["training"] -= seconds  # to which a session adds all that passes until then
-        return Evaluation(returns.mean(1), lengths.mean(1), running.sum(1, dtype=np.int32))
+        return evaluation
 
     def read(self, report: Any) -> Any:
         """As :meth:`Driver.read`."""
@@ -262,56 +253,18 @@ class PlayedDriver(Driver):
         """Plays ``length`` steps after those before; leaves ``[S, T, N, ...]`` and ``[S]``."""
         if self.actors is None:
             self.actors = self._make_actors(self.experiment.loop.num_envs, _ACTING)
-        whole = self.whole_episodes
-        actors = self.actors
         rows, acting = self._on_one_device((self.rows, self.acting))
-        if whole:
-            actors.reset()
-        running = np.ones(actors.lengths.shape, bool)
-        steps: list[Any] = []
-        shape = (self.seeds,)
-        ended_count, lengths = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        returns = np.zeros(shape)
-        for t in range(length):
-            given = actors.obs, _counter(before + t), *actors.remembered
-            action, log_prob, after = self._act(rows, acting, *given)
-            action, obs, age = np.asarray(action), actors.obs, actors.lengths.copy()
-            memory = actors.memory
-            if whole and not running.any():
-                moved = steps[-1][0]._replace(valid=running)
-            else:
-                moved = actors.step(action, running if whole else None)
-            actors.remember(after, moved.valid)
-            ended = actors.ended(moved)
-            ended_count += ended.sum(1, dtype=np.int32)
-            returns += np.where(ended, actors.returns, 0).sum(1)
-            lengths += np.where(ended, actors.lengths, 0).sum(1, dtype=np.int32)
-            actors.begin_anew(ended)
-            log_prob = log_prob if self.on_policy else None
-            steps.append((moved, obs, action, log_prob, age, memory))
-            if whole:
-                running = running & ~ended
-        sums = self.layout.put((ended_count, returns.astype(self.real), lengths))
-        return self._rollout(steps, actors.memory), EpisodeStatistics(*sums)
 
-    def _rollout(self, steps: list[Any], last: PyTree) -> Rollout:
-        together = jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x], axis=1), *steps)
-        moved, obs, action, log_prob, age, memory = together
-        memory = jax.tree.map(lambda x, y: np.concatenate([x, y[:, None]], axis=1), memory, last)
-        return self.layout.put(
-            Rollout(
-                obs=obs,
-                action=action,
-                log_prob=log_prob,
-                reward=moved.reward.astype(self.real),
-                terminated=moved.terminated & moved.valid,
-                truncated=moved.truncated & moved.valid,
-                next_obs=moved.next_obs,
-                episode_step=age,
-                valid=moved.valid if self.masked else None,
-                memory=memory,
-            )
-        )
+        def act(number: int, obs: PyTree, *remembered: PyTree) -> Any:
+            number = before + number
+            action, log_prob, memory = self._act(rows, acting, obs, _counter(number), *remembered)
+            return action, log_prob if self.on_policy else None, memory
+
+        whole = self.whole_episodes
+        steps, sums = play_steps(self.actors, act, length, whole_episodes=whole)
+        sums = sums._replace(return_sum=sums.return_sum.astype(self.real))
+        rollout = as_rollout(steps, self.actors.memory, masked=self.masked)
+        return self.layout.put((rollout, sums))
 
     def _example(self, warm_up: bool = False) -> tuple[Rollout, EpisodeStatistics]:
         """Shapes and dtypes of what :meth:`_collect` gives: those of a rollout in JAX."""
@@ -369,7 +322,7 @@ class PlayedDriver(Driver):
         greedy = self.experiment.loop.greedy_evaluation
         how = {"greedy": greedy, "progress": 1.0}
         action, extras = self._acted(row, acting, obs, key, remembered, **how)
-        return action, extras.get("memory")
+        return action, None, extras.get("memory")
 
     def _acted(self, row: Any, acting: Acting, obs: PyTree, key: jax.Array, remembered, **how: Any):
         values, _ = row

@@ -11,6 +11,7 @@ import numpy as np
 
 from purerl.config import check_choice
 from purerl.host.acting import Policy
+from purerl.host.compilation import cached_programs, compiler_options
 from purerl.host.experiment import Experiment
 from purerl.host.players.driver import evaluate_played
 from purerl.host.store.checkpoint import Checkpoints
@@ -126,6 +127,7 @@ def evaluate_run(
     episodes: int = 128,
     seed: int = 0,
     greedy: bool = True,
+    cache: str = "",
     **given: Any,
 ) -> Evaluation:
     """Plays episodes with the policies of a run's newest checkpoint, or of a sweep's point.
@@ -136,6 +138,7 @@ def evaluate_run(
         episodes: Of each seed.
         seed: Random seed of the episodes.
         greedy: Act by the policy's mode; else by samples.
+        cache: Folder of compiled programs, or "off"; see :func:`purerl.cached_programs`.
         **given: As :func:`load_policy` takes them.
 
     Returns:
@@ -146,7 +149,13 @@ def evaluate_run(
         ValueError: If the run is of a version whose fields this one does not know.
     """
     use_all_cores()
-    folder = RunFolder(path)
+    with cached_programs(cache):
+        return _evaluate(RunFolder(path), point, episodes, seed, greedy, given)
+
+
+def _evaluate(
+    folder: RunFolder, point: int | str, episodes: int, seed: int, greedy: bool, given: Any
+) -> Evaluation:
     experiment, learned, _ = _learned_seeds(folder, point, "newest", given)
     seeds = folder.read_config()["seeds"]
     state = _together(folder, learned, range(seeds))
@@ -155,7 +164,8 @@ def evaluate_run(
     state = state._replace(clock=Clock(jnp.int32(0)), key=keys)
     if experiment.environment.outside is not None:
         return evaluate_played(asked, state)
-    return jax.device_get(jax.jit(vectorize(asked.build().evaluate))(state))
+    evaluate = jax.jit(vectorize(asked.build().evaluate)).lower(state)
+    return jax.device_get(evaluate.compile(compiler_options("once"))(state))
 
 
 def best_seed(where: str, seed: int | str, seeds: int, returns: Mapping[int, float]) -> int:
