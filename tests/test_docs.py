@@ -110,6 +110,17 @@ def test_links_of_a_page_point_to_files(page):
         assert (page.parent / link.partition("#")[0]).exists(), link
 
 
+def test_messages_send_their_readers_to_pages_and_headings_that_exist():
+    source = "\n".join(path.read_text() for path in (ROOT / "purerl").rglob("*.py"))
+    found = re.findall(r"\bsee\(['\"]([^'\"]+)['\"]\)", source)
+    assert len(found) >= 6
+    for place in found:
+        page, _, anchor = place.partition("#")
+        heads = re.findall(r"^#+ (.*)", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+        slugs = {re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in heads}
+        assert not anchor or anchor in slugs, place
+
+
 def test_help_of_a_public_name_has_arguments_results_and_fields():
     for name in set(purerl.__all__) - set(directives.ATTRIBUTES):
         thing = getattr(purerl, name)
