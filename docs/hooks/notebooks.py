@@ -28,11 +28,10 @@ def page(path: pathlib.Path) -> tuple[str, dict[str, bytes]]:
             if "image/png" in data:
                 name = f"{path.stem}-{number}-{place}.png"
                 pictures[name] = base64.b64decode(data["image/png"])
-                parts.append(f"![Output of the cell above]({name})")
+                parts.append(f"![Output of the cell above](../docs/notebooks/{name})")
             elif shown := "".join(output.get("text") or data.get("text/plain") or ""):
                 parts.append(f"```text\n{TERMINAL.sub('', shown).rstrip()}\n```")
     head, _, rest = "\n\n".join(parts).partition("\n")
-    note = (
-        f"*This page is [examples/{path.name}](../files/examples/{path.name}), a notebook to run.*"
-    )
+    link = f'<a href="../files/examples/{path.name}" download>{path.name}</a>'
+    note = f"*This page is a notebook, to be run and changed: {link}.*"
     return f"{head}\n\n{note}\n{rest}\n", pictures

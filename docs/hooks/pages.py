@@ -40,7 +40,7 @@ def on_files(files: Files, config) -> Files:
     for path in sorted((ROOT / "examples").glob("*.ipynb")):
         text, pictures = notebooks.page(path)
         page = f"notebooks/{path.stem}.md"
-        _home[page] = f"docs/{page}"
+        _home[page] = f"examples/{path.name}"
         files.append(File.generated(config, page, content=text))
         for name, content in pictures.items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
