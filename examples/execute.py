@@ -47,7 +47,8 @@ def execute(path: pathlib.Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
-        client = NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=resources)
+        how = {"timeout": 3600, "startup_timeout": 600, "kernel_name": "python3"}
+        client = NotebookClient(notebook, resources=resources, **how)
         client.execute()
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"  # so that executing it again changes outputs only
