@@ -1,14 +1,14 @@
 """What XLA's optimization level costs to compile, and what the programs then train.
 
-    python benchmarks/compilation.py                  # about a quarter of an hour on two cores
+    python benchmarks/compilation.py                  # about ten minutes on two cores
 
-Each algorithm trains CartPole-v1 with its preset's networks and sizes, in fresh processes that take
-turns between XLA's default level and level 1; tracing, compiling and training are timed apart. The
+Each algorithm trains CartPole-v1 with its preset's networks and sizes. A process traces it once,
+compiles it at XLA's default level and at level 1, and lets the two programs train by turns. What is
+measured are seconds of the CPU, of all threads together, which other processes disturb less. The
 lower level is for where an algorithm trains within two hundredths of the default's speed.
 """
 
 import dataclasses
-import itertools
 import json
 import statistics
 import subprocess
@@ -33,17 +33,17 @@ class Options:
     steps: int = 40_000
     """Environment steps of each seed; of dqn a quarter."""
     rounds: int = 3
-    """Fresh processes of each algorithm and level."""
-    repeats: int = 3
-    """Measured executions in each process, after one that is discarded; the median counts."""
+    """Fresh processes of each algorithm; medians count."""
+    repeats: int = 7
+    """Measured executions in each process, after one that is discarded; the fastest counts."""
     output: Path = HERE / "results" / "compilation.json"
     """Result file; the table goes beside it, as .md."""
     force: bool = False
     """Whether to overwrite the result files."""
 
 
-def measure(algorithm: str, level: str, seeds: int, steps: int, repeats: int) -> dict[str, float]:
-    """Seconds to trace and to compile, and steps a second; in a process of its own."""
+def measure(algorithm: str, seeds: int, steps: int, repeats: int) -> dict[str, dict[str, float]]:
+    """CPU seconds to compile, and of a million environment steps, by level."""
     import jax
 
     import purerl
@@ -52,32 +52,36 @@ def measure(algorithm: str, level: str, seeds: int, steps: int, repeats: int) ->
     experiment = purerl.make_experiment(algorithm, "CartPole-v1", steps=steps, evaluations=0)
     train = experiment.build()
     keys = jax.random.split(jax.random.key(0), seeds)
-    times = [time.perf_counter()]
     lowered = jax.jit(purerl.vectorize(train.train)).lower(keys)
-    times.append(time.perf_counter())
-    compiled = lowered.compile(LEVELS[level])
-    times.append(time.perf_counter())
+    compiled, results = {}, {}
+    for level, options in LEVELS.items():
+        begin = time.process_time()
+        compiled[level] = lowered.compile(options)
+        results[level] = {"compile": time.process_time() - begin}
+    seconds: dict[str, list[float]] = {level: [] for level in LEVELS}
     for _ in range(1 + repeats):
-        jax.block_until_ready(compiled(keys))
-        times.append(time.perf_counter())
-    seconds = [after - before for before, after in itertools.pairwise(times)]
-    speed = train.steps * seeds / statistics.median(seconds[3:])
-    return {"trace": seconds[0], "compile": seconds[1], "steps_per_second": speed}
+        for level in LEVELS:
+            begin = time.process_time()
+            jax.block_until_ready(compiled[level](keys))
+            seconds[level].append(time.process_time() - begin)
+    for level in LEVELS:
+        results[level]["million_steps"] = min(seconds[level][1:]) / (train.steps * seeds) * 1e6
+    return results
 
 
-def table(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
+def table(results: dict[str, list[dict[str, dict[str, float]]]]) -> str:
     """Medians, as Markdown."""
     lines = [
-        "| algorithm | s to compile, default / level 1 | ratio | k steps/s, the same | ratio |",
+        "| algorithm | CPU s to compile, default / level 1 | ratio | a million steps | speed |",
         "|---|---|---|---|---|",
     ]
-    for algorithm, levels in results.items():
-        cells = []
-        for what, unit in (("compile", 1.0), ("steps_per_second", 1e3)):
-            default, one = (
-                statistics.median(x[what] for x in levels[level]) / unit for level in LEVELS
-            )
-            cells += [f"{default:.1f} / {one:.1f}", f"{one / default:.2f}"]
+    for algorithm, rounds in results.items():
+        compile, steps = (
+            [statistics.median(x[level][what] for x in rounds) for level in LEVELS]
+            for what in ("compile", "million_steps")
+        )
+        cells = [f"{compile[0]:.1f} / {compile[1]:.1f}", f"{compile[1] / compile[0]:.2f}"]
+        cells += [f"{steps[0]:.2f} / {steps[1]:.2f}", f"{steps[0] / steps[1]:.2f}"]
         lines.append(f"| {algorithm} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -89,14 +93,12 @@ def main(options: Options) -> None:
     data, text = result_files(options.output, (".json", ".md"), options.force)
     results: dict[str, Any] = {}
     for algorithm in ALGORITHMS:
-        results[algorithm] = {level: [] for level in LEVELS}
         steps = options.steps // 4 if algorithm == "dqn" else options.steps
-        for turn in range(options.rounds):
-            for level in [*LEVELS][:: 1 if turn % 2 else -1]:
-                arguments = [algorithm, level, options.seeds, steps, options.repeats]
-                call = [sys.executable, __file__, "--one", json.dumps(arguments)]
-                done = subprocess.run(call, check=True, capture_output=True, text=True)
-                results[algorithm][level].append(json.loads(done.stdout.splitlines()[-1]))
+        arguments = [algorithm, options.seeds, steps, options.repeats]
+        call = [sys.executable, __file__, "--one", json.dumps(arguments)]
+        for _ in range(options.rounds):
+            done = subprocess.run(call, check=True, capture_output=True, text=True)
+            results.setdefault(algorithm, []).append(json.loads(done.stdout.splitlines()[-1]))
         print(table({algorithm: results[algorithm]}).splitlines()[-1], flush=True)
     data.write_text(
         json.dumps(circumstances("compilation", options) | {"results": results}, indent=1) + "\n"
