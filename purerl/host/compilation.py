@@ -21,7 +21,7 @@ XLA_LEVELS = {"0": "INFO", "1": "WARNING", "2": "ERROR", "3": "CRITICAL"}
 # On a CPU levels 2 and 3 take half as long again to compile. They are for what is slower by more
 # than two hundredths without them, the training of some algorithms (benchmarks/compilation.py), and
 # for whatever was not measured.
-LEVEL_1 = {"cpu": ("once", "policy_gradient", "trpo", "npg", "dqn")}
+LEVEL_1 = {"cpu": ("once", "policy_gradient", "acktr", "trpo", "npg")}
 
 
 def compiler_options(program: Any = None) -> dict[str, Any]:
