@@ -1,4 +1,4 @@
-"""What README, docs/ and examples/ print works as printed, at small sizes; and help() says all."""
+"""What README and docs/ print works as printed, at small sizes; and help() says all."""
 
 import importlib
 import inspect
@@ -7,11 +7,8 @@ import re
 import shlex
 import sys
 
-import jax
 import jax.numpy as jnp
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 import purerl
 from purerl.cli import main
@@ -19,7 +16,6 @@ from purerl.cli import main
 pytestmark = pytest.mark.trains
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 README = (ROOT / "README.md").read_text()
 # Sizes of what is printed, and those at which it is run here.
 SMALLER = {
@@ -45,10 +41,9 @@ COMMANDS = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 PLACEHOLDER = re.compile(r"\b(ALGORITHM|RUN|FOLDER|mypackage)\b")
 
 
-sys.path += [str(ROOT / "docs" / "hooks"), str(ROOT / "examples")]
+sys.path.append(str(ROOT / "docs" / "hooks"))
 import check  # noqa: E402
 import directives  # noqa: E402
-import execute  # noqa: E402
 
 
 def named(path):
@@ -167,40 +162,6 @@ def test_what_is_not_in_the_source_any_more_cannot_be_included():
         directives.results("sarsa")
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in NOTEBOOKS if path.stem != "quickstart"],  # which is run in a kernel
-    ids=lambda path: path.stem,
-)
-def test_cells_of_a_notebook_run_one_after_another(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    x64 = jax.config.jax_enable_x64
-    names = {"__name__": "notebook"}
-    try:
-        for source in execute.code_cells(nbformat.read(path, as_version=4), small=True):
-            code = "\n".join(line for line in source.splitlines() if line[:1] != "%")
-            exec(compile(code, path.name, "exec"), names)
-    finally:
-        jax.config.update("jax_enable_x64", x64)
-
-
-# Still to be executed at full size, by ``python examples/execute.py NAME``.
-WITHOUT_OUTPUTS: set[str] = set()
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_says_its_aim_has_exercises_and_holds_its_outputs(path):
-    cells = nbformat.read(path, as_version=4).cells
-    assert "**You will be able to**" in cells[0].source
-    assert re.search(r"^## Exercises\n\n1\. ", cells[-1].source, re.MULTILINE)
-    outputs = [x for cell in cells for x in cell.get("outputs", [])]
-    assert not [x for x in outputs if x.output_type == "error"]
-    shows = any("image/png" in x.get("data", {}) for x in outputs)
-    assert shows == (path.stem not in WITHOUT_OUTPUTS)
-    assert not re.search(r"/(tmp|work|root|home)/", str(outputs))
-
-
 def test_the_check_of_the_site_finds_what_is_loaded_from_elsewhere_and_dead_links(tmp_path):
     page = tmp_path / "index.html"
     page.write_text('<a href="#here"></a><p id="here"></p><a href="https://elsewhere.org"></a>')
@@ -208,24 +169,6 @@ def test_the_check_of_the_site_finds_what_is_loaded_from_elsewhere_and_dead_link
     page.write_text('<script src="https://elsewhere.org/a.js"></script><a href="b.html#c"></a>')
     (tmp_path / "style.css").write_text("@font-face { src: url(//elsewhere.org/font.woff2) }")
     assert len(check.faults(tmp_path)) == 3
-
-
-def test_a_notebook_runs_in_a_kernel_of_its_own_and_shows_its_pictures():
-    notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
-    kept = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for cell, source in zip(kept, execute.code_cells(notebook, small=True), strict=True):
-        cell.source = source
-    NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
-    outputs = [output for cell in kept for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
-
-
-def test_quickstart_needs_at_most_15_lines_from_import_to_learning_curves():
-    notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
-    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    lines = [line for line in first.source.splitlines() if line.strip()]
-    assert len(lines) <= 15
-    assert "plot_curves" in lines[-1]
 
 
 def test_options_are_completed_by_the_shell(capsys):
