@@ -17,6 +17,7 @@ Rejax's.
 import dataclasses
 import json
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 JAX = measure.version("jax")
 PEER = tuple(f"{name}=={measure.version(name)}" for name in ("flax", "optax"))
+PURERL = tuple(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
 GPU = (f"jax=={JAX}", f"jax-cuda12-plugin[with-cuda]=={JAX}")
 ENVIRONMENTS = {
-    ("gpu", "purerl"): ("accelerators-gpu", (GPU, (str(ROOT),))),
+    ("gpu", "purerl"): ("accelerators-gpu", (GPU, PURERL)),
     ("gpu", "rejax"): ("accelerators-gpu-rejax", (GPU, ("rejax==0.1.3", "gymnax==0.0.9", *PEER))),
-    ("tpu", "purerl"): ("accelerators-tpu", ((f"jax[tpu]=={JAX}",), (str(ROOT),))),
+    ("tpu", "purerl"): ("accelerators-tpu", ((f"jax[tpu]=={JAX}",), PURERL)),
 }
 SEEDS, SEEDS_OF_CHIPS = 16, 2048
 CHIPS = "v5e:16x16"

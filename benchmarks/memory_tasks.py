@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import purerl
-from purerl.envs.make import Step
+from purerl.envs.record import Step
 
 
 def cartpole_positions() -> purerl.Env:

@@ -21,7 +21,8 @@ from purerl.algorithms.trpo import (
     trpo as trpo,
 )
 from purerl.envs.families import list_envs as list_envs
-from purerl.envs.make import Env as Env, make_env as make_env
+from purerl.envs.make import make_env as make_env
+from purerl.envs.record import Env as Env
 from purerl.envs.wrappers import (
     observe_last_step as observe_last_step,
     observe_only as observe_only,
@@ -70,12 +71,11 @@ from purerl.policies.memory import (
 from purerl.policies.networks import (
     MLP as MLP,
     ActorCritic as ActorCritic,
-    ActorQCritic as ActorQCritic,
     Network as Network,
     NetworkConfig as NetworkConfig,
-    QNetwork as QNetwork,
     RecurrentNetwork as RecurrentNetwork,
 )
+from purerl.policies.q_networks import ActorQCritic as ActorQCritic, QNetwork as QNetwork
 from purerl.records import (
     ActionSpace as ActionSpace,
     Ahead as Ahead,

@@ -13,7 +13,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from purerl import Discrete, Env, make_env
-from purerl.envs.make import Step
+from purerl.envs.record import Step
 
 GAMMA = 0.8
 LIMIT = 5  # the time limit of a table

@@ -32,7 +32,7 @@ from purerl import records
 from purerl.checks import REPLAYED, check_action_space, check_fields
 from purerl.config import Config, Number, Schedule, Shape, check_kind, field, scheduled
 from purerl.pieces import gradient, losses
-from purerl.policies import acting, networks
+from purerl.policies import acting, networks, q_networks
 from purerl.records import ActionSpace, Clock, Discrete, Info, OffPolicyAlgorithm, PyTree
 from purerl.replay import buffers
 
@@ -143,7 +143,8 @@ def exploration_noise(
     chance, other = jax.random.split(key)
     if masked:
         return jax.random.uniform(chance, shape), jax.random.uniform(other, (*shape, num_actions))
-    return jax.random.uniform(chance, shape), jax.random.randint(other, shape, 0, num_actions)
+    anything = jax.random.bits(other, shape, jnp.uint32) % num_actions  # as even as 2^32 numbers
+    return jax.random.uniform(chance, shape), anything.astype(jnp.int32)
 
 
 def epsilon_greedy(
@@ -209,7 +210,7 @@ def dqn(config: "DQNConfig", action_space: ActionSpace, network: Any = None) -> 
         )
     count = action_space.num_actions
     acting.check_memoryless("dqn", config.network, network)
-    default = networks.QNetwork(action_space, config.network, config.dueling)
+    default = q_networks.QNetwork(action_space, config.network, config.dueling)
     network = default if network is None else acting.Legal(acting.check_network(network))
     optimizer = gradient.make_optimizer(
         "adam", eps=config.adam_eps, max_grad_norm=config.max_grad_norm

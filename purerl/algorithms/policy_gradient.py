@@ -42,7 +42,7 @@ import jax.numpy as jnp
 from purerl.checks import check_rollout
 from purerl.config import Config, Number, Schedule, Shape, check_kind, field, scheduled
 from purerl.pieces import advantages, gradient, losses, returns, rows, sequences
-from purerl.policies import acting, memory as memories, networks
+from purerl.policies import acting, memory as memories, networks, q_networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, PyTree, Rollout, flatten_time
 
 Estimator = Literal["total_return", "return_to_go", "baseline", "q_critic", "advantage", "td_error"]
@@ -242,7 +242,7 @@ def policy_gradient(
         action_space: Of the environment.
         network: ``obs [B, *O] -> (distribution, value [B])``; with a Q critic
             ``(obs, action=None) -> (distribution, q)`` as
-            :class:`purerl.policies.networks.ActorQCritic`, which is the default there. Or one with
+            :class:`purerl.ActorQCritic`, which is the default there. Or one with
             a memory, :class:`purerl.RecurrentNetwork`, and the action last.
 
     Returns:
@@ -262,7 +262,7 @@ def policy_gradient(
     check_kind("policy_gradient", config, PolicyGradientConfig)
     if config.critic == "q" and network is None:
         remembers = config.network.memory != "none"
-        default = memories.RecurrentActorQCritic if remembers else networks.ActorQCritic
+        default = memories.RecurrentActorQCritic if remembers else q_networks.ActorQCritic
         network = default(action_space, config.network)
     network = acting.default_network(action_space, config.network, network)
     optimizer = gradient.make_optimizer(

@@ -12,7 +12,7 @@ from brax.envs.base import PipelineEnv
 
 from purerl.config import check_choice
 from purerl.envs.episodes import check_params, make_physics_record, view
-from purerl.envs.make import Env, Pictures
+from purerl.envs.record import Env, Pictures
 
 # Its time limit, and steps with one action: what brax.envs.create takes besides, and its defaults.
 OURS = {"episode_length": 1000, "action_repeat": 1}

@@ -13,7 +13,7 @@ from craftax.craftax_env import make_craftax_env_from_name
 
 from purerl.config import check_choice
 from purerl.envs.episodes import check_params, make_record
-from purerl.envs.make import Env, Pictures
+from purerl.envs.record import Env, Pictures
 from purerl.records import Discrete
 
 NAMES = ["Craftax-Symbolic-v1", "Craftax-Classic-Symbolic-v1"]

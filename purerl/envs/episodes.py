@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from purerl.config import check_integer, suggest
 from purerl.envs import spaces
-from purerl.envs.make import Env, Pictures, Step
+from purerl.envs.record import Env, Pictures, Step
 from purerl.records import ACTION_MASK, ActionSpace, Box, PyTree
 
 
@@ -189,7 +189,12 @@ def learner_obs(raw: Any) -> PyTree:
 
 
 def lenient(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's strictness about rank promotion is not for the code of environments."""
+    """A function without a user's strictness about rank promotion, which is not for the code of
+    environments.
+
+    Args:
+        function: Of an environment.
+    """
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
@@ -200,5 +205,10 @@ def lenient(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fix_weak_types(state: PyTree) -> PyTree:
-    """Weakly typed leaves (Python numbers in a reset) would make a scan's carry change its type."""
+    """A state of one type each: weakly typed leaves (Python numbers in a reset) would make a scan's
+    carry change its type.
+
+    Args:
+        state: Of an environment.
+    """
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), state)

@@ -18,10 +18,10 @@ from purerl.config import check_choice, suggest
 from purerl.envs import spaces
 from purerl.envs.episodes import fix_weak_types, lenient
 from purerl.envs.gymnax_pictures import pictures
-from purerl.envs.make import Env, Step, values
+from purerl.envs.record import Env, Step
+from purerl.envs.trial import values
 
 NEEDS_DOWNLOAD = "MNISTBandit-bsuite"
-DUE = 1000  # bytes of an observation and a state
 FIVE = "(obs, state, reward, terminated, info)"
 SIX = "(obs, state, reward, terminated, truncated, info with 'final_observation')"
 
@@ -98,7 +98,7 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
             obs, state = jax.tree.map(functools.partial(jnp.where, done), fresh, (obs, state))
         return Step(obs, final, reward, terminated, truncated), state
 
-    raw_obs, state = jax.eval_shape(raw_reset, jax.random.key(0))
+    raw_obs, _ = jax.eval_shape(raw_reset, jax.random.key(0))
     space = env.observation_space(env_params)
     seen = spaces.observations(name, space)
     obs_range = seen.range
@@ -108,9 +108,7 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     limit = None if limit is None else int(limit)
     only_limit = of_gymnax and type(env).is_truncated is Environment.is_truncated
     interval = max(limit, 1) if limit is not None and only_limit else 1
-    # A reset of much data is drawn when it is due, one of little for each step, in one batch.
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((raw_obs, state)))
-    resets: Any = ("due" if size > DUE else "ahead") if of_gymnax else "own"
+    resets: Any = "auto" if of_gymnax else "own"
     about = action_space, seen.shape, limit, interval, obs_range, resets, to_env_action
     return Env(name, reset, step, *about, pictures(env, env_params))
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from purerl.envs.make import Pictures
+from purerl.envs.record import Pictures
 
 # Of gymnax.visualize.Visualizer.
 BY_VISUALIZER = (

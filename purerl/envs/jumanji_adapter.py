@@ -16,7 +16,7 @@ from jumanji import registration, specs
 from purerl.config import check_choice
 from purerl.envs import spaces
 from purerl.envs.episodes import check_params, make_record
-from purerl.envs.make import Env, Pictures
+from purerl.envs.record import Env, Pictures
 from purerl.records import ActionSpace, Box, Discrete, MultiDiscrete
 
 NEEDS_DOWNLOAD = "Sokoban-v0"

@@ -9,7 +9,7 @@ from navix.rendering.cache import RenderingCache
 
 from purerl.config import check_choice
 from purerl.envs.episodes import check_params, make_record
-from purerl.envs.make import Env, Pictures
+from purerl.envs.record import Env, Pictures
 from purerl.records import Discrete
 
 # Parameters that are functions, and where they are found by name.

@@ -13,7 +13,7 @@ from mujoco_playground._src.mjx_env import MENAGERIE_PATH
 
 from purerl.config import check_choice
 from purerl.envs.episodes import check_params, make_physics_record, view
-from purerl.envs.make import Env, Pictures
+from purerl.envs.record import Env, Pictures
 
 
 def list_envs() -> list[str]:

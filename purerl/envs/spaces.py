@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.envs.make import check_array
+from purerl.envs.trial import check_array
 from purerl.records import ACTION_MASK, ActionSpace, Box, Discrete, MultiDiscrete, PyTree
 
 Range = tuple[float, float]

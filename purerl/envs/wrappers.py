@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl.envs.make import Env, is_shape
+from purerl.envs.record import Env, is_shape
 from purerl.records import Box, Discrete, PyTree, num_choices
 
 

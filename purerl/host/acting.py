@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.checks import shape_of
-from purerl.envs.make import Env
+from purerl.envs.record import Env
 from purerl.records import PyTree, action_mask, num_rows
 
 

@@ -9,7 +9,8 @@ import jax
 
 from purerl.config import Config, plain, suggest
 from purerl.envs import families
-from purerl.envs.make import Env, make_env
+from purerl.envs.make import make_env
+from purerl.envs.record import Env
 from purerl.host import brought
 from purerl.host.presets import preset
 from purerl.policies.acting import beginnings

@@ -11,7 +11,7 @@ import optax
 from purerl.config import Number, field
 from purerl.pieces.losses import Loss
 from purerl.pieces.minibatches import minibatches
-from purerl.pieces.packing import packed_scan
+from purerl.pieces.packing import joined, packed_scan
 from purerl.records import Clock, Info, PyTree
 
 OptimizerName = Literal["adam", "rmsprop", "sgd"]
@@ -173,6 +173,7 @@ def all_finite(tree: PyTree) -> jax.Array:
     Args:
         tree: Any pytree of arrays.
     """
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.floating)]
+    leaves = map(jnp.asarray, jax.tree.leaves(tree))
+    floats = joined([x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)])
     checks = [jnp.all(jnp.isfinite(x)) for x in floats]
     return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)

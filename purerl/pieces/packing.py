@@ -5,6 +5,7 @@ carries or writes takes one of its own. A CPU gains nothing by it (measured: 0 t
 lost), so there every leaf stays by itself.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 from purerl.records import PyTree
 
 SMALL = 64  # elements of a leaf, at most; larger ones are left as they are
+SHORT = 2**16  # elements of an array that joins others for a reduction, at most
 
 
 class Packing(NamedTuple):
@@ -114,6 +116,31 @@ def packed_scan(
     turn = unroll if pays() else 1
     carry, rows = jax.lax.scan(packed, start, inputs, length, unroll=turn)
     return carry, written[-1].unpack(rows)
+
+
+def joined(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """Arrays for a reduction over all of their elements: short ones of one dtype as one vector
+    where packing :func:`pays`, so that these are one reduction; else as they are.
+
+    Args:
+        arrays: Of any shapes.
+    """
+    if not pays():
+        return list(arrays)
+    short: dict[Any, list[jax.Array]] = {}
+    for x in arrays:
+        if x.size <= SHORT:
+            short.setdefault(x.dtype, []).append(jnp.ravel(x))
+    return [jnp.concatenate(x) for x in short.values()] + [x for x in arrays if x.size > SHORT]
+
+
+def total(arrays: Sequence[jax.Array]) -> jax.Array:
+    """The sum of all elements of all arrays.
+
+    Args:
+        arrays: At least one, of any shapes.
+    """
+    return functools.reduce(jnp.add, [jnp.sum(x) for x in joined(arrays)])
 
 
 def _packed_type(dtype: Any) -> Any:

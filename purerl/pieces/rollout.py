@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purerl.envs import Env
+from purerl.envs import Env, Step
+from purerl.pieces import packing
 from purerl.pieces.packing import make_packing, packed_scan
 from purerl.records import PyTree, Rollout, num_rows
 
 UNROLL = 4  # steps in a turn of the loop, on accelerators
+LITTLE = 1000  # bytes of an observation and a state, whose resets accelerators draw ahead
 
 
 class Episodes(NamedTuple):
@@ -87,7 +89,7 @@ def unroll(
     """Lets a policy act for ``length`` steps in every environment.
 
     Each new episode begins with a reset of its own, whose key is that of its environment and step:
-    ``env.resets`` changes the cost and not the numbers.
+    no two episodes share a start, and ``env.resets`` changes the cost and not the numbers.
 
     Args:
         act: ``(obs [N, *O], key) -> (action [N, *A], {"log_prob": [N]})``; without one the
@@ -117,18 +119,22 @@ def unroll(
         ((16, 4, 4), (16, 4))
     """
     num_envs = num_rows(actors.obs)
-    # All of a rollout's keys and resets at once: one hash over a long array instead of T over
-    # short ones. On a CPU the hashes were a third of the time of a rollout of CartPole.
-    keys = jax.random.split(key, (length, 1 + 2 * num_envs))
-    noise = keys[:, 0] if noise is None else noise
-    env_keys, resets = keys[:, 1::2], keys[:, 2::2]
-    ahead = env.resets == "ahead"
-    drawn = jax.vmap(jax.vmap(env.reset))(resets) if ahead else ()
-    starts, carried = make_packing(drawn, 2), make_packing(actors, 1)
+    # All of a rollout's keys at once: one hash over a long array instead of T over short ones. On a
+    # CPU the hashes were a third of the time of a rollout of CartPole.
+    act_key, env_key, reset_key = jax.random.split(key, 3)
+    noise = jax.random.split(act_key, length) if noise is None else noise
+    env_keys = jax.random.split(env_key, (length, num_envs))
+    numbers = jnp.arange(length * num_envs).reshape(length, num_envs)
+    resets = _resets(env, actors)
+    ahead = resets == "ahead"
+    words, starts_of = _starts(env, reset_key)
+    drawn = jax.vmap(starts_of, (None, 0))(words, numbers) if ahead else ()
+    # One step is no loop, which would gain by fewer arrays.
+    starts, carried = make_packing(drawn, 2), make_packing(actors, 1, packing.pays() and length > 1)
 
     def step(carry, inputs):
         actors = carried.unpack(carry)
-        noise, env_keys, reset_keys, drawn = inputs
+        noise, env_keys, number, drawn = inputs
         # Without resets ahead, anything of their shape: it is not looked at, or replaced below.
         fresh = starts.unpack(drawn) if ahead else (actors.obs, actors.env_state)
         remembered = () if actors.memory is None else (actors.memory, actors.episodes.length == 0)
@@ -136,33 +142,38 @@ def unroll(
         result, env_state = jax.vmap(env.step)(actors.env_state, action, env_keys, fresh)
         done = result.terminated | result.truncated
         obs = result.obs
-        if env.resets == "due":
-            obs, env_state = _reset_where(env, done, reset_keys, (obs, env_state))
+        if resets == "due":
+            obs, env_state = _reset_where(starts_of, done, words, number, (obs, env_state))
         ret, steps = actors.episodes.ret + result.reward, actors.episodes.length + 1
         episodes = Episodes(jnp.where(done, 0, ret), jnp.where(done, 0, steps))
-        seen = Rollout(
-            obs=actors.obs,
-            action=action,
-            log_prob=extras.get("log_prob"),  # nothing off-policy reads it
-            reward=result.reward,
-            terminated=result.terminated,
-            truncated=result.truncated,
-            next_obs=result.next_obs,
-            episode_step=actors.episodes.length,
-            memory=actors.memory,
-        )
         after = Actors(env_state, obs, episodes, extras["memory"] if remembered else None)
-        return carried.pack(after), (seen, ret)
+        return carried.pack(after), (_row(actors, action, extras, result), ret)
 
-    inputs = (noise, env_keys, resets, starts.pack(drawn))
+    inputs = (noise, env_keys, numbers, starts.pack(drawn))
     start = carried.pack(actors)
     carry, (rollout, ret) = packed_scan(step, start, inputs, length, axes=1, unroll=UNROLL)
     actors = carried.unpack(carry)
-    memory = jax.tree.map(  # before each step, and after the last
-        lambda x, last: jnp.concatenate([x, last[None]]), rollout.memory, actors.memory
+    rollout = rollout._replace(
+        memory=jax.tree.map(  # before each step, and after the last
+            lambda x, last: jnp.concatenate([x, last[None]]), rollout.memory, actors.memory
+        )
     )
-    rollout = rollout._replace(memory=memory)
     return actors, rollout, _statistics(rollout, ret, first_only)
+
+
+def _row(actors: Actors, action: jax.Array, extras: Any, result: Step) -> Rollout:
+    """One step's row of a rollout."""
+    return Rollout(
+        obs=actors.obs,
+        action=action,
+        log_prob=extras.get("log_prob"),  # nothing off-policy reads it
+        reward=result.reward,
+        terminated=result.terminated,
+        truncated=result.truncated,
+        next_obs=result.next_obs,
+        episode_step=actors.episodes.length,
+        memory=actors.memory,
+    )
 
 
 def _statistics(rollout: Rollout, ret: jax.Array, first_only: bool) -> EpisodeStatistics:
@@ -177,19 +188,63 @@ def _statistics(rollout: Rollout, ret: jax.Array, first_only: bool) -> EpisodeSt
     )
 
 
-def _reset_where(env: Env, done: jax.Array, keys: jax.Array, current: PyTree) -> PyTree:
-    """``current`` with resets where an episode ended, a few environments at a time.
+def _resets(env: Env, actors: Actors) -> str:
+    """``env.resets``, chosen where that is ``auto``."""
+    if env.resets != "auto":
+        return env.resets
+    of_all = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((actors.obs, actors.env_state)))
+    return "ahead" if packing.pays() and of_all <= LITTLE * num_rows(actors.obs) else "due"
+
+
+def _starts(env: Env, key: jax.Array) -> tuple[jax.Array, Callable[..., PyTree]]:
+    """A key's words, and the function of these and of numbers ``[n]`` that draws episodes' starts.
+
+    A number is that of the step and environment where one ended, so it is folded in once, which
+    JAX's checker of keys cannot see: hence the words.
+    """
+    impl = jax.random.key_impl(key)
+
+    def start_of(words, number):
+        return env.reset(jax.random.fold_in(jax.random.wrap_key_data(words, impl=impl), number))
+
+    return jax.random.key_data(key), jax.vmap(start_of, (None, 0))
+
+
+def _reset_where(
+    starts_of: Callable[..., PyTree],
+    done: jax.Array,
+    words: jax.Array,
+    number: jax.Array,
+    current: PyTree,
+) -> PyTree:
+    """``current`` with starts where an episode ended, a few environments at a time.
 
     A loop and not a ``cond``, which under ``vmap`` would draw resets at every step.
     """
-    num_envs = len(keys)
+    num_envs = len(done)
     few = -(-num_envs // 16)
 
-    def some(carry):
-        left, current = carry
-        (rows,) = jnp.nonzero(left, size=few, fill_value=num_envs)
-        fresh = jax.vmap(env.reset)(keys[rows])
-        current = jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), current, fresh)
-        return left.at[rows].set(False, mode="drop"), current
+    # JAX cannot go backwards through such a loop, through which nothing has to go.
+    @jax.custom_jvp
+    def replaced(current, done, words, number):
+        def some(carry):
+            left, current = carry
+            (rows,) = jnp.nonzero(left, size=few, fill_value=num_envs)
+            fresh = starts_of(words, number[rows])
+            current = jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), current, fresh)
+            return left.at[rows].set(False, mode="drop"), current
 
-    return jax.lax.while_loop(lambda carry: jnp.any(carry[0]), some, (done, current))[1]
+        return jax.lax.while_loop(lambda carry: jnp.any(carry[0]), some, (done, current))[1]
+
+    @replaced.defjvp
+    def _(primals, tangents):
+        goes_on = ~primals[1]
+
+        def cut(x, tangent):
+            if not jnp.issubdtype(x.dtype, jnp.inexact):
+                return tangent
+            return jnp.where(goes_on.reshape(-1, *[1] * (x.ndim - 1)), tangent, 0)
+
+        return replaced(*primals), jax.tree.map(cut, primals[0], tangents[0])
+
+    return replaced(current, done, words, number)

@@ -19,9 +19,9 @@ from purerl.policies.networks import (
     NetworkConfig,
     PolicyHead,
     Torso,
-    beside_action,
     dense,
 )
+from purerl.policies.q_networks import beside_action
 from purerl.records import (
     ActionSpace,
     Discrete,

@@ -111,7 +111,9 @@ def uniform(capacity: int) -> Replay:
         return _add(state, items, capacity)[0]
 
     def sample(state: ReplayState, key: jax.Array, size: int, *, progress: Number = 0) -> Sample:
-        return Sample(jax.random.randint(key, (size,), 0, state.cursor.size), jnp.ones(size))
+        # Of 2^32 numbers, so one of C items is drawn more often than another by C / 2^32 at most.
+        index = jax.random.bits(key, (size,), jnp.uint32) % state.cursor.size.astype(jnp.uint32)
+        return Sample(index.astype(jnp.int32), jnp.ones(size))
 
     return Replay(init, add, sample, lambda state, *_: state, capacity)
 

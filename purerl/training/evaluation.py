@@ -7,7 +7,7 @@ import jax
 import jax.custom_batching
 import jax.numpy as jnp
 
-from purerl.envs.make import Env
+from purerl.envs.record import Env
 from purerl.records import PyTree
 
 CHUNK = 16  # steps, after which an evaluation looks whether episodes are left

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from purerl.envs.make import Env
+from purerl.envs.record import Env
 from purerl.records import Box, Clock, OffPolicyAlgorithm, PyTree, Transition
 from purerl.replay.transitions import ReplayMemoryState, replay_memory
 from purerl.training import state as states

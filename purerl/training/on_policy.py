@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.envs.make import Env
+from purerl.envs.record import Env
 from purerl.pieces import rollout as rollouts
 from purerl.pieces.normalize import scale_rewards
 from purerl.records import Box, Clock, Info, OnPolicyAlgorithm, PyTree, Rollout

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from purerl.config import Config, field
-from purerl.envs.make import Env
+from purerl.envs.record import Env
 
 ObsDtype = Literal["float", "uint8", "bool"]
 

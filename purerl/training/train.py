@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 from purerl.checks import check_key
 from purerl.config import suggest
-from purerl.envs.make import Env, make_env
+from purerl.envs.make import make_env
+from purerl.envs.record import Env
 from purerl.pieces.gradient import all_finite
+from purerl.pieces.packing import packed_scan
 from purerl.records import Clock, OffPolicyAlgorithm, OnPolicyAlgorithm
 from purerl.training import off_policy, on_policy, state as states
 from purerl.training.evaluation import Evaluation, evaluate
@@ -110,7 +112,7 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) ->
         return loop.init(key)
 
     def advance(state: TrainState, iterations: int) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(lambda state, _: iterate(state), state, length=iterations)
+        return packed_scan(lambda state, _: iterate(state), state, None, iterations)
 
     def totals(state: TrainState) -> Totals:
         metrics = jax.eval_shape(iterate, state)[1]
@@ -153,7 +155,7 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) ->
     def train(key: jax.Array) -> TrainResult:
         if evaluate_at:
             length = sizes.iterations
-            state, (metrics, seen) = jax.lax.scan(iterate_and_evaluate, init(key), length=length)
+            state, (metrics, seen) = packed_scan(iterate_and_evaluate, init(key), None, length)
             seen = jax.tree.map(lambda x: x[jnp.array(evaluate_at) - 1], seen)
         else:
             state, metrics = advance(init(key), sizes.iterations)

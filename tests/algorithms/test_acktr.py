@@ -520,7 +520,7 @@ def test_refused_update_keeps_all_but_the_clock():
 
 
 def test_resumed_vectorized_run_keeps_its_branches():
-    """Statistics, inverses: a cond each, and no eigenvectors outside of one."""
+    """Statistics, inverses: a loop each, and no eigenvectors outside of one."""
     env = purerl.make_env(probe_envs.NoisyEnv())
     config = ACKTRConfig(
         network=SMALL, stats_every=2, inverse_every=5, damping_kind="eigenbasis", cold_start=1

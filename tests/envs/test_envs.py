@@ -358,7 +358,7 @@ def walk(goes_on=False, keeps_time=False, limit=4, told=4):
 def test_a_record_of_ones_own_is_checked_once(monkeypatch):
     env = walk()
     assert make_env(env) is env
-    monkeypatch.setattr(make, "_check", lambda env: pytest.fail("checked again"))
+    monkeypatch.setattr(make, "check_record", lambda env: pytest.fail("checked again"))
     assert make_env(env) is env
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 import purerl
 from purerl.cli import main
 from purerl.envs import Env, Step
-from purerl.envs.make import Pictures
+from purerl.envs.record import Pictures
 from purerl.host import play as films
 
 LENGTH, BRIGHTER = 5, 40

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import purerl
-from purerl.envs.make import Env, Step
+from purerl.envs.record import Env, Step
 from purerl.pieces.normalize import (
     init_moments,
     init_reward_scaler,

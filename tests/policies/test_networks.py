@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import purerl
-from purerl.envs.make import Env, Step
+from purerl.envs.record import Env, Step
 from purerl.pieces.rollout import reset, unroll
 from purerl.policies.distributions import Categorical, DiagGaussian
-from purerl.policies.networks import MLP, ActorCritic, ActorQCritic, Conv, NetworkConfig
+from purerl.policies.networks import MLP, ActorCritic, Conv, NetworkConfig
+from purerl.policies.q_networks import ActorQCritic
 from purerl.records import Box, Discrete
 
 TWO = Discrete(2)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purerl.envs.make import Env, Step
+from purerl.envs.record import Env, Step
 from purerl.records import Discrete
 from purerl.training.evaluation import evaluate
 

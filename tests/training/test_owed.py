@@ -8,7 +8,7 @@ import pytest
 
 import purerl
 from purerl import OffPolicyAlgorithm, OnPolicyAlgorithm, make_train
-from purerl.envs.make import Env, Step
+from purerl.envs.record import Env, Step
 from purerl.records import Clock, Discrete
 
 NOISY = purerl.make_env(probe_envs.NoisyEnv())

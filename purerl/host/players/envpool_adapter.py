@@ -12,7 +12,7 @@ import envpool
 import numpy as np
 
 from purerl.config import suggest
-from purerl.envs.make import Env
+from purerl.envs.record import Env
 from purerl.host.players.player import (
     Converter,
     Moved,

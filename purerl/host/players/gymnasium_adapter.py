@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from purerl.config import check_choice, suggest
-from purerl.envs.make import Env
+from purerl.envs.record import Env
 from purerl.host.players.player import (
     Moved,
     PlayedError,

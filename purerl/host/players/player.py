@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.envs import spaces
-from purerl.envs.make import Env, Outside, Step
+from purerl.envs.record import Env, Outside, Step
 from purerl.records import PyTree, action_mask
 
 
@@ -76,7 +76,7 @@ def played_env(
         name: For messages.
         space: Observations and actions of one of them.
         limit: Its time limit in steps, or None.
-        make: Makes a player, see :class:`purerl.envs.make.Outside`.
+        make: Makes a player, see :class:`purerl.envs.record.Outside`.
         idle: As there.
         filmed: As there.
     """

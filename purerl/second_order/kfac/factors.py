@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_factor, cho_solve
+from jax.scipy.linalg import solve_triangular
 
 from purerl.records import PyTree
 from purerl.second_order.kfac.layers import Layer, to_matrices
@@ -271,13 +271,19 @@ def invert_factored(factors: Factors, damping: float | jax.Array) -> Inverse:
         size_a, size_g = (jnp.maximum(jnp.mean(jnp.diag(m)), _SMALLEST_TRACE) for m in (a, g))
         pi, root = jnp.sqrt(size_a / size_g), jnp.sqrt(damping)
         damped += [_add_to_diagonal(a, pi * root), _add_to_diagonal(g, root / pi)]
-    identity = lambda m: jnp.eye(len(m), dtype=m.dtype)  # noqa: E731
-    inverses = _by_size(lambda m: cho_solve(cho_factor(m), identity(m)), damped)
+    inverses = _by_size(_inverse, damped)
     norm = lambda m: jnp.max(jnp.sum(jnp.abs(m), axis=0))  # noqa: E731
     norms = [norm(m) * norm(i) for m, i in zip(damped, inverses, strict=True)]
     layers = [FactoredInverse(*pair) for pair in zip(inverses[::2], inverses[1::2], strict=True)]
     conditions = [of_a * of_g for of_a, of_g in zip(norms[::2], norms[1::2], strict=True)]
     return _with_rest(layers, conditions, factors, damping)
+
+
+def _inverse(matrix: jax.Array) -> jax.Array:
+    """Of a symmetric positive definite one: L^-T L^-1, with L of Cholesky's."""
+    root = jnp.linalg.cholesky(matrix, symmetrize_input=False)
+    part = solve_triangular(root, jnp.eye(len(matrix), dtype=matrix.dtype), lower=True)
+    return part.T @ part
 
 
 def _add_to_diagonal(matrix: jax.Array, number: jax.Array) -> jax.Array:

@@ -12,17 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.records import PyTree
-from purerl.second_order.kfac.finder import (
-    Data,
-    Finder,
-    Product,
-    Shape,
-    Step,
-    Use,
-    View,
-    dimension_numbers,
-    inner_program,
-)
+from purerl.second_order.kfac.equations import Shape, dimension_numbers, inner_program
+from purerl.second_order.kfac.finder import Data, Finder, Product, Step, Use, View
 
 Network = Callable[[PyTree, PyTree], Any]  # (params, x) -> outputs
 

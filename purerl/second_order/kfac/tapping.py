@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from purerl.records import PyTree
-from purerl.second_order.kfac.finder import (
-    Product,
+from purerl.second_order.kfac.equations import (
     dimension_numbers,
     inner_program,
     product_axes,
     scan_operands,
     shape_of,
 )
+from purerl.second_order.kfac.finder import Product
 from purerl.second_order.kfac.layers import Layer, Network
 
 # By an equation's index: the plan inside of it, or a product's number and its input's operand.

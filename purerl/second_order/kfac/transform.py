@@ -17,6 +17,7 @@ import optax
 
 from purerl.config import Number, check_choice, check_integer, check_range
 from purerl.pieces.gradient import all_finite
+from purerl.pieces.packing import total
 from purerl.records import Clock, PyTree
 from purerl.second_order.kfac import factors as blocks
 from purerl.second_order.kfac.layers import Layer, from_matrices, to_matrices
@@ -167,16 +168,16 @@ def scale_by_kfac(
         **_: Any,
     ) -> tuple[PyTree, KfacState]:
         now, finite = state.clock.iteration, all_finite(gradient)
-        sums = state.factors, state.weight
 
         # 1. The moving averages; most of the state, so they are checked only where they change.
-        def measured():
+        def measured(sums):
             new = statistics(state.inverse) if ekfac else statistics()
             # No entry of a second moment is larger than its largest diagonal entry.
             diagonals = jax.tree.map(jnp.diag, (new.a, new.g)), new.rest, new.moments
             mixed = jax.tree.map(lambda s, x: decay * s + (1 - decay) * x, sums, (new, 1.0))
             return _keep(finite & all_finite(diagonals), mixed, sums)
 
+        sums = state.factors, state.weight
         factors, weight = _when(now % stats_every == 0, stats_every == 1, measured, sums)
 
         # 2. Their damped inverse.
@@ -185,21 +186,21 @@ def scale_by_kfac(
         def averages(factors):
             return jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1), factors)
 
-        def inverted():
-            new, moments = invert(averages(factors), added), ()
+        def inverted(old):
+            inverse, factors = old
+            new = invert(averages(factors), added)
             if ekfac:
-                rotated = blocks.rotate(factors, state.inverse, new).moments
+                rotated = blocks.rotate(factors, inverse, new).moments
                 # The first basis has no past: what was measured along the axes says little there.
                 first = tuple(weight * (1 / block.reciprocal - added) for block in new.layers)
                 moments = jax.tree.map(lambda f, r: jnp.where(warm == 0, f, r), first, rotated)
-            old = state.inverse, factors.moments
-            return _keep(finite & all_finite(new), (new, moments), old)
+                factors = factors._replace(moments=moments)
+            return _keep(finite & all_finite(new), (new, factors), old)
 
         due, always = (warm >= 0) & (warm % inverse_every == 0), inverse_every == 1
-        old = state.inverse, factors.moments
-        inverse, moments = _when(due, always and not cold_start, inverted, old)
+        old = state.inverse, factors
+        inverse, factors = _when(due, always and not cold_start, inverted, old)
         if ekfac:
-            factors = factors._replace(moments=moments)
             new = blocks.invert_ekfac(averages(factors), added, inverse)
             inverse = _keep(finite & all_finite(new), new, inverse)
 
@@ -207,7 +208,8 @@ def scale_by_kfac(
         natural = precondition(layers, inverse, gradient)
         natural, trust = clip_kl(gradient, natural, learning_rate, kl_clip, regions)
         if cold_start:
-            plain = optax.clip_by_global_norm(cold_max_norm).update(gradient, optax.EmptyState())[0]
+            norm = jnp.sqrt(total([jnp.square(x) for x in jax.tree.leaves(gradient)]))
+            plain = optax.tree.scale(jnp.minimum(1, cold_max_norm / norm), gradient)
             natural = _keep(warm < 0, plain, natural)
         trust = _keep(finite & (warm >= 0), trust, state.trust)
         natural = cast_like(natural, gradient)
@@ -216,8 +218,14 @@ def scale_by_kfac(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _when(due: jax.Array, always: bool, new: Callable[[], Any], old: Any) -> Any:
-    return new() if always else jax.lax.cond(due, new, lambda: old)
+def _when(due: jax.Array, always: bool, new: Callable[[Any], Any], old: Any) -> Any:
+    """``new(old)`` where it is due, by a loop of one turn or none: it leaves the old in its place,
+    of which a ``cond`` makes two copies at every update.
+    """
+    if always:
+        return new(old)
+    turn = lambda carry: (jnp.array(False), new(carry[1]))  # noqa: E731
+    return jax.lax.while_loop(lambda carry: carry[0], turn, (due, old))[1]
 
 
 def _keep(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
@@ -277,11 +285,11 @@ def clip_kl(
             f"kl_clip is given for {', '.join(bounds)}, but the regions are also "
             f"{', '.join(sorted(unknown))}; give each label of regions its bound, or None."
         )
-    slopes = jax.tree.map(lambda g, n: jnp.sum(g * n), gradient, natural)
-    slopes = list(zip(jax.tree.leaves(labels), jax.tree.leaves(slopes), strict=True))
+    slopes = jax.tree.leaves(jax.tree.map(jnp.multiply, gradient, natural))
+    labelled = list(zip(jax.tree.leaves(labels), slopes, strict=True))
     factor = {}
     for region in names:
-        squared = sum(slope for label, slope in slopes if label == region)
+        squared = total([slope for label, slope in labelled if label == region])
         squared = jnp.maximum(jnp.square(learning_rate) * squared, 0)  # rounding makes it negative
         one, bound = jnp.ones_like(squared), bounds[region]
         factor[region] = one if bound is None else jnp.minimum(1, jnp.sqrt(bound / squared))
