@@ -290,6 +290,15 @@ def check_integer(where: str, name: str, value: Any, interval: str = INTERVALS[i
     return check_range(where, name, value, interval)
 
 
+def see(page: str) -> str:
+    """The last sentence of a message: where the documentation says more.
+
+    Args:
+        page: Of ``docs/``, with a heading's anchor or without: ``"concepts.md#memory"``.
+    """
+    return f"See docs/{page}."
+
+
 def check_choice(what: str, value: Any, choices: Collection[str]) -> None:
     """Raises ValueError, with close matches, unless ``value`` is one of ``choices``.
 

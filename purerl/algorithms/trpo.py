@@ -309,6 +309,14 @@ def npg(config: "NPGConfig", action_space: ActionSpace, network: Any = None) -> 
     Returns:
         The algorithm, with the info of :func:`trpo`.
 
+    Example:
+        >>> import jax, purerl
+        >>> env = purerl.make_env("CartPole-v1")
+        >>> algorithm = npg(NPGConfig(max_kl=0.005), env.action_space)
+        >>> state = algorithm.init(jax.numpy.zeros((8, 4)), jax.random.key(0))
+        >>> algorithm.act(state, jax.numpy.zeros((8, 4)), jax.random.key(1))[0].shape
+        (8,)
+
     References:
         Kakade 2001; Rajeswaran et al. 2017, "Towards Generalization and Simplicity in Continuous
         Control", eq. 5, for the length of the step.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from purerl.config import check_choice
+from purerl.config import check_choice, see
 
 
 class Family(NamedTuple):
@@ -98,7 +98,7 @@ def adapter(family: str) -> ModuleType:
     if not is_installed(family):
         raise ValueError(
             f"the environments of {family} need the package {package}, which is not installed: "
-            f"pip install 'purerl[{extra}]'."
+            f"pip install 'purerl[{extra}]'. {see('environments.md')}"
         )
     with warnings.catch_warnings(), jax.numpy_rank_promotion("allow"):
         warnings.simplefilter("ignore")  # of what the package imports; nothing a user can mend
@@ -121,6 +121,13 @@ def list_envs(family: str | None = None) -> list[str]:
     Args:
         family: Those of one family, such as ``"brax"``; by default of all that are installed, whose
             packages are imported for it.
+
+    Returns:
+        Names, such as ``"CartPole-v1"`` and ``"brax:hopper"``.
+
+    Example:
+        >>> "CartPole-v1" in list_envs("gymnax")
+        True
     """
     if family is not None:
         check_choice("list_envs: unknown family", family, FAMILIES)

@@ -44,6 +44,9 @@ def make_env(env: Any, /, **params: Any) -> Env:
             arguments of its constructor. With ``last_step=True`` of any environment the observation
             also holds the last action and reward: :func:`purerl.observe_last_step`.
 
+    Returns:
+        The environment as a record of pure functions.
+
     Raises:
         ValueError: If the name or a parameter is unknown, the family's package is not installed,
             the environment needs a download, or episodes do not begin again or exceed their

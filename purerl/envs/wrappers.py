@@ -17,6 +17,9 @@ def observe_only(env: Env, indices: Sequence[int]) -> Env:
         env: With observations ``[D]``.
         indices: Which are seen, in this order.
 
+    Returns:
+        The environment, with other observations.
+
     Raises:
         ValueError: If observations are no vectors, or have no such number.
 
@@ -48,6 +51,9 @@ def observe_last_step(env: Env) -> Env:
 
     Args:
         env: Environment.
+
+    Returns:
+        The environment, with other observations.
 
     Example:
         >>> import jax, purerl

@@ -68,7 +68,8 @@ def load(value: Any) -> Any:
         raise ValueError(
             f"{value!r} cannot be imported: {error}; give package.module:object with the package's "
             "folder in PYTHONPATH (the command line also looks into the current directory), or an "
-            f"environment as family:name, where the families are {', '.join(families.FAMILIES)}."
+            f"environment as family:name, where the families are {', '.join(families.FAMILIES)}. "
+            f"{configs.see('own.md')}"
         ) from error
     for part in name.split("."):
         if not hasattr(found, part):
@@ -99,7 +100,8 @@ def algorithm_entry(algorithm: Any) -> Entry:
         advice = "; jax.jit(train.train)(key) runs a Train" if isinstance(builder, Train) else ""
         raise TypeError(
             f"algorithm is a {type(builder).__name__}, wanted a name out of purerl.ALGORITHMS, an "
-            f"import path package.module:function, {SIGNATURE}, or an algorithm record{advice}."
+            f"import path package.module:function, {SIGNATURE}, or an algorithm record{advice}. "
+            f"{configs.see('own.md#an-algorithm')}"
         )
 
     def build(config: Any, action_space: ActionSpace, network: Any = None) -> Algorithm:

@@ -30,6 +30,14 @@ class Experiment:
 
     Algorithm, environment and network are each a name, an import path ``package.module:object``, or
     an object. The environment is made once, when it is first used, and so is the algorithm.
+
+    Attributes:
+        algorithm: A name, an import path, a function that builds, or a record.
+        env: A name, an import path, or what :func:`purerl.make_env` takes.
+        config: The algorithm's configuration.
+        loop: Sizes of the run, :class:`purerl.OnPolicyLoopConfig` or of the other kind.
+        network: A network, or an import path; None: the default one.
+        env_params: Parameters of the environment, by name.
     """
 
     algorithm: Any
@@ -187,6 +195,9 @@ def make_experiment(
             path of a function of the action space that makes one.
         env_params: Fields of the environment's parameters, or keyword arguments of what makes it.
         **changes: Fields of the loop, of the algorithm's configuration, or of its network's.
+
+    Returns:
+        What :func:`purerl.run` and :func:`purerl.sweep` take; ``replace(**changes)`` gives another.
 
     Raises:
         ValueError: If a name or a field is unknown, a number out of range, or the algorithm does

@@ -23,7 +23,11 @@ STOP = Stop.STOP
 
 
 class Terminated(SystemExit):
-    """Ends the process after a SIGTERM, with status 143; ``result`` is what was done until then."""
+    """Ends the process after a SIGTERM, with status 143; ``result`` is what was done until then.
+
+    Attributes:
+        result: What :func:`purerl.run` or :func:`purerl.sweep` would have returned.
+    """
 
     def __init__(self, result: Any = None):
         super().__init__(128 + signal.SIGTERM)

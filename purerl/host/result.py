@@ -99,9 +99,21 @@ def load_run(path: str | pathlib.Path, **given: Any) -> RunResult:
         path: The run's folder. The code that its import paths name is imported.
         **given: ``algorithm``, ``env``, ``network``, where it was begun with objects.
 
+    Returns:
+        The run as far as its newest checkpoint: returns ``[S, E]``, steps ``[E]``, failed ``[S]``.
+
     Raises:
         FileNotFoundError: If the folder holds no run, or one without a checkpoint.
         ValueError: If its checkpoint is damaged, or of another version.
+
+    Example:
+        >>> import tempfile, purerl
+        >>> folder = f"{tempfile.mkdtemp()}/run"
+        >>> sizes = dict(steps=2000, evaluations=1, seeds=2)
+        >>> _ = purerl.run("a2c", "CartPole-v1", **sizes, out=folder, progress=False)
+        >>> loaded = load_run(folder)
+        >>> loaded.returns.shape, loaded.config["algorithm"]
+        ((2, 1), 'a2c')
     """
     use_all_cores()
     folder = RunFolder(path)

@@ -124,10 +124,21 @@ def resume(
             (writers of your own are to be given again); ``algorithm``, ``env``, ``network``, where
             it was begun with objects; functions of progress.
 
+    Returns:
+        The result of the whole run, as :func:`run` gives it.
+
     Raises:
         FileNotFoundError: If the folder holds no run.
         ValueError: If its checkpoint is damaged, or of another version, or ``steps`` is less than
             before.
+
+    Example:
+        >>> import tempfile
+        >>> folder = f"{tempfile.mkdtemp()}/run"
+        >>> sizes = dict(steps=2000, evaluations=1, seeds=2)
+        >>> _ = run("a2c", "CartPole-v1", **sizes, out=folder, progress=False)
+        >>> resume(folder, steps=3000, progress=False).steps.tolist()
+        [2000, 3000]
     """
     use_all_cores()  # before anything computes: making the environment does
     folder = RunFolder(path)

@@ -70,6 +70,12 @@ def minibatches(
 
     Raises:
         ValueError: If ``count`` does not divide B, or the number of sequences.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> split = minibatches(jax.random.key(0), {"x": jnp.arange(6)}, 2, shuffle=False)
+        >>> split["x"].tolist()
+        [[0, 1, 2], [3, 4, 5]]
     """
     check_integer("minibatches", "count", count)
     batch = jax.tree.map(jnp.asarray, batch)

@@ -106,6 +106,17 @@ def unroll(
 
     Returns:
         ``(actors, rollout [T, N], statistics)``.
+
+    Example:
+        >>> import jax, purerl
+        >>> env = purerl.make_env("CartPole-v1")
+        >>> algorithm = purerl.a2c(purerl.A2CConfig(), env.action_space)
+        >>> actors = reset(env, 4, jax.random.key(0))
+        >>> state = algorithm.init(actors.obs, jax.random.key(1))
+        >>> act = lambda obs, key: algorithm.act(state, obs, key)
+        >>> actors, rollout, statistics = unroll(act, env, actors, jax.random.key(2), length=16)
+        >>> rollout.obs.shape, rollout.terminated.shape
+        ((16, 4, 4), (16, 4))
     """
     num_envs = num_rows(actors.obs)
     # All of a rollout's keys at once: one hash over a long array instead of T over short ones. On a

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax.errors import InvalidRngError, ScopeParamShapeError
 
 from purerl.checks import by_path, check_action_space, described, shape_of
+from purerl.config import see
 from purerl.policies.distributions import (
     Categorical,
     DiagGaussian,
@@ -51,8 +52,16 @@ def default_network(action_space: ActionSpace, config: NetworkConfig, network: A
         config: Of the default network.
         network: A :class:`purerl.Network`, or None.
 
+    Returns:
+        A network: ``init(key, obs) -> params`` and ``apply(params, obs) -> (distribution, value)``.
+
     Raises:
         TypeError: If the network has no ``init`` and ``apply``.
+
+    Example:
+        >>> import purerl
+        >>> type(default_network(purerl.Discrete(2), purerl.NetworkConfig())).__name__
+        'ActorCritic'
     """
     check_action_space(action_space)
     if network is None:
@@ -72,7 +81,8 @@ def check_memoryless(where: str, config: NetworkConfig, network: Any) -> None:
     if has_memory(network) or (network is None and config.memory != "none"):
         raise ValueError(
             f"{where} cannot learn with a memory; give it a network without one (memory='none'), "
-            "or take policy_gradient, a2c, ppo_clip, ppo_penalty, trpo or npg."
+            "or take policy_gradient, a2c, ppo_clip, ppo_penalty, trpo or npg. "
+            f"{see('concepts.md#memory')}"
         )
 
 
@@ -131,7 +141,7 @@ def check_network(network: Any) -> Any:
         raise TypeError(
             f"network is a {type(network).__name__}, wanted init(key, obs) and apply(params, obs), "
             "as flax.linen modules have; wrap others by purerl.from_nnx or purerl.from_equinox; a "
-            "NetworkConfig goes into the algorithm's configuration."
+            f"NetworkConfig goes into the algorithm's configuration. {see('own.md#a-network')}"
         )
     return network
 

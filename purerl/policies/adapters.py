@@ -40,6 +40,9 @@ def from_nnx(
         init_memory: ``(obs [B, *O]) -> memory``, if the module has one: its call is then that of a
             :class:`purerl.RecurrentNetwork`.
 
+    Returns:
+        A network of two functions, whose parameters are the module's by name.
+
     Raises:
         TypeError: If the module has variables that are no ``nnx.Param``.
 
@@ -84,6 +87,9 @@ def from_equinox(
             distribution without a batch axis and a value ``[]``.
         init_memory: ``(obs [B, *O]) -> memory``, if the module has one: its call then takes one
             row of the memory and one ``start`` too, and also returns the memory after the step.
+
+    Returns:
+        A network of two functions, whose parameters are the module's weights by name.
 
     Raises:
         TypeError: If the module has arrays that are not floating-point weights.

@@ -126,6 +126,10 @@ class RecurrentActorCritic(nn.Module):
 
     A :class:`purerl.RecurrentNetwork`: hidden layers, a GRU or LSTM cell of flax's, and the heads.
 
+    Attributes:
+        action_space: What the policy is over.
+        config: Sizes, activation, and which memory.
+
     Example:
         >>> import jax, jax.numpy as jnp, purerl
         >>> config = purerl.NetworkConfig(memory="gru", memory_size=32)
@@ -196,6 +200,10 @@ class RecurrentActorQCritic(RecurrentActorCritic):
 
     For discrete actions Q has one output an action (``action=None`` returns them all, ``[B, K]``);
     for others it has hidden layers after memory and action.
+
+    Attributes:
+        action_space: What the policy is over.
+        config: Sizes, activation, and which memory.
 
     Raises:
         ValueError: If a shared trunk is asked for.

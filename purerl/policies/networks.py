@@ -156,7 +156,11 @@ def _narrow_product(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) 
 
 
 class MLP(nn.Module):
-    """Hidden layers ``[B, *O] -> [B, hidden_sizes[-1]]``; what is not flat is flattened."""
+    """Hidden layers ``[B, *O] -> [B, hidden_sizes[-1]]``; what is not flat is flattened.
+
+    Attributes:
+        config: Sizes and activation.
+    """
 
     config: NetworkConfig = NetworkConfig()
 
@@ -269,7 +273,19 @@ class PolicyHead(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Policy and state value, with separate trunks or a shared one."""
+    """Policy and state value, with separate trunks or a shared one.
+
+    Attributes:
+        action_space: What the policy is over.
+        config: Sizes, activation, initial weights; ``shared`` gives one trunk.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, purerl
+        >>> network, obs = ActorCritic(purerl.Discrete(3)), jnp.zeros((8, 4))
+        >>> distribution, value = network.apply(network.init(jax.random.key(0), obs), obs)
+        >>> distribution.sample(jax.random.key(1)).shape, value.shape
+        ((8,), (8,))
+    """
 
     action_space: ActionSpace
     config: NetworkConfig = NetworkConfig()

@@ -53,6 +53,10 @@ class ActorQCritic(nn.Module):
     (``action=None`` returns them all, ``[B, K]``); for others Q takes the action as input (the
     choices of a MultiDiscrete one-hot), after the convolution where there is one.
 
+    Attributes:
+        action_space: What the policy is over.
+        config: Sizes, activation, initial weights.
+
     Raises:
         ValueError: If a shared trunk is asked for.
     """
@@ -91,6 +95,11 @@ class QNetwork(nn.Module):
         q(s, a) = v(s) + A(s, a) - \tfrac1K \sum_{a'} A(s, a').
 
     Each of the two streams has the last hidden layer to itself, as in the paper.
+
+    Attributes:
+        action_space: Discrete, K actions.
+        config: Sizes, activation, initial weights.
+        dueling: Whether value and advantages have streams of their own.
 
     References:
         Wang et al. 2016, "Dueling Network Architectures for Deep Reinforcement Learning", eq. 9.

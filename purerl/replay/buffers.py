@@ -85,6 +85,9 @@ def uniform(capacity: int) -> Replay:
     Args:
         capacity: C, how many items are held; the oldest are overwritten.
 
+    Returns:
+        The buffer as functions; its priorities are not used.
+
     Raises:
         ValueError: If the capacity is no positive integer.
 
@@ -130,6 +133,9 @@ def prioritized(
         beta: Exponent of the importance weights at the start of the run; rises linearly to 1.
         eps: Added to the absolute TD error, so that every item keeps a chance; with 0, one
             whose error is exactly 0 is never drawn again.
+
+    Returns:
+        The buffer as functions.
 
     Raises:
         ValueError: If a number is out of range.

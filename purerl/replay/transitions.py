@@ -88,6 +88,9 @@ def replay_memory(
         obs: Arrays, or their shapes and dtypes, in whose dtypes ``batch`` gives observations; None:
             floating point.
 
+    Returns:
+        The memory as functions.
+
     Raises:
         ValueError: If a number is no positive integer; by ``batch``, if ``n_step`` exceeds the
             steps of an environment that the buffer holds, capacity / N.

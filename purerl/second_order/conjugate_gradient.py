@@ -19,7 +19,14 @@ LinearMap = Callable[[PyTree], PyTree]
 
 
 class CGStop(enum.IntEnum):
-    """Why :func:`conjugate_gradient` stopped."""
+    r"""Why :func:`conjugate_gradient` stopped.
+
+    Attributes:
+        CONVERGED: The residual is small enough.
+        MAX_ITERATIONS: There was no more iteration to make.
+        NON_POSITIVE_CURVATURE: A direction p had :math:`p^\top (A + c I) p \le 0`.
+        NON_FINITE: A number was not finite.
+    """
 
     CONVERGED = 0
     MAX_ITERATIONS = 1

@@ -140,6 +140,9 @@ def take_seeds(tree: Any, seeds: Any) -> Any:
         seeds: An int takes one seed and drops the axis; a slice or an array of numbers, or of
             booleans ``[S]``, keeps it.
 
+    Returns:
+        The same tree, without the axis of seeds for an int, else with the seeds taken.
+
     Raises:
         IndexError: If there is no such seed.
         ValueError: If the leading axes differ.

@@ -47,6 +47,9 @@ def make_train(
         **sizes: Fields of :class:`OnPolicyLoopConfig` or :class:`OffPolicyLoopConfig`, whose help
             says what they are.
 
+    Returns:
+        The run as functions: ``init``, ``advance``, ``evaluate``, ``train`` and others.
+
     Raises:
         TypeError: If ``algorithm`` is none, or a size is unknown to its kind.
         ValueError: If a size is out of range or does not fit the others.

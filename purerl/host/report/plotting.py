@@ -23,6 +23,13 @@ def plot_curves(curves: Mapping[str, Any], title: str = "", ylabel: str = "retur
 
     Returns:
         The figure; a notebook shows it, ``figure.savefig(path)`` writes it.
+
+    Example:
+        >>> import numpy as np
+        >>> steps, returns = np.array([100, 200]), np.array([[1.0, 2.0], [3.0, 4.0]])  # [E], [S, E]
+        >>> figure = plot_curves({"two seeds": (steps, returns)}, "CartPole-v1")
+        >>> figure.axes[0].get_xlabel()
+        'environment steps'
     """
     from matplotlib.figure import Figure
 

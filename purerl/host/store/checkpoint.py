@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from purerl.checks import described
+from purerl.config import see
 from purerl.host.devices import any_host
 from purerl.host.experiment import FORMAT, check_format
 from purerl.host.options import RunOptions
@@ -238,7 +239,7 @@ class Checkpoints:
         if told := differences(there, described(wanted)):
             raise ValueError(
                 f"{where} does not hold this run's arrays: {told}. Continue the run with the "
-                "version of purerl that began it."
+                f"version of purerl that began it. {see('long_runs.md#exact-resume')}"
             )
         restore_args = ocp.checkpoint_utils.construct_restore_args(
             wanted, {name: sharding[name] for name in wanted}

@@ -56,6 +56,17 @@ def load_policy(
         FileNotFoundError: If the folder holds no run, or one without a checkpoint.
         ValueError: If there is no such seed or point, or the checkpoint is damaged or of another
             version.
+
+    Example:
+        >>> import tempfile, purerl
+        >>> folder = f"{tempfile.mkdtemp()}/run"
+        >>> sizes = dict(steps=2000, evaluations=1, seeds=2)
+        >>> _ = purerl.run("a2c", "CartPole-v1", **sizes, out=folder, progress=False)
+        >>> policy = load_policy(folder, seed=1)
+        >>> policy([0.0, 0.1, 0.0, 0.1]) in (0, 1), policy([[0.0] * 4] * 3).shape
+        (True, (3,))
+        >>> evaluate_run(folder, episodes=4).mean_return.shape
+        (2,)
     """
     experiment, state = load_seed(path, seed, point, checkpoint, given)
     return make_policy(experiment, state, 0, greedy=greedy)

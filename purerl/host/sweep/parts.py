@@ -73,6 +73,9 @@ def sweep(
         **options: Fields of :class:`purerl.RunOptions`; with ``grid`` also what
             :func:`purerl.make_experiment` takes.
 
+    Returns:
+        The points with their returns ``[P, S, E]``; ``table()`` ranks them.
+
     Raises:
         ValueError: If there is no point, a number is out of range, not even one seed a device fits
             into memory, or the sweep to be resumed is another one.
@@ -135,6 +138,9 @@ def resume_sweep(
         **options: Fields of :class:`purerl.RunOptions` that are to be others than at its beginning
             (writers of your own are to be given again); ``algorithm``, ``env``, ``network``, where
             all points were begun with one object.
+
+    Returns:
+        The result of the whole sweep, as :func:`sweep` gives it.
 
     Raises:
         FileNotFoundError: If the folder holds no sweep.

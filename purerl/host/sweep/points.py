@@ -39,6 +39,9 @@ def samples(
         **ranges: By name ``(low, high)``, uniform, or ``(low, high, "log")``, uniform in the
             logarithm.
 
+    Returns:
+        Points: dictionaries of numbers by name.
+
     Raises:
         ValueError: If a range is no range.
 

@@ -159,9 +159,22 @@ def load_sweep(path: str | pathlib.Path) -> SweepResult:
     Args:
         path: The sweep's folder.
 
+    Returns:
+        Points, steps ``[P, E]``, returns ``[P, S, E]`` and what failed, ``[P, S]``.
+
     Raises:
         FileNotFoundError: If the folder holds no sweep.
         ValueError: If a checkpoint is damaged, or of another version.
+
+    Example:
+        >>> import tempfile, purerl
+        >>> folder = f"{tempfile.mkdtemp()}/sweep"
+        >>> grid, sizes = {"learning_rate": [1e-3, 1e-2]}, dict(steps=2000, evaluations=1, seeds=2)
+        >>> sweep = purerl.sweep(
+        ...     "a2c", "CartPole-v1", grid=grid, **sizes, out=folder, progress=False
+        ... )
+        >>> load_sweep(folder).returns.shape
+        (2, 2, 1)
     """
     folder = RunFolder(path)
     config = read_sweep(folder)

@@ -235,7 +235,7 @@ def rotate(factors: Factors, old: Inverse, new: Inverse) -> Factors:
     r"""The moments in another basis: the diagonal there of what was diagonal in the old one.
 
     .. math::
-        S' = R_A^2 \, S \, (R_G^2)^T, \qquad R = U_{new}^T U_{old}, 	ext{ squared entry by entry}
+        S' = R_A^2 \, S \, (R_G^2)^T, \qquad R = U_{new}^T U_{old}, \text{ squared entry by entry}
 
     Args:
         factors: With moments in the old basis.
