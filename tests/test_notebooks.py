@@ -45,7 +45,6 @@ WITHOUT_OUTPUTS = {
     "mujoco_acktr",
     "new_algorithms",
     "own_environment",
-    "quickstart",
     "reading_results",
     "resume_extend_warm",
     "seeds_and_sweep",
