@@ -153,6 +153,9 @@ def compare(
             result of a seed on that task.
         top: Of a sweep: how many points, the best first.
 
+    Returns:
+        The curves on the tasks that all have, from which tables and pictures are made.
+
     Raises:
         ValueError: If there are not two algorithms, they have no task in common, or one of them has
             a single seed or nothing finite; if a range is empty.

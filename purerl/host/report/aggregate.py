@@ -78,6 +78,9 @@ def task_iqm(tasks: Tasks) -> np.ndarray:
     Args:
         tasks: Scores of each task, ``[S, ...]``.
 
+    Returns:
+        The IQM, ``[...]``.
+
     Example:
         >>> float(task_iqm([[0.0, 1.0], [3.0, 9.0]]))
         2.0
@@ -91,6 +94,9 @@ def task_median(tasks: Tasks) -> np.ndarray:
     Args:
         tasks: Scores of each task, ``[S, ...]``.
 
+    Returns:
+        The median, ``[...]``.
+
     Example:
         >>> float(task_median([[0.0, 2.0], [5.0, 5.0], [9.0, 99.0]]))
         5.0
@@ -103,6 +109,9 @@ def task_mean(tasks: Tasks) -> np.ndarray:
 
     Args:
         tasks: Scores of each task, ``[S, ...]``.
+
+    Returns:
+        The mean, ``[...]``.
 
     Example:
         >>> float(task_mean([[0.0, 2.0], [5.0, 5.0]]))
@@ -118,6 +127,9 @@ def optimality_gap(tasks: Tasks, optimum: float = 1.0) -> np.ndarray:
         tasks: Scores of each task, ``[S, ...]``.
         optimum: The score to be reached.
 
+    Returns:
+        The mean distance, ``[...]``, at least 0.
+
     Example:
         >>> float(optimality_gap([[0.5, 3.0], [1.0, 0.0]]))
         0.375
@@ -131,6 +143,9 @@ def performance_profile(tasks: Tasks, thresholds: ArrayLike) -> np.ndarray:
     Args:
         tasks: Scores of each task, ``[S, ...]``.
         thresholds: ``[K]``.
+
+    Returns:
+        Fractions ``[K, ...]``, from 0 to 1.
 
     Example:
         >>> performance_profile([[0.0, 1.0, 2.0, 3.0]], [0.0, 1.5, 3.0]).tolist()
@@ -151,6 +166,9 @@ def probability_of_improvement(x: Tasks, y: Tasks) -> np.ndarray:
     Args:
         x: Scores of each task, ``[S, ...]``.
         y: Of the other, on the same tasks.
+
+    Returns:
+        A probability ``[...]``.
 
     Raises:
         ValueError: If there are not as many tasks of the one as of the other.
