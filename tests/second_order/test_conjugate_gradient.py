@@ -254,6 +254,7 @@ def systems():
     return a, b
 
 
+@pytest.mark.trains  # optimized alike, both stop at the same iteration
 def test_sixteen_systems_at_once_are_sixteen_alone(x64):
     a, b = systems()
     options = {"tolerance": 1e-8, "max_iterations": 30}
