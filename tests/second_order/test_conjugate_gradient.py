@@ -266,11 +266,12 @@ def test_sixteen_systems_at_once_are_sixteen_alone(x64):
         if i == SINGULAR:
             continue
         assert many.reason[i] == one.reason
-        # What is rounded otherwise may cross the threshold one iteration earlier.
-        later = abs(int(many.iterations[i]) - int(one.iterations))
-        assert later <= 1
+        # What is rounded otherwise may cross the threshold one iteration earlier; and it is seen
+        # in what has not converged.
+        assert abs(int(many.iterations[i]) - int(one.iterations)) <= 1
         error = np.linalg.norm(many.x[i] - one.x)
-        assert error <= (1e-3 if later else 1e-6) * np.linalg.norm(one.x) + 1e-12
+        rounded = 1e-2 if one.reason == CGStop.MAX_ITERATIONS else 1e-6
+        assert error <= rounded * np.linalg.norm(one.x) + 1e-12
     assert reasons == set(CGStop)
     assert np.isfinite(many.x).all()
 
