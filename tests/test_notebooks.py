@@ -38,11 +38,9 @@ def test_cells_of_a_notebook_run_one_after_another(path, tmp_path, monkeypatch):
 
 # Still to be executed at full size, by ``python examples/execute.py NAME``.
 WITHOUT_OUTPUTS = {
-    "kfac_by_hand",
     "memory",
     "mujoco_acktr",
     "new_algorithms",
-    "reading_results",
     "resume_extend_warm",
     "seeds_and_sweep",
 }
