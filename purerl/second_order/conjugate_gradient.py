@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from purerl.checks import check_like
 from purerl.config import check_integer, check_range
-from purerl.pieces.packing import total
+from purerl.pieces.gradient import all_finite
 from purerl.records import PyTree
 from purerl.second_order.products import cast_like
 
@@ -148,14 +148,14 @@ def conjugate_gradient(
         x = _axpy(alpha, c.direction, c.x)
         residual = _axpy(-alpha, product, c.residual)
         z = precondition(residual)
-        rr = _squared_norm(residual, x).astype(dtype)
-        rz = rr if preconditioner is None else optax.tree.vdot(residual, z).astype(dtype)
+        rz = optax.tree.vdot(residual, z).astype(dtype)
+        rr = optax.tree.vdot(residual, residual).astype(dtype)
         direction = _axpy(rz / c.rz, c.direction, z)
         iterations = c.iterations + 1
         new = _Carry(x, residual, direction, rz, rr, iterations, reason(rr, iterations))
         # Where rr = 0 the new direction may be 0 / 0, but it is not used any more.
         bad = jnp.where(curvature <= 0, CGStop.NON_POSITIVE_CURVATURE, CGStop.NON_FINITE)
-        good = (curvature > 0) & jnp.isfinite(rz) & jnp.isfinite(rr)
+        good = (curvature > 0) & all_finite((x, rz, rr))
         old = c._replace(reason=bad.astype(jnp.int32))
         return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
@@ -176,12 +176,6 @@ def _flattening(b: PyTree) -> tuple[LinearMap, LinearMap]:
         return lambda tree: tree, lambda tree: tree
     _, tree_of = ravel_pytree(b)
     return lambda tree: ravel_pytree(tree)[0], tree_of
-
-
-def _squared_norm(residual: PyTree, x: PyTree) -> jax.Array:
-    """Of the residual; NaN where x is not finite, by the same reduction: there 0 x is NaN."""
-    squares = jax.tree.map(lambda r, x: jnp.square(r) + 0 * x, residual, x)
-    return total(jax.tree.leaves(squares))
 
 
 def _axpy(alpha: float | jax.Array, x: PyTree, y: PyTree) -> PyTree:

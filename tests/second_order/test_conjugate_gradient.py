@@ -239,14 +239,12 @@ def test_overflow(x64):
 
 # Under vmap.
 
-SINGULAR = 2  # b is not in the range of its matrix, so that it grows, by what is rounded
-
 
 def systems():
     """Easy, hard, singular, indefinite, NaN, zero; and ten more."""
     a = np.stack([matrix(seed, condition=10.0 ** (seed % 5))[0] for seed in range(16)])
     b = np.stack([matrix(seed)[1] for seed in range(16)])
-    a[SINGULAR] = np.diag([0.0] * 10 + [1.0] * 10)
+    a[2] = np.diag([0.0] * 10 + [1.0] * 10)
     a[3] = np.diag([-1.0] * 10 + [1.0] * 10)
     a[4, 0, 0] = np.nan
     b[5] = 0.0
@@ -254,6 +252,7 @@ def systems():
     return a, b
 
 
+@pytest.mark.trains  # the singular one grows by what is rounded
 def test_sixteen_systems_at_once_are_sixteen_alone(x64):
     a, b = systems()
     options = {"tolerance": 1e-8, "max_iterations": 30}
@@ -262,16 +261,10 @@ def test_sixteen_systems_at_once_are_sixteen_alone(x64):
     reasons = set()
     for i in range(16):
         one = alone(a[i], b[i])
-        reasons.add(int(one.reason))
-        if i == SINGULAR:
-            continue
         assert many.reason[i] == one.reason
-        # What is rounded otherwise may cross the threshold one iteration earlier; and it is seen
-        # in what has not converged.
-        assert abs(int(many.iterations[i]) - int(one.iterations)) <= 1
-        error = np.linalg.norm(many.x[i] - one.x)
-        rounded = 1e-2 if one.reason == CGStop.MAX_ITERATIONS else 1e-6
-        assert error <= rounded * np.linalg.norm(one.x) + 1e-12
+        assert many.iterations[i] == one.iterations
+        np.testing.assert_allclose(many.x[i], one.x, rtol=1e-6, atol=1e-12)
+        reasons.add(int(one.reason))
     assert reasons == set(CGStop)
     assert np.isfinite(many.x).all()
 
