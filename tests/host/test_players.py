@@ -187,6 +187,20 @@ def test_every_algorithm_trains_stops_and_goes_on(name, tmp_path):
     assert evaluation.mean_return.shape == (2,)
 
 
+@pytest.mark.parametrize("name", ["NEXT_STEP", "SAME_STEP"])
+def test_the_log_says_which_share_of_the_steps_were_transitions(name):
+    rows = []
+    purerl.run(
+        experiment(env=MAKERS[name], evaluations=1, max_episode_steps=9),
+        **QUIET,
+        on_row=rows.append,
+    )
+    assert ("valid" in rows[0]) == (name == "NEXT_STEP")
+    if name == "NEXT_STEP":  # each episode takes a step more than its length
+        taken = [flag for length in 9 * LENGTHS for flag in [True] * length + [False]][: 96 // 2]
+        np.testing.assert_allclose(rows[0]["valid"], np.mean(taken))
+
+
 def test_processes_of_their_own_and_learning_meanwhile():
     made = experiment(env=CARTPOLE, steps=64, env_params={"vectorization": "async"})
     assert not purerl.run(made, **QUIET).failed.any()

@@ -118,7 +118,8 @@ class PlayedDriver(Driver):
         algorithm, env = self.experiment.parts()
         self.on_policy = isinstance(algorithm, OnPolicyAlgorithm)
         self.whole_episodes = getattr(algorithm, "whole_episodes", False)
-        self.masked = self.whole_episodes or (env.outside is not None and env.outside.idle)
+        self.idle = env.outside is not None and env.outside.idle
+        self.masked = self.whole_episodes or self.idle
 
     @functools.cached_property
     def _act(self) -> Any:
@@ -297,7 +298,10 @@ class PlayedDriver(Driver):
     def _init_one(self, row: tuple[dict[str, Any], jax.Array]) -> tuple[TrainState, Totals]:
         train = self._build(row[0])
         state = train.loop.start(row[1])
-        return state, train.totals(state)
+        totals = train.totals(state)
+        if self.idle:
+            totals = totals._replace(info=totals.info | {"valid": jnp.zeros((), self.real)})
+        return state, totals
 
     def _warm_up_one(self, row: Any, state: TrainState, rollout: Rollout):
         train = self._build(row[0])
@@ -307,6 +311,9 @@ class PlayedDriver(Driver):
     def _learn_one(self, row, state: TrainState, totals: Totals, rollout, statistics):
         train = self._build(row[0])
         state, metrics = train.loop.learn(state, Played(state.actors, rollout, statistics))
+        if self.idle:  # the share of the steps that were transitions
+            share = jnp.mean(rollout.valid, dtype=self.real)
+            metrics = metrics._replace(info=metrics.info | {"valid": share})
         totals = totals.plus(metrics)
         report = Report(totals, state.refused, train.failed(state._replace(replay=None)))
         return state, totals, report, jax.tree.map(jnp.copy, _acting_of(state))
