@@ -1,26 +1,50 @@
-"""The only file that knows gymnax. Importing gymnax takes seconds, and computes with JAX, which
-fixes the number of devices; so it is imported when an environment is made.
+"""The only file that knows gymnax. Importing it computes with JAX, which fixes the number of
+devices; so it is imported when an environment is made.
 """
 
 import dataclasses
 import functools
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnax.environments.environment import Environment
 
 from purerl.config import check_choice, suggest
 from purerl.envs import spaces
+from purerl.envs.deferred import defer
 from purerl.envs.episodes import fix_weak_types, lenient
 from purerl.envs.gymnax_pictures import pictures
 from purerl.envs.record import Env, Step
 from purerl.envs.trial import values
 
+_PARTS = tuple(f"gymnax.environments.{part}" for part in ("bsuite", "classic_control", "minatar"))
+defer("gymnax", "gymnax.environments", *_PARTS)
+import gymnax  # noqa: E402
+from gymnax.environments.environment import Environment  # noqa: E402
+
+# Made without the rest of gymnax; a test compares them with what its registry gives.
+CLASSES = {
+    "CartPole-v1": "classic_control.cartpole:CartPole",
+    "Pendulum-v1": "classic_control.pendulum:Pendulum",
+    "Acrobot-v1": "classic_control.acrobot:Acrobot",
+    "MountainCar-v0": "classic_control.mountain_car:MountainCar",
+    "MountainCarContinuous-v0": "classic_control.continuous_mountain_car:ContinuousMountainCar",
+    "Asterix-MinAtar": "minatar.asterix:MinAsterix",
+    "Breakout-MinAtar": "minatar.breakout:MinBreakout",
+    "Freeway-MinAtar": "minatar.freeway:MinFreeway",
+    "Seaquest-MinAtar": "minatar.seaquest:MinSeaquest",
+    "SpaceInvaders-MinAtar": "minatar.space_invaders:MinSpaceInvaders",
+    "Catch-bsuite": "bsuite.catch:Catch",
+    "DeepSea-bsuite": "bsuite.deep_sea:DeepSea",
+    "MemoryChain-bsuite": "bsuite.memory_chain:MemoryChain",
+    "UmbrellaChain-bsuite": "bsuite.umbrella_chain:UmbrellaChain",
+    "DiscountingChain-bsuite": "bsuite.discounting_chain:DiscountingChain",
+    "SimpleBandit-bsuite": "bsuite.bandit:SimpleBandit",
+}
 NEEDS_DOWNLOAD = "MNISTBandit-bsuite"
 FIVE = "(obs, state, reward, terminated, info)"
 SIX = "(obs, state, reward, terminated, truncated, info with 'final_observation')"
@@ -40,7 +64,8 @@ def named(name: str, params: dict[str, Any]) -> Env:
     """
     if name == NEEDS_DOWNLOAD:
         raise ValueError(f"{name} downloads the MNIST images; give a gymnax object of it.")
-    check_choice("unknown environment", name, list_envs())
+    if name not in CLASSES:
+        check_choice("unknown environment", name, list_envs())
     x64 = jax.config.read("jax_enable_x64")
     accepted = inspect.signature(type(_construct(name, x64))).parameters
     own = {key: value for key, value in params.items() if key in accepted}
@@ -51,7 +76,10 @@ def named(name: str, params: dict[str, Any]) -> Env:
 @functools.lru_cache(maxsize=64)
 def _construct(name: str, x64: bool, **own: Any) -> Any:
     del x64  # the object may hold arrays of the default float type
-    return gymnax.make(name, **own)[0]
+    if name not in CLASSES:
+        return gymnax.make(name, **own)[0]
+    module, _, cls = CLASSES[name].partition(":")
+    return getattr(importlib.import_module(f"gymnax.environments.{module}"), cls)(**own)
 
 
 def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:

@@ -4,7 +4,9 @@ import bisect
 import collections
 import contextlib
 import dataclasses
+import importlib
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -141,6 +143,11 @@ class Session:
         self.progress = Progress(driver.experiment.label, *steps, self.shown, self.title)
         stack.callback(self.progress.close)
         self.signals.saved_at = self.mark = time.perf_counter()
+        if folder is not None and self.main and driver.train.evaluate_at:
+            # What draws the curves at the end, while the devices are busy.
+            drawing = threading.Thread(target=importlib.import_module, args=("matplotlib.figure",))
+            drawing.start()
+            stack.callback(drawing.join)
 
     def _open(self, folder: RunFolder, stack: contextlib.ExitStack) -> Checkpoints:
         """Locks the folder, all hosts or none, and opens its checkpoints."""

@@ -5,6 +5,7 @@ import sys
 from typing import Any, NamedTuple
 
 import gymnasium
+import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,6 +109,40 @@ def test_gymnax_is_not_imported_before_an_environment_is_made():
     code = "import sys; from purerl.envs import make_env, Env; print('gymnax' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+def test_of_gymnax_only_what_an_environment_needs_is_imported_until_more_is_asked_for():
+    code = """
+import sys
+import purerl
+env = purerl.make_env("CartPole-v1")
+assert not {"seaborn", "pandas", "matplotlib"} & set(sys.modules)
+import gymnax
+import gymnax.environments.spaces
+made, _ = gymnax.make("CartPole-v1")
+assert type(made) is gymnax.environments.CartPole
+assert isinstance(made, gymnax.environments.environment.Environment)
+assert isinstance(made.action_space(), gymnax.environments.spaces.Discrete)
+assert {"make", "registered_envs"} <= set(dir(gymnax))
+assert gymnax.environments.misc.Pong.__module__ == "gymnax.environments.misc.pong"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("question", ["gymnax.nothing", "gymnax.environments.minatar.nothing"])
+def test_what_is_not_in_a_deferred_package_is_no_attribute_of_it(question):
+    code = f"import purerl; purerl.make_env('CartPole-v1'); import gymnax; {question}"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "has no attribute 'nothing'" in out.stderr
+
+
+def test_the_environments_that_are_made_by_their_classes_are_those_of_the_registry():
+    names = {name for name in gymnax.registered_envs if not name.endswith("-misc")}
+    assert set(gymnax_adapter.CLASSES) == names - {gymnax_adapter.NEEDS_DOWNLOAD}
+    for name, where in gymnax_adapter.CLASSES.items():
+        made = type(gymnax.make(name)[0])
+        module = made.__module__.removeprefix("gymnax.environments.")
+        assert f"{module}:{made.__name__}" == where
 
 
 def test_a_discrete_observation_becomes_one_hot():
