@@ -22,7 +22,7 @@ from purerl.algorithms.trpo import (
 )
 from purerl.envs.families import list_envs as list_envs
 from purerl.envs.make import make_env as make_env
-from purerl.envs.record import Env as Env
+from purerl.envs.record import Env as Env, Step as Step
 from purerl.envs.wrappers import (
     observe_last_step as observe_last_step,
     observe_only as observe_only,

@@ -60,11 +60,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OverflowError, OSError) as error:
         if os.environ.get("PURERL_TRACEBACK"):
             raise
-        print(f"purerl {name}: {error}", file=sys.stderr)
+        print(f"purerl {name}: {error}{_place(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"purerl {name}: interrupted", file=sys.stderr)
         return 130
+
+
+def _place(error: BaseException) -> str:
+    """The line of the user's own code that led to an error, if one did."""
+    import pathlib
+    import sysconfig
+    import traceback
+
+    paths = sysconfig.get_paths()
+    libraries = [pathlib.Path(paths[kind]) for kind in ("stdlib", "purelib", "platlib")]
+    others = [pathlib.Path(__file__).parent, *libraries]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = pathlib.Path(frame.filename)
+        if path.is_file() and not any(path.is_relative_to(other) for other in others):
+            return f" ({path}, line {frame.lineno}; PURERL_TRACEBACK=1 shows the way to it)"
+    return ""
 
 
 def _distributed(words: list[str]) -> list[str]:

@@ -314,12 +314,22 @@ def check_choice(what: str, value: Any, choices: Collection[str]) -> None:
 def suggest(name: Any, choices: Collection[str]) -> str:
     """One sentence that lists the choices closest to ``name``, or all of them.
 
+    Close are those that begin with it, whose words do ("lr": learning_rate), or that are spelled
+    alike.
+
     Args:
         name: What was asked for.
         choices: What there is.
+
+    Example:
+        >>> suggest("lr", ["clip", "learning_rate"])
+        'Did you mean learning_rate?'
     """
-    folded = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(str(name).lower(), folded, n=3, cutoff=0.5)
+    asked, folded = str(name).lower(), {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(asked, folded, n=3, cutoff=0.8)
+    close += [x for x in folded if asked and x.startswith(asked)]
+    close += [x for x in folded if "".join(word[:1] for word in x.split("_")) == asked]
+    close = [*dict.fromkeys(close)] or difflib.get_close_matches(asked, folded, n=3, cutoff=0.5)
     if close:
-        return f"Did you mean {' or '.join(folded[c] for c in close)}?"
+        return f"Did you mean {' or '.join(folded[c] for c in close[:3])}?"
     return f"Choose one of {', '.join(choices)}."

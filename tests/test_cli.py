@@ -230,6 +230,21 @@ def test_errors_are_one_line(words, wanted, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("inside", "line"), [("jnp.zeros(3) + jnp.zeros(2)", 6), ("purerl.Discrete(0)", 6)]
+)
+def test_an_error_in_the_users_own_code_says_where(inside, line, capsys, tmp_path, monkeypatch):
+    source = ["import jax.numpy as jnp", "import purerl", "", "", "def awr(action_space):"]
+    name = f"own_{abs(hash(inside))}"
+    (tmp_path / f"{name}.py").write_text("\n".join([*source, f"    return {inside}", ""]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["train", f"{name}:awr", "CartPole-v1"]) == 2
+    shown = capsys.readouterr().err
+    assert f"({tmp_path / name}.py, line {line}; PURERL_TRACEBACK=1 shows" in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("stopped", "failed", "trouble", "status"),
     [
         (None, False, None, 0),

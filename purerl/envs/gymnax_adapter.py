@@ -9,11 +9,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.config import check_choice, suggest
+from purerl.config import check_choice, see, suggest
 from purerl.envs import spaces
 from purerl.envs.deferred import defer
 from purerl.envs.episodes import fix_weak_types, lenient
@@ -64,7 +65,12 @@ def named(name: str, params: dict[str, Any]) -> Env:
     """
     if name == NEEDS_DOWNLOAD:
         raise ValueError(f"{name} downloads the MNIST images; give a gymnax object of it.")
-    if name not in CLASSES:
+    if name not in CLASSES and name not in list_envs():
+        if name in gymnasium.registry:
+            raise ValueError(
+                f"unknown environment: gymnax has no {name!r}; gymnasium:{name} is Gymnasium's, "
+                f"which the host plays. {see('environments.md')}"
+            )
         check_choice("unknown environment", name, list_envs())
     x64 = jax.config.read("jax_enable_x64")
     accepted = inspect.signature(type(_construct(name, x64))).parameters

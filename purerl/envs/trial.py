@@ -114,7 +114,8 @@ def random_action(space: ActionSpace, obs: PyTree, key: jax.Array) -> jax.Array:
 
 
 def try_out(env: Env) -> None:
-    """Raises ValueError if new episodes do not begin, or are longer than the time limit.
+    """Raises ValueError if new episodes do not begin, or are longer than the time limit, or if what
+    an episode ended with is lost.
 
     Args:
         env: The record, which is played at random for some hundred steps.
@@ -132,31 +133,44 @@ def try_out(env: Env) -> None:
             action_key, step_key = jax.random.split(key)
             action = random_action(env.action_space, obs, action_key)
             result, state = env.step(state, action, step_key, fresh)
-            begins = jax.vmap(equal, (0, None))(starts[0], result.obs).any()
-            goes_on = equal(result.obs, result.next_obs) & ~begins
             mask = action_mask(obs)
             legal = jnp.array(True) if mask is None else mask.any()
-            done = result.terminated | result.truncated
-            return (result.obs, state), (done, goes_on, legal)
+            begins = jax.vmap(equal, (0, None))(starts[0], result.next_obs).any()
+            repeated = equal(result.obs, result.next_obs)
+            of_new = equal(fresh[0], result.next_obs)
+            flags = result.terminated, result.truncated
+            return (result.obs, state), (*flags, legal, begins, repeated, of_new)
 
         return jax.lax.scan(step, start, jax.random.split(key, length))[1]
 
     def play(key: jax.Array) -> Any:
         starts = jax.vmap(env.reset)(jax.random.split(key, LANES))
         others, keys = jax.tree.map(lambda x: x[::-1], starts), jax.random.split(key, LANES)
-        return jax.vmap(lane, (None, 0, 0, 0))(starts, starts, others, keys)
+        varied = ~jax.vmap(equal, (0, None))(starts[0], jax.tree.map(lambda x: x[0], starts[0]))
+        return varied, *jax.vmap(lane, (None, 0, 0, 0))(starts, starts, others, keys)
 
     trial = jax.jit(play, compiler_options={"xla_backend_optimization_level": 0})  # it runs once
-    done, goes_on, legal = map(np.asarray, trial(jax.random.key(0)))  # [LANES, length]
+    varied, *ran = map(np.asarray, trial(jax.random.key(0)))  # [LANES], then [LANES, length] each
+    terminated, truncated, legal, begins, repeated, fresh = ran
+    done = terminated | truncated
     if not legal.all():
         raise ValueError(f"{env.name}: in {_first(~legal)} action_mask allows no action.")
     spans = [np.diff(np.flatnonzero(row), prepend=-1, append=length) for row in done]
     first, later = np.array([x[0] for x in spans]), np.concatenate([x[1:-1] for x in spans])
     dead = len(later) >= LANES and np.all(later == 1) and np.all(first > 1)
-    if dead or (done.sum() > 2 and goes_on[done].all()):
+    cut = np.maximum.accumulate(truncated, 1)[:, :-1]  # steps after the first that was truncated
+    timeless = cut.sum() >= 4 * LANES and done[:, 1:][cut].all() and done.mean() < 0.5
+    # Where no episode begins, so that the next observation tells whether one began.
+    elsewhere = done & ~begins
+    same = elsewhere.sum() > 2 and repeated[elsewhere].all()
+    ahead = varied.any() and done.sum() > 2 and fresh[done].all()
+    if dead or timeless or same or ahead:
+        what = "takes next_obs from the episode that begins"
+        if not ahead:
+            what = "goes on from the state in which an episode ended"
         raise ValueError(
-            f"{env.name}.step goes on from the state in which an episode ended; give obs and state "
-            "of a new episode there, as reset does, and what the action led to as next_obs."
+            f"{env.name}.step {what}; give obs and state of a new episode there, as reset does "
+            "(its clock, too), and what the action led to as next_obs."
         )
     if limit is not None and limit <= TRIAL and max(map(np.max, spans)) > limit:
         raise ValueError(

@@ -142,6 +142,10 @@ class Session:
         steps = driver.seeds * driver.train.steps, driver.seeds * step
         self.progress = Progress(driver.experiment.label, *steps, self.shown, self.title)
         stack.callback(self.progress.close)
+        if newest is not None:
+            self.progress.say(f"resumed at step {step:,} of each seed")
+        elif begun:
+            print("there was no checkpoint yet: the run begins again", file=sys.stderr)
         self.signals.saved_at = self.mark = time.perf_counter()
         if folder is not None and self.main and driver.train.evaluate_at:
             # What draws the curves at the end, while the devices are busy.

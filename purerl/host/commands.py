@@ -168,7 +168,7 @@ def evaluate(
     low, high = aggregate.iqm_interval(returns)
     print(
         f"return {aggregate.iqm(returns):.2f} (IQM of {len(returns)} seeds, {episodes} episodes "
-        f"each, 95 % interval {low:.2f} to {high:.2f})"
+        f"each, {aggregate.coverage(len(returns))} {low:.2f} to {high:.2f})"
     )
     return 0
 

@@ -99,7 +99,11 @@ class Comparison:
 
     def _said(self) -> str:
         ends = (f"{number(low)} to {number(high)} on {x}" for x, (low, high) in self.ranges.items())
-        return "\n".join([f"scores 0 to 1 are returns of {', '.join(ends)}", *self.notes])
+        said = [f"scores 0 to 1 are returns of {', '.join(ends)}", *self.notes]
+        counts = (len(x.results()) for of_task in self.curves.values() for x in of_task.values())
+        if aggregate.coverage(min(counts)) == "range":
+            said.append("intervals of fewer than five seeds are ranges, and cover less than 95 %")
+        return "\n".join(said)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes ``table.txt`` and the pictures ``steps``, ``seconds``, ``profiles`` and

@@ -9,7 +9,7 @@ from purerl.host.acting import Policy
 from purerl.host.experiment import Experiment
 from purerl.host.options import Stopped
 from purerl.host.report import frame
-from purerl.host.report.aggregate import iqm, iqm_interval
+from purerl.host.report.aggregate import coverage, iqm, iqm_interval
 from purerl.host.store.folder import RunFolder, read_run
 from purerl.host.store.policy import best_seed, load_learned, make_policy
 from purerl.training.seeds import use_all_cores
@@ -79,13 +79,17 @@ class RunResult(NamedTuple):
         if len(self.steps):
             last = self.returns[:, -1]
             low, high = iqm_interval(last)
+            each = ""
+            if self.experiment is not None:
+                count = self.experiment.loop.episodes(self.experiment.environment)
+                each = f", {count} episode{'s' if count > 1 else ''} each"
             failed = f", {self.failed.sum()} of them failed," if self.failed.any() else ""
             parts.append(
                 f"return {iqm(last):.1f} (IQM of {len(last)} seeds{failed} at {self.steps[-1]:,} "
-                f"steps, 95 % interval {low:.1f} to {high:.1f})"
+                f"steps{each}, {coverage(len(last))} {low:.1f} to {high:.1f})"
             )
         parts += [f"{value:.1f} s {what}" for what, value in self.seconds.items()]
-        parts.append(f"{self.steps_per_second:,.0f} steps/s")
+        parts.append(f"{self.steps_per_second:,.0f} steps/s of all seeds")
         if self.failed.any():
             names = ", ".join(map(str, np.flatnonzero(self.failed)))
             parts.append(f"{self.failed.sum()} failed seeds: {names}")

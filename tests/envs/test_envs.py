@@ -181,6 +181,7 @@ def test_constructor_arguments():
     [
         ("CartPole-v2", {}, r"unknown environment 'CartPole-v2'. Did you mean CartPole-v1"),
         ("cartpole", {}, r"unknown environment 'cartpole'. Did you mean CartPole-v1"),
+        ("HalfCheetah-v5", {}, r"gymnax has no 'HalfCheetah-v5'; gymnasium:HalfCheetah-v5 is"),
         ("qqqq", {}, r"unknown environment 'qqqq'. Choose one of .*Pendulum-v1"),
         ("MNISTBandit-bsuite", {}, r"downloads the MNIST images.*give a gymnax object"),
         ("CartPole-v1", {"gravitas": 1}, r"CartPole-v1 has no parameter 'gravitas'.*gravity"),
@@ -409,6 +410,52 @@ def test_a_record_of_ones_own_is_checked_once(monkeypatch):
 def test_episodes_that_do_not_begin_again_or_do_not_end_are_told(env, message):
     with pytest.raises(ValueError, match=message):
         make_env(env)
+
+
+def corridor(keeps=(), told="after", line=False):
+    """Ten cells, or a line, with ends and cuts; what ``keeps`` names is not reset."""
+
+    def see(state):
+        return state[0][None] if line else jax.nn.one_hot(state[0], 10)
+
+    def reset(key):
+        where = jax.random.uniform(key) if line else jax.random.randint(key, (), 0, 9)
+        state = where, jnp.int32(0)
+        return see(state), state
+
+    def step(state, action, key, fresh=None):
+        low, high = (-2.0, 2.0) if line else (0, 9)
+        place, time = (
+            jnp.clip(state[0] + (2 * action - 1) * (0.3 if line else 1), low, high),
+            state[1],
+        )
+        terminated = (place == high) | (line & (place == low))
+        truncated = ~terminated & (time + 1 >= 30)
+        ended = terminated | truncated
+        after = place, time + 1
+        fresh = reset(key) if fresh is None else fresh
+        begun = tuple(
+            jnp.where(ended & (part not in keeps), new, old)
+            for part, new, old in zip(("place", "time"), fresh[1], after, strict=True)
+        )
+        obs = see(begun)
+        return Step(
+            obs, see(after) if told == "after" else obs, jnp.float32(0), terminated, truncated
+        ), begun
+
+    return Env("corridor", reset, step, Discrete(2), (1,) if line else (10,), 30)
+
+
+@pytest.mark.parametrize("line", [False, True])
+@pytest.mark.parametrize("keeps", [("place",), ("time",), ("place", "time"), "next_obs", ()])
+def test_what_is_not_begun_anew_after_an_end_or_a_cut_is_told(keeps, line):
+    told, keeps = ("obs", ()) if keeps == "next_obs" else ("after", keeps)
+    env = corridor(keeps, told, line)
+    if keeps or told == "obs":
+        with pytest.raises(ValueError, match=r"new episode there|takes next_obs from the episode"):
+            make_env(env)
+    else:
+        assert make_env(env) is env
 
 
 def test_a_step_of_ones_own_has_to_obey_the_time_limit_that_is_given():

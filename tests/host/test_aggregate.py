@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from purerl.host.report.aggregate import (
+    coverage,
     iqm,
     iqm_interval,
     optimality_gap,
@@ -67,6 +68,15 @@ def test_interval_of_one_seed_is_that_seed_and_repeats_agree():
     assert iqm_interval([3.0]) == (3.0, 3.0)
     x = np.random.default_rng(2).normal(size=8)
     assert iqm_interval(x) == iqm_interval(x)
+
+
+def test_of_fewer_than_five_seeds_the_interval_is_called_a_range_because_it_is_one():
+    rng = np.random.default_rng(3)
+    for seeds in range(2, 9):
+        x = rng.normal(size=(seeds, 20))
+        low, high = iqm_interval(x)
+        is_range = np.allclose((low, high), (x.min(axis=0), x.max(axis=0)))
+        assert coverage(seeds) == ("range" if is_range else "95 % interval"), seeds
 
 
 # By rliable (see data/rliable_numbers.py), which takes scores [S, tasks].

@@ -298,13 +298,20 @@ def test_the_best_evaluation_so_far_is_known_to_a_run_that_goes_on(copied):
     assert kept.exists()
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_again(copied):
+def test_a_run_killed_before_its_first_checkpoint_begins_again(copied, capsys):
     expected = final(copied)
     shutil.rmtree(copied / "checkpoints")
     with (copied / "evaluations.csv").open("a") as file:
         file.write("0,12,3")  # half a row
     purerl.resume(copied, progress=False)
+    assert "no checkpoint yet: the run begins again" in capsys.readouterr().err
     assert final(copied) == expected
+
+
+def test_a_run_says_from_which_step_it_goes_on(copied, capsys):
+    at = purerl.load_run(copied).steps[-1]
+    purerl.resume(copied, steps=2 * 640, progress=True)
+    assert f"resumed at step {at:,} of each seed" in capsys.readouterr().err
 
 
 def test_resume_begins_what_is_not_there_yet(tmp_path):

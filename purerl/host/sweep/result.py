@@ -7,7 +7,7 @@ import numpy as np
 
 from purerl.host.options import Stopped
 from purerl.host.report import frame
-from purerl.host.report.aggregate import iqm, iqm_interval
+from purerl.host.report.aggregate import coverage, iqm, iqm_interval
 from purerl.host.report.tables import aligned
 from purerl.host.store.checkpoint import read_host
 from purerl.host.store.folder import RunFolder, read_sweep
@@ -89,7 +89,8 @@ class SweepResult(NamedTuple):
         for name in rows[0]:
             if name == "iqm":
                 ends = [f"{row['iqm']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" for row in rows]
-                columns.append(["return (IQM) [95 %]", *ends])
+                kind = coverage(self.returns.shape[1]).removesuffix(" interval")
+                columns.append([f"return (IQM) [{kind}]", *ends])
             elif name not in ("low", "high"):
                 columns.append([name, *(_short(row[name]) for row in rows)])
         lines = [aligned([*zip(*columns, strict=True)], left=0)]
