@@ -36,16 +36,6 @@ def test_cells_of_a_notebook_run_one_after_another(path, tmp_path, monkeypatch):
         jax.config.update("jax_enable_x64", x64)
 
 
-# Still to be executed at full size, by ``python examples/execute.py NAME``.
-WITHOUT_OUTPUTS = {
-    "memory",
-    "mujoco_acktr",
-    "new_algorithms",
-    "resume_extend_warm",
-    "seeds_and_sweep",
-}
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_says_its_aim_has_exercises_and_holds_its_outputs(path):
     cells = nbformat.read(path, as_version=4).cells
@@ -53,8 +43,7 @@ def test_a_notebook_says_its_aim_has_exercises_and_holds_its_outputs(path):
     assert re.search(r"^## Exercises\n\n1\. ", cells[-1].source, re.MULTILINE)
     outputs = [x for cell in cells for x in cell.get("outputs", [])]
     assert not [x for x in outputs if x.output_type == "error"]
-    shows = any("image/png" in x.get("data", {}) for x in outputs)
-    assert shows == (path.stem not in WITHOUT_OUTPUTS)
+    assert any("image/png" in x.get("data", {}) for x in outputs)
     assert not re.search(r"/(tmp|work|root|home)/", str(outputs))
 
 

@@ -136,7 +136,7 @@ def test_plot_shows_every_curve_with_its_number_of_seeds(tmp_path):
     figure = plot_curves({"a": (steps, returns), "b": (steps, returns[:1] + 1)}, "title")
     (axes,) = figure.axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["a (4 seeds)", "b (1 seeds)"]
+    assert labels == ["a (4 seeds, range)", "b (1 seeds, range)"]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), iqm(returns))
     low, high = iqm_interval(returns)
     band = axes.collections[0].get_paths()[0].vertices[:, 1]

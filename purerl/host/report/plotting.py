@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from purerl.host.report.aggregate import iqm, iqm_interval
+from purerl.host.report.aggregate import coverage, iqm, iqm_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 def plot_curves(curves: Mapping[str, Any], title: str = "", ylabel: str = "return") -> "Figure":
-    """IQM over seeds of each curve, with its 95 % bootstrap interval.
+    """IQM over seeds of each curve, with its 95 % bootstrap interval (of fewer than five seeds: their
+    range).
 
     Args:
         curves: By label: environment steps ``[E]`` and returns ``[S, E]``, or what has both as
@@ -51,7 +52,8 @@ def draw_curves(axes: "Axes", curves: Mapping[str, Any]) -> None:
     for label, curve in curves.items():
         along, returns = (curve.steps, curve.returns) if hasattr(curve, "returns") else curve
         low, high = iqm_interval(returns)
-        (line,) = axes.plot(along, iqm(returns), label=f"{label} ({len(returns)} seeds)")
+        band = ", range" if coverage(len(returns)) == "range" else ""
+        (line,) = axes.plot(along, iqm(returns), label=f"{label} ({len(returns)} seeds{band})")
         axes.fill_between(along, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(_thousands)
