@@ -26,7 +26,7 @@ FOLDERS = {
 }
 LINK = re.compile(r"(?<!`)\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
 HIDDEN = re.compile(r"<!-- hidden\n.*?-->\n", re.DOTALL)
-CODE = re.compile(r"(^```.*?^```|^\$\$.*?^\$\$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
+CODE = re.compile(r"(^```.*?^```|^\$\$.*?\$\$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 _home = {page: path for path, page in PAGES.items()}  # where a page's links start from
 _files: Files
 

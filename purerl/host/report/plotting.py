@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
 
 def plot_curves(curves: Mapping[str, Any], title: str = "", ylabel: str = "return") -> "Figure":
-    """IQM over seeds of each curve, with its 95 % bootstrap interval (of fewer than five seeds: their
-    range).
+    """IQM over seeds of each curve, with its 95 % bootstrap interval, or the range of so few.
 
     Args:
         curves: By label: environment steps ``[E]`` and returns ``[S, E]``, or what has both as
