@@ -78,6 +78,7 @@ def columns(cell: Cell, result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "worst seed", number(results.min())
     if cell.group == "mujoco":
         yield "maximum", number(highest(result))
+        yield "minutes", f"{sum(result['seconds'].values()) / 60:.0f}"
     yield "wanted", wanted(cell, results)
     if cell.group in ("control", "minatar", "mujoco"):
         yield "published", ", ".join(f"{x:g} ({name})" for name, x in others.items()) or "-"

@@ -83,11 +83,13 @@ def test_a_row_says_iqm_worst_seed_and_maximum_of_the_last_evaluations():
     cell = Cell(group="mujoco", algorithm="trpo", env="envpool:Hopper-v5", target=1900, last=2)
     result = {"returns": [[90.0, 10.0, 30.0], [40.0, 10.0, 10.0]], "last": 2, "seeds": 2}
     result |= {"steps": [1, 2, 1_000_000], "commit": "0123456789abcdef"}
+    result["seconds"] = {"compiling": 30.0, "training": 90.0}
     row = dict(learning_tables.columns(cell, result))
     assert row["steps"] == "1,000,000"
     assert row["IQM of the return [95 %]"] == "15.0 [10.0, 20.0]"
     assert row["worst seed"] == "10.0"
     assert row["maximum"] == "65.0"
+    assert row["minutes"] == "2"
     assert row["wanted"] == "1900"
     assert row["published"].startswith("2046 (tianshou), ")
     assert row["commit"] == "0123456789"
