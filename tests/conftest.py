@@ -1,5 +1,6 @@
 """Strict JAX for every test, and the marks."""
 
+import gc
 import os
 import pathlib
 
@@ -8,6 +9,9 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import purerl
+
+# Traces are made of millions of small objects, of which garbage collection sees a tenth of the time.
+gc.set_threshold(50_000, 20, 50)
 
 collect_ignore = ["data"]  # the scripts there need other libraries
 
