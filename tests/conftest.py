@@ -10,10 +10,16 @@ from threadpoolctl import threadpool_limits
 
 import purerl
 
-# Traces are made of millions of small objects, of which garbage collection sees a tenth of the time.
+# Traces are millions of small objects, with which garbage collection spent a tenth of the time.
 gc.set_threshold(50_000, 20, 50)
 
 collect_ignore = ["data"]  # the scripts there need other libraries
+# The slowest files, first of all: a worker that ends with one of them leaves the other idle.
+SLOWEST = (
+    *("test_docs", "test_off_policy", "test_runs", "test_notebooks", "test_conformance"),
+    *("test_players", "test_acktr", "test_train", "test_masks", "test_ppo", "test_resume"),
+    *("test_chunks", "test_sharding", "test_envs", "test_buffers", "test_trpo", "test_memory"),
+)
 
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 
@@ -37,6 +43,12 @@ jax.config.update(
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_include_full_tracebacks_in_locations", False)  # traces faster
+
+
+def pytest_collection_modifyitems(items):
+    """Slow files before the others; their order within is kept."""
+    order = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def _choose_level(node):

@@ -289,17 +289,11 @@ class ACKTRConfig(Config):
 
     learning_rate: Schedule = field(0.25, "eta_max.", "(0, inf)")
     learning_rate_schedule: Shape = field("linear", "How it falls to 0 at the run's end.")
-    target_kl: Number | None = field(
-        None, "Wanted KL of a step in nats, to which eta_max adapts.", "(0, inf)"
-    )
+    target_kl: Number | None = field(None, "KL of a step that eta_max adapts to.", "(0, inf)")
     momentum: Number = field(0.9, "Weight of the past in the moving average of steps.", "[0, 1)")
     kl_clip: Number = field(0.001, "Twice the largest predicted KL of a step, in nats.", "(0, inf)")
-    critic_kl_clip: Number | None = field(
-        0.01, "The same for a separate critic; None: no bound.", "(0, inf)"
-    )
-    critic_std: Number | None = field(
-        None, "sigma of the critic's Gaussian, in units of return.", "(0, inf)"
-    )
+    critic_kl_clip: Number | None = field(0.01, "Of a separate critic; None: none.", "(0, inf)")
+    critic_std: Number | None = field(None, "sigma, in units of the return.", "(0, inf)")
     damping: Number = field(0.01, "epsilon, added to the Fisher matrix's diagonal.", "(0, inf)")
     damping_kind: kfac.DampingKind = field(
         "factored", "To each factor, as in the paper; exactly; or to a measured diagonal."

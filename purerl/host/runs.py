@@ -275,6 +275,8 @@ def _tell(driver: Driver, replay_bytes: int) -> None:
         print(f"{seeds} seeds use {used} of {devices} devices; a multiple of {devices} uses all")
     if train.evaluate_at:
         share = f"at most {train.evaluation_share:.2g} times the steps of training"
+        if train.evaluation_share > 1:
+            share += " (evaluation_episodes and evaluations set how many)"
         each = f"{train.evaluation_episodes} episodes"
         print(f"{len(train.evaluate_at)} evaluations of {each} a seed: {share}")
 

@@ -67,8 +67,8 @@ def make_train(
         >>> make_train(dqn, env, 4000, warmup=2000).iterations
         250
     """
-    env = make_env(env)
     config = _sizes(algorithm, {"steps": steps} | sizes)
+    env = make_env(env)
     if config.evaluations:
         config.episode_limit(env)
     regime: Any = off_policy if isinstance(algorithm, OffPolicyAlgorithm) else on_policy
@@ -88,8 +88,8 @@ def _sizes(algorithm: Any, sizes: dict[str, Any]) -> Any:
     if type(algorithm) not in kinds:
         raise TypeError(
             f"make_train: algorithm is a {type(algorithm).__name__}, wanted an OnPolicyAlgorithm "
-            "or OffPolicyAlgorithm: purerl.ppo_clip(config, env.action_space) is one; purerl.run "
-            "takes names."
+            "or OffPolicyAlgorithm, and the environment after it: purerl.ppo_clip(config, "
+            "env.action_space) is one; purerl.run takes names."
         )
     config, other = kinds[type(algorithm)]
     for name in (name for name in sizes if name not in config.specs):

@@ -152,6 +152,13 @@ def test_the_default_evaluation_costs_a_tenth_of_the_run(limit, steps, sizes, ep
         assert train.evaluation_share <= 0.1
 
 
+def test_an_environment_and_an_algorithm_in_the_wrong_order_are_told():
+    env = purerl.make_env("CartPole-v1")
+    algorithm = purerl.a2c(purerl.A2CConfig(), env.action_space)
+    with pytest.raises(TypeError, match=r"algorithm is a Env, wanted .*the environment after it"):
+        purerl.make_train(env, algorithm, steps=1000)
+
+
 def test_names_and_what_are_no_algorithms():
     assert make_train(algorithm(), "CartPole-v1", 2000, **SIZES).iterations == 84
     with pytest.raises(TypeError, match=r"algorithm is a Train, wanted .*purerl.run takes names"):
