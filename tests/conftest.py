@@ -45,6 +45,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_include_full_tracebacks_in_locations", False)  # traces faster
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """Slow files before the others; their order within is kept."""
     order = {name: place for place, name in enumerate(SLOWEST)}
