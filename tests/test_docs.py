@@ -19,14 +19,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = (ROOT / "README.md").read_text()
 # Sizes of what is printed, and those at which it is run here.
 SMALLER = {
-    r"brax:hopper": "brax:fast",  # which compiles at once
+    r"brax:(hopper|inverted_pendulum)": "brax:fast",  # which compiles at once
     r"\b10_000_000\b": "2_048",
     r"\b10000000\b": "2048",
     r"\b(20_000|50_000|200_000)\b": "4_096",
     r"evaluation_episodes=64": "evaluation_episodes=2",
     r"\b20_000_000\b": "4_096",
     r"\b600000\b": "8192",
-    r"\b(500000|200000)\b": "4096",
+    r"\b(500000|200000|20000)\b": "4096",
     r", 16\)\)": ", 2))",
     r"seeds=(64|16)": "seeds=2",
     r"--seeds (64|32|16)": "--seeds 2",
