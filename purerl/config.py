@@ -311,7 +311,7 @@ def check_choice(what: str, value: Any, choices: Collection[str]) -> None:
         raise ValueError(f"{what} {value!r}. {suggest(value, choices)}")
 
 
-def suggest(name: Any, choices: Collection[str]) -> str:
+def suggest(name: Any, choices: Collection[str], show: Callable[[str], str] = str) -> str:
     """One sentence that lists the choices closest to ``name``, or all of them.
 
     Close are those that begin with it, whose words do ("lr": learning_rate), or that are spelled
@@ -320,6 +320,7 @@ def suggest(name: Any, choices: Collection[str]) -> str:
     Args:
         name: What was asked for.
         choices: What there is.
+        show: How a choice is written.
 
     Example:
         >>> suggest("lr", ["clip", "learning_rate"])
@@ -331,5 +332,5 @@ def suggest(name: Any, choices: Collection[str]) -> str:
     close += [x for x in folded if "".join(word[:1] for word in x.split("_")) == asked]
     close = [*dict.fromkeys(close)] or difflib.get_close_matches(asked, folded, n=3, cutoff=0.5)
     if close:
-        return f"Did you mean {' or '.join(folded[c] for c in close[:3])}?"
-    return f"Choose one of {', '.join(choices)}."
+        return f"Did you mean {' or '.join(show(folded[c]) for c in close[:3])}?"
+    return f"Choose one of {', '.join(map(show, choices))}."

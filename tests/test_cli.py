@@ -214,6 +214,11 @@ def test_random_points_and_words_of_a_grid(seen):
         (["train", "a2c", "CartPole-v1", "--gamma", "1.5"], "gamma=1.5 is out of range; set it"),
         (["train", "a2c", "CartPole-v1", "--hidden-sizes", "0"], "hidden_sizes=0 is out of range"),
         (["train", "a2c", "CartPole-v1", "--steps", "9"], "less than one iteration"),
+        (
+            ["train", "a2c", "CartPole-v1", "--lr", "1"],
+            "no option --lr. Did you mean --learning-rate",
+        ),
+        (["train", "a2c", "CartPole-v1", "--gama=1"], "no option --gama. Did you mean --gamma"),
         (["train", "a2c", "CartPole-v1", "--seeds", "0"], "seeds=0 is out of range"),
         (["train", "a2c", "CartPole-v1", "--keep", "0"], "keep=0 is out of range"),
         (["train", "a2c", "CartPole-v1", "--writers", "csvs"], "Did you mean csv"),

@@ -68,8 +68,8 @@ def named(name: str, params: dict[str, Any]) -> Env:
     if name not in CLASSES and name not in list_envs():
         if name in gymnasium.registry:
             raise ValueError(
-                f"unknown environment: gymnax has no {name!r}; gymnasium:{name} is Gymnasium's, "
-                f"which the host plays. {see('environments.md')}"
+                f"unknown environment {name!r} of gymnax. Did you mean gymnasium:{name}? The host "
+                f"plays it. {see('environments.md')}"
             )
         check_choice("unknown environment", name, list_envs())
     x64 = jax.config.read("jax_enable_x64")

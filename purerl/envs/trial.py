@@ -1,7 +1,7 @@
 """Checks of the environments that users bring: by tracing them, and by playing them at random."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +113,30 @@ def random_action(space: ActionSpace, obs: PyTree, key: jax.Array) -> jax.Array:
     return action[0] if isinstance(space, Discrete) else action
 
 
+class Trial(NamedTuple):
+    """What happened in some environments that were played at random, ``[LANES, length]`` each.
+
+    Attributes:
+        terminated: As ``step`` tells.
+        truncated: As ``step`` tells.
+        legal: Whether the mask of the observation before allowed an action.
+        start: Whether ``next_obs`` is what an episode may begin with.
+        repeated: Whether ``obs`` is ``next_obs``.
+        ahead: Whether ``next_obs`` is the observation of ``fresh``.
+        begun: Whether a leaf of observation and state is that of ``fresh``, ``[..., leaves]``.
+        varied: Whether the lane began otherwise than the first one, ``[LANES]``.
+    """
+
+    terminated: Any
+    truncated: Any
+    legal: Any
+    start: Any
+    repeated: Any
+    ahead: Any
+    begun: Any
+    varied: Any
+
+
 def try_out(env: Env) -> None:
     """Raises ValueError if new episodes do not begin, or are longer than the time limit, or if what
     an episode ended with is lost.
@@ -122,10 +146,63 @@ def try_out(env: Env) -> None:
     """
     limit = env.max_episode_steps
     length = min(limit or TRIAL // 4, TRIAL) + LANES
+    play = functools.partial(_play, env, length)
+    program = jax.jit(play, compiler_options={"xla_backend_optimization_level": 0})  # it runs once
+    trial = Trial(*map(np.asarray, program(jax.random.key(0))))
+    if not trial.legal.all():
+        raise ValueError(f"{env.name}: in {_first(~trial.legal)} action_mask allows no action.")
+    done = trial.terminated | trial.truncated
+    spans = [np.diff(np.flatnonzero(row), prepend=-1, append=length) for row in done]
+    _check_begun(env, trial, done, spans)
+    if limit is not None and limit <= TRIAL and max(map(np.max, spans)) > limit:
+        raise ValueError(
+            f"{env.name}: an episode took more than {limit} steps, its time limit "
+            "(max_steps_in_episode or max_episode_steps); let step truncate by that number."
+        )
+
+
+def _check_begun(env: Env, trial: Trial, done: np.ndarray, spans: list[np.ndarray]) -> None:
+    """Raises ValueError unless a new episode begins where one ended."""
+    first, later = np.array([x[0] for x in spans]), np.concatenate([x[1:-1] for x in spans])
+    dead = len(later) >= LANES and np.all(later == 1) and np.all(first > 1)
+    cut = np.maximum.accumulate(trial.truncated, 1)[:, :-1]  # steps after the first truncation
+    timeless = cut.sum() >= 4 * LANES and done[:, 1:][cut].all() and done.mean() < 0.5
+    # Where no episode begins, so that the next observation tells whether one began.
+    elsewhere = done & ~trial.start
+    same = elsewhere.sum() > 2 and trial.repeated[elsewhere].all() and not done.all()
+    cuts = (
+        trial.truncated & ~trial.terminated
+    )  # what a terminated episode led to, nobody learns from
+    ahead = trial.varied.any() and cuts.sum() > 2 and trial.ahead[cuts].all()
+    wrong = dead or timeless or same or ahead
+    shapes = jax.eval_shape(env.reset, jax.random.key(0))
+    leaves = by_path(dict(zip(("obs", "state"), shapes, strict=True)))
+    taken = trial.begun[done].all(axis=0) | (env.resets == "own")
+    missed = [name for name, right in zip(leaves, taken, strict=True) if not right]
+    if missed and not (wrong and len(missed) == len(leaves)):
+        raise ValueError(
+            f"{env.name}.step: where an episode ends, {', '.join(missed)} must be what fresh has, "
+            "where that is given; else rollouts differ between CPUs and accelerators. What resets "
+            'itself in another way says so by resets="own".'
+        )
+    if wrong:
+        what = "takes next_obs from the episode that begins"
+        if not ahead:
+            what = "goes on from the state in which an episode ended"
+        raise ValueError(
+            f"{env.name}.step {what}; give obs and state of a new episode there, as reset does, "
+            "and what the action led to as next_obs."
+        )
+
+
+def _play(env: Env, length: int, key: jax.Array) -> tuple[Any, ...]:
+    """Fields of a :class:`Trial`."""
+
+    def each(x: PyTree, y: PyTree) -> jax.Array:
+        return jnp.stack(jax.tree.leaves(jax.tree.map(_same, x, y)))
 
     def equal(x: PyTree, y: PyTree) -> jax.Array:
-        same = functools.partial(jnp.array_equal, equal_nan=True)
-        return jnp.stack(jax.tree.leaves(jax.tree.map(same, x, y))).all()
+        return each(x, y).all()
 
     def lane(starts: PyTree, start: PyTree, fresh: PyTree, key: jax.Array) -> Any:
         def step(carry, key):
@@ -134,49 +211,29 @@ def try_out(env: Env) -> None:
             action = random_action(env.action_space, obs, action_key)
             result, state = env.step(state, action, step_key, fresh)
             mask = action_mask(obs)
-            legal = jnp.array(True) if mask is None else mask.any()
-            begins = jax.vmap(equal, (0, None))(starts[0], result.next_obs).any()
-            repeated = equal(result.obs, result.next_obs)
-            of_new = equal(fresh[0], result.next_obs)
-            flags = result.terminated, result.truncated
-            return (result.obs, state), (*flags, legal, begins, repeated, of_new)
+            told = (
+                *(result.terminated, result.truncated),
+                jnp.array(True) if mask is None else mask.any(),
+                jax.vmap(equal, (0, None))(starts[0], result.next_obs).any(),
+                *(equal(result.obs, result.next_obs), equal(fresh[0], result.next_obs)),
+                each((result.obs, state), fresh),
+            )
+            return (result.obs, state), told
 
         return jax.lax.scan(step, start, jax.random.split(key, length))[1]
 
-    def play(key: jax.Array) -> Any:
-        starts = jax.vmap(env.reset)(jax.random.split(key, LANES))
-        others, keys = jax.tree.map(lambda x: x[::-1], starts), jax.random.split(key, LANES)
-        varied = ~jax.vmap(equal, (0, None))(starts[0], jax.tree.map(lambda x: x[0], starts[0]))
-        return varied, *jax.vmap(lane, (None, 0, 0, 0))(starts, starts, others, keys)
+    starts = jax.vmap(env.reset)(jax.random.split(key, LANES))
+    others, keys = jax.tree.map(lambda x: x[::-1], starts), jax.random.split(key, LANES)
+    told = jax.vmap(lane, (None, 0, 0, 0))(starts, starts, others, keys)
+    first = jax.tree.map(lambda x: x[0], starts[0])
+    return *told, ~jax.vmap(equal, (0, None))(starts[0], first)
 
-    trial = jax.jit(play, compiler_options={"xla_backend_optimization_level": 0})  # it runs once
-    varied, *ran = map(np.asarray, trial(jax.random.key(0)))  # [LANES], then [LANES, length] each
-    terminated, truncated, legal, begins, repeated, fresh = ran
-    done = terminated | truncated
-    if not legal.all():
-        raise ValueError(f"{env.name}: in {_first(~legal)} action_mask allows no action.")
-    spans = [np.diff(np.flatnonzero(row), prepend=-1, append=length) for row in done]
-    first, later = np.array([x[0] for x in spans]), np.concatenate([x[1:-1] for x in spans])
-    dead = len(later) >= LANES and np.all(later == 1) and np.all(first > 1)
-    cut = np.maximum.accumulate(truncated, 1)[:, :-1]  # steps after the first that was truncated
-    timeless = cut.sum() >= 4 * LANES and done[:, 1:][cut].all() and done.mean() < 0.5
-    # Where no episode begins, so that the next observation tells whether one began.
-    elsewhere = done & ~begins
-    same = elsewhere.sum() > 2 and repeated[elsewhere].all()
-    ahead = varied.any() and done.sum() > 2 and fresh[done].all()
-    if dead or timeless or same or ahead:
-        what = "takes next_obs from the episode that begins"
-        if not ahead:
-            what = "goes on from the state in which an episode ended"
-        raise ValueError(
-            f"{env.name}.step {what}; give obs and state of a new episode there, as reset does "
-            "(its clock, too), and what the action led to as next_obs."
-        )
-    if limit is not None and limit <= TRIAL and max(map(np.max, spans)) > limit:
-        raise ValueError(
-            f"{env.name}: an episode took more than {limit} steps, its time limit "
-            "(max_steps_in_episode or max_episode_steps); let step truncate by that number."
-        )
+
+def _same(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Whether two leaves are equal, NaN to NaN too."""
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x, y = jax.random.key_data(x), jax.random.key_data(y)
+    return jnp.all((x == y) | ((x != x) & (y != y)))
 
 
 def _first(found: np.ndarray) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from purerl.config import Config
+from purerl.config import Config, suggest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,8 +97,28 @@ def read(program: str, words: list[str], *defaults: Any) -> dict[str, Any]:
         *defaults: Configurations, and instances or classes of the dataclasses above.
     """
     options = _dataclass("Options", {type(x).__name__: _words_for(x) for x in defaults})
+    _check_names(words, options)
     how = (tyro.conf.OmitArgPrefixes,)
     return _flat(tyro.cli(options, prog=program, description="", args=words, config=how))
+
+
+def _check_names(words: list[str], options: Any) -> None:
+    """Raises ValueError, with those that are close, for an option that there is not."""
+    known = [*_names(options), "help", "tyro_print_completion", "tyro_write_completion"]
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        if word[:2] == "--" and name and name.removeprefix("no_") not in known:
+            near = suggest(name, known, lambda x: f"--{x.replace('_', '-')}")
+            raise ValueError(f"there is no option {word.partition('=')[0]}. {near}")
+
+
+def _names(options: Any) -> list[str]:
+    """Names of all fields, also of those within others."""
+    names = []
+    for one in dataclasses.fields(options):
+        kind = getattr(one.type, "__origin__", one.type)  # without its annotations
+        names += _names(kind) if dataclasses.is_dataclass(kind) else [one.name]
+    return names
 
 
 def _words_for(default: Any) -> tuple[Any, Any]:

@@ -102,7 +102,7 @@ class Comparison:
         said = [f"scores 0 to 1 are returns of {', '.join(ends)}", *self.notes]
         counts = (len(x.results()) for of_task in self.curves.values() for x in of_task.values())
         if aggregate.coverage(min(counts)) == "range":
-            said.append("intervals of fewer than five seeds are ranges, and cover less than 95 %")
+            said.append("of fewer than five seeds intervals cover less than 95 %")
         return "\n".join(said)
 
     def save(self, folder: str | pathlib.Path) -> None:

@@ -10,6 +10,7 @@ from purerl.host.experiment import Experiment
 from purerl.host.options import Stopped
 from purerl.host.report import frame
 from purerl.host.report.aggregate import coverage, iqm, iqm_interval
+from purerl.host.report.tables import number
 from purerl.host.store.folder import RunFolder, read_run
 from purerl.host.store.policy import best_seed, load_learned, make_policy
 from purerl.training.seeds import use_all_cores
@@ -77,16 +78,15 @@ class RunResult(NamedTuple):
         """One line: IQM of the last evaluation, seconds, steps a second, failed seeds."""
         parts = []
         if len(self.steps):
-            last = self.returns[:, -1]
-            low, high = iqm_interval(last)
-            each = ""
+            last, at = self.returns[:, -1], f"{self.steps[-1]:,} steps"
+            mean, low, high = (number(float(x)) for x in (iqm(last), *iqm_interval(last)))
             if self.experiment is not None:
                 count = self.experiment.loop.episodes(self.experiment.environment)
-                each = f", {count} episode{'s' if count > 1 else ''} each"
+                at += f", {count} episode{'s' if count > 1 else ''} each"
             failed = f", {self.failed.sum()} of them failed," if self.failed.any() else ""
+            of_seeds = f"{len(last)} seeds{failed} at {at}"
             parts.append(
-                f"return {iqm(last):.1f} (IQM of {len(last)} seeds{failed} at {self.steps[-1]:,} "
-                f"steps{each}, {coverage(len(last))} {low:.1f} to {high:.1f})"
+                f"return {mean} (IQM of {of_seeds}, {coverage(len(last))} {low} to {high})"
             )
         parts += [f"{value:.1f} s {what}" for what, value in self.seconds.items()]
         parts.append(f"{self.steps_per_second:,.0f} steps/s of all seeds")

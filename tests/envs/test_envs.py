@@ -181,7 +181,7 @@ def test_constructor_arguments():
     [
         ("CartPole-v2", {}, r"unknown environment 'CartPole-v2'. Did you mean CartPole-v1"),
         ("cartpole", {}, r"unknown environment 'cartpole'. Did you mean CartPole-v1"),
-        ("HalfCheetah-v5", {}, r"gymnax has no 'HalfCheetah-v5'; gymnasium:HalfCheetah-v5 is"),
+        ("HalfCheetah-v5", {}, r"Did you mean gymnasium:HalfCheetah-v5"),
         ("qqqq", {}, r"unknown environment 'qqqq'. Choose one of .*Pendulum-v1"),
         ("MNISTBandit-bsuite", {}, r"downloads the MNIST images.*give a gymnax object"),
         ("CartPole-v1", {"gravitas": 1}, r"CartPole-v1 has no parameter 'gravitas'.*gravity"),
@@ -403,7 +403,7 @@ def test_a_record_of_ones_own_is_checked_once(monkeypatch):
     [
         (walk(goes_on=True), r"walk.step goes on from the state in which an episode ended"),
         (walk(goes_on="alive"), "walk.step goes on from the state"),
-        (walk(keeps_time=True), "walk.step goes on from the state"),
+        (walk(keeps_time=True), r"walk.step: where an episode ends, \['state'\]\[1\] must be"),
         (walk(told=3), "walk: an episode took more than 3 steps, its time limit"),
     ],
 )
@@ -412,8 +412,10 @@ def test_episodes_that_do_not_begin_again_or_do_not_end_are_told(env, message):
         make_env(env)
 
 
-def corridor(keeps=(), told="after", line=False):
-    """Ten cells, or a line, with ends and cuts; what ``keeps`` names is not reset."""
+def corridor(keeps=(), told="after", line=False, forgets=None, own=False):
+    """Ten cells, or a line, with ends and cuts; what ``keeps`` names is not reset, nor anything at
+    what ``forgets`` names; its ``own`` resets take no look at those drawn for it.
+    """
 
     def see(state):
         return state[0][None] if line else jax.nn.one_hot(state[0], 10)
@@ -425,36 +427,60 @@ def corridor(keeps=(), told="after", line=False):
 
     def step(state, action, key, fresh=None):
         low, high = (-2.0, 2.0) if line else (0, 9)
-        place, time = (
-            jnp.clip(state[0] + (2 * action - 1) * (0.3 if line else 1), low, high),
-            state[1],
-        )
+        place = jnp.clip(state[0] + (2 * action - 1) * (0.3 if line else 1), low, high)
         terminated = (place == high) | (line & (place == low))
-        truncated = ~terminated & (time + 1 >= 30)
-        ended = terminated | truncated
-        after = place, time + 1
-        fresh = reset(key) if fresh is None else fresh
+        truncated = ~terminated & (state[1] + 1 >= 30)
+        ended = {None: terminated | truncated, "ends": truncated, "cuts": terminated}[forgets]
+        after = place, state[1] + 1
+        fresh = reset(key) if fresh is None or own else fresh
         begun = tuple(
             jnp.where(ended & (part not in keeps), new, old)
             for part, new, old in zip(("place", "time"), fresh[1], after, strict=True)
         )
-        obs = see(begun)
-        return Step(
-            obs, see(after) if told == "after" else obs, jnp.float32(0), terminated, truncated
-        ), begun
+        obs = jnp.where(ended, fresh[0], see(after)) if "but seen" in keeps else see(begun)
+        next_obs = see(after) if told == "after" else obs
+        return Step(obs, next_obs, jnp.float32(0), terminated, truncated), begun
 
     return Env("corridor", reset, step, Discrete(2), (1,) if line else (10,), 30)
 
 
 @pytest.mark.parametrize("line", [False, True])
-@pytest.mark.parametrize("keeps", [("place",), ("time",), ("place", "time"), "next_obs", ()])
-def test_what_is_not_begun_anew_after_an_end_or_a_cut_is_told(keeps, line):
-    told, keeps = ("obs", ()) if keeps == "next_obs" else ("after", keeps)
-    env = corridor(keeps, told, line)
-    if keeps or told == "obs":
-        with pytest.raises(ValueError, match=r"new episode there|takes next_obs from the episode"):
-            make_env(env)
-    else:
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ({"keeps": ("place",)}, r"\['obs'\], \['state'\]\[0\] must be what fresh has"),
+        ({"keeps": ("place", "but seen")}, r"ends, \['state'\]\[0\] must be what fresh has"),
+        ({"keeps": ("time",)}, r"ends, \['state'\]\[1\] must be what fresh has"),
+        ({"keeps": ("place", "time")}, "goes on from the state in which an episode ended"),
+        ({"forgets": "ends"}, "must be what fresh has|goes on from the state"),
+        ({"forgets": "cuts"}, "must be what fresh has|goes on from the state"),
+        ({"told": "obs"}, "takes next_obs from the episode that begins"),
+        ({"own": True}, 'must be what fresh has.* says so by resets="own"'),
+    ],
+)
+def test_what_is_not_begun_anew_after_an_end_or_a_cut_is_told(mistake, message, line):
+    with pytest.raises(ValueError, match=message):
+        make_env(corridor(**mistake, line=line))
+
+
+def test_a_bandit_needs_no_observation_of_where_it_led_to():
+    """Every step terminates, and shows the next context twice."""
+
+    def reset(key):
+        context = jax.random.normal(key, (2,))
+        return context, context
+
+    def step(state, action, key, fresh=None):
+        obs, after = reset(key) if fresh is None else fresh
+        return Step(obs, obs, state[action], jnp.array(True), jnp.array(False)), after
+
+    env = Env("bandit", reset, step, Discrete(2), (2,), 1)
+    assert make_env(env) is env
+
+
+@pytest.mark.parametrize("line", [False, True])
+def test_who_resets_as_fresh_or_says_that_it_does_not_is_taken(line):
+    for env in (corridor(line=line), corridor(line=line, own=True)._replace(resets="own")):
         assert make_env(env) is env
 
 

@@ -54,7 +54,8 @@ def halves(several: bool = False) -> purerl.Env:
         reward = jnp.where(bound & (jnp.max(action) == 2), jnp.nan, reward)
         last, no = time == 1, jnp.array(False)
         after = observe(1, bound), (jnp.int32(1), bound)
-        obs, state = jax.tree.map(lambda x, y: jnp.where(last, x, y), reset(key), after)
+        fresh = reset(key) if fresh is None else fresh
+        obs, state = jax.tree.map(lambda x, y: jnp.where(last, x, y), fresh, after)
         return Step(obs, after[0], reward, terminated=last, truncated=no), state
 
     space = purerl.MultiDiscrete([3, 3]) if several else purerl.Discrete(3)
@@ -224,7 +225,7 @@ def test_a_critic_may_see_more_than_the_actor():
 
     def step(state, action, key, fresh=None):
         reward, last = jnp.dot(state, jnp.arange(4.0)), jnp.array(True)
-        obs, state = reset(key)
+        obs, state = reset(key) if fresh is None else fresh
         return Step(obs, obs, reward, terminated=last, truncated=~last), state
 
     shape = {"part": (2,), "all": (4,)}

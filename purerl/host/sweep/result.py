@@ -8,7 +8,7 @@ import numpy as np
 from purerl.host.options import Stopped
 from purerl.host.report import frame
 from purerl.host.report.aggregate import coverage, iqm, iqm_interval
-from purerl.host.report.tables import aligned
+from purerl.host.report.tables import aligned, interval
 from purerl.host.store.checkpoint import read_host
 from purerl.host.store.folder import RunFolder, read_sweep
 
@@ -88,12 +88,16 @@ class SweepResult(NamedTuple):
         columns = [["rank", *(str(i + 1) for i in range(len(rows)))]]
         for name in rows[0]:
             if name == "iqm":
-                ends = [f"{row['iqm']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" for row in rows]
+                ends = [interval(row["iqm"], row["low"], row["high"]) for row in rows]
                 kind = coverage(self.returns.shape[1]).removesuffix(" interval")
                 columns.append([f"return (IQM) [{kind}]", *ends])
             elif name not in ("low", "high"):
                 columns.append([name, *(_short(row[name]) for row in rows)])
         lines = [aligned([*zip(*columns, strict=True)], left=0)]
+        if (alike := sum(row["high"] >= rows[0]["low"] for row in rows)) > 1:
+            lines.append(
+                f"{alike} of these rows are not told apart by their intervals (purerl compare)"
+            )
         if missing := int((self.steps < 0).all(axis=1).sum()):
             lines.append(f"{missing} of {len(self.points)} points were not evaluated yet")
         return "\n".join(lines)
