@@ -29,8 +29,8 @@ def defer(*names: str) -> None:
 
 def _defer(name: str) -> None:
     spec = importlib.util.find_spec(name)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        return  # who needs it will say so
     module, loader, lock = importlib.util.module_from_spec(spec), spec.loader, threading.RLock()
 
     def complete() -> ModuleType:

@@ -82,10 +82,19 @@ def named(name: str, params: dict[str, Any]) -> Env:
 @functools.lru_cache(maxsize=64)
 def _construct(name: str, x64: bool, **own: Any) -> Any:
     del x64  # the object may hold arrays of the default float type
+    cls = _class_of(name)
+    return gymnax.make(name, **own)[0] if cls is None else cls(**own)
+
+
+def _class_of(name: str) -> Any:
+    """Out of ``CLASSES``; None: it is not there, or in a later gymnax elsewhere."""
     if name not in CLASSES:
-        return gymnax.make(name, **own)[0]
+        return None
     module, _, cls = CLASSES[name].partition(":")
-    return getattr(importlib.import_module(f"gymnax.environments.{module}"), cls)(**own)
+    try:
+        return getattr(importlib.import_module(f"gymnax.environments.{module}"), cls)
+    except (ImportError, AttributeError):
+        return None
 
 
 def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:

@@ -145,6 +145,15 @@ def test_the_environments_that_are_made_by_their_classes_are_those_of_the_regist
         assert f"{module}:{made.__name__}" == where
 
 
+def test_where_gymnax_has_a_class_elsewhere_its_registry_is_asked(monkeypatch):
+    wanted = type(gymnax_adapter._construct("Catch-bsuite", False))
+    gymnax_adapter._construct.cache_clear()
+    for elsewhere in ("bsuite.nowhere:Catch", "bsuite.catch:Other"):
+        monkeypatch.setitem(gymnax_adapter.CLASSES, "Catch-bsuite", elsewhere)
+        assert type(gymnax_adapter._construct("Catch-bsuite", False)) is wanted
+        gymnax_adapter._construct.cache_clear()
+
+
 def test_a_discrete_observation_becomes_one_hot():
     env = make_env("FrozenLake-misc")
     obs, _ = jax.jit(env.reset)(jax.random.key(0))
