@@ -137,6 +137,12 @@ def ppo_kfac(
     return purerl.OnPolicyAlgorithm(init, act, update, gamma=config.gamma, ahead=ahead)
 
 
+def of_preset(action_space: Any, *, network: Any = None, preset_of: str = "CartPole-v1") -> Any:
+    """The algorithm at PPO-Clip's preset of an environment, for ``purerl.run``."""
+    config = purerl.make_experiment("ppo_clip", preset_of).config
+    return ppo_kfac(config, Options(), action_space)
+
+
 def measure(env_name: str, options: Options) -> dict[str, Any]:
     """Both on one environment, at PPO-Clip's preset."""
     import jax

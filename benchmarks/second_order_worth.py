@@ -4,16 +4,16 @@
     python benchmarks/second_order_worth.py --only acktr[ekfac] --envs Pendulum-v1 --force
 
 ACKTR with damping in the eigenbasis and with EKFAC, TRPO on a quarter of the samples by conjugate
-gradient and by their scores, at the presets; the defaults are taken from ``learning.py``'s results,
-PPO with Adam and with K-FAC from ``ppo_kfac.json``. The table has the first evaluation's step at
-which a seed's mean return reaches the target (interquartile mean over the seeds that do, and how
-many do), and the return at the end. Seconds are of 16 seeds, on machines that did other things too.
+gradient and by their scores, PPO with K-FAC on MuJoCo, at the presets; the defaults are taken from
+``learning.py``'s results, PPO on the other tasks from ``ppo_kfac.json``. The table has the first
+evaluation's step at which a seed's mean return reaches the target (interquartile mean over the
+seeds that do, and how many do), and the return at the end. Seconds are of all seeds, on machines
+that did other things too.
 """
 
 import dataclasses
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,15 @@ import purerl
 
 HERE = Path(__file__).resolve().parent
 TARGETS = {"CartPole-v1": 475.0, "Acrobot-v1": -100.0, "Pendulum-v1": -250.0}
+MUJOCO = {"envpool:Hopper-v5": 1000.0, "envpool:HalfCheetah-v5": 2000.0}
+TARGETS |= MUJOCO
 QUARTER = {"fisher_fraction": 0.25}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "acktr[eigenbasis]": ("acktr", {"damping_kind": "eigenbasis"}),
     "acktr[ekfac]": ("acktr", {"damping_kind": "ekfac"}),
     "trpo[cg, a quarter]": ("trpo", QUARTER),
     "trpo[samples, a quarter]": ("trpo", QUARTER | {"solver": "samples"}),
+    "ppo_clip[K-FAC]": ("ppo_kfac:of_preset", {}),  # on MuJoCo
 }
 ORDER = (
     *("acktr[factored]", "acktr[eigenbasis]", "acktr[ekfac]"),
@@ -47,7 +50,7 @@ class Options:
     only: tuple[str, ...] = tuple(VARIANTS)
     """Variants."""
     seeds: int = 16
-    """Seeds of each cell."""
+    """Seeds of each cell; of MuJoCo 5."""
     output: Path = HERE / "results" / "second_order_worth.json"
     """Result file, to which cells are added; the table goes beside it."""
     force: bool = False
@@ -56,25 +59,23 @@ class Options:
 
 def measure(name: str, env_name: str, options: Options) -> dict[str, Any]:
     """One variant on one environment."""
-    import jax
     import numpy as np
 
     algorithm, changes = VARIANTS[name]
+    if algorithm not in purerl.ALGORITHMS:
+        loop = purerl.make_experiment("ppo_clip", env_name).loop
+        changes = vars(loop) | {"preset_of": env_name}
     experiment = purerl.make_experiment(algorithm, env_name, **changes)
-    train = experiment.build()
-    keys = jax.random.split(jax.random.key(0), options.seeds)
-    compiled = jax.jit(purerl.vectorize(train.train)).lower(keys).compile()
-    start = time.perf_counter()
-    result = jax.block_until_ready(compiled(keys))
+    result = purerl.run(experiment, seeds=5 if env_name in MUJOCO else options.seeds)
     return {
         "name": name,
         "env": env_name,
         **circumstances("second_order_worth", options),
         "experiment": experiment.to_json(),
-        "seconds": time.perf_counter() - start,
-        "failed": int(np.sum(result.failed)),
-        "steps": np.asarray(result.curve.step[0]).tolist(),
-        "returns": np.round(result.curve.evaluation.mean_return, 2).tolist(),
+        "seconds": result.seconds["training"] + result.seconds["evaluating"],
+        "failed": int(result.failed.sum()),
+        "steps": result.steps.tolist(),
+        "returns": np.round(result.returns, 2).tolist(),
     }
 
 
@@ -109,8 +110,12 @@ def with_others(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The cells, and what other benchmarks measured at the same presets, by environment."""
     cells = list(cells)
     for env in TARGETS:
-        for name, whose in (("acktr[factored]", "acktr"), ("trpo[cg]", "trpo")):
-            there = json.loads((HERE / "results" / "learning" / f"{whose}-{env}.json").read_text())
+        defaults = {"acktr[factored]": "acktr", "trpo[cg]": "trpo"}
+        if env in MUJOCO:
+            defaults["ppo_clip[Adam]"] = "ppo_clip"
+        for name, whose in defaults.items():
+            file = f"{whose}-{env.rpartition(':')[2]}.json"
+            there = json.loads((HERE / "results" / "learning" / file).read_text())
             seconds = there["seconds"]["training"] + there["seconds"]["evaluating"]
             cells.append({**there, "name": name, "env": env, "seconds": seconds})
     for cell in json.loads((HERE / "results" / "ppo_kfac.json").read_text())["cells"]:
@@ -127,6 +132,8 @@ def main(options: Options) -> None:
     cells = json.loads(path.read_text())["cells"] if path.exists() else []
     for env in options.envs:
         for name in options.only:
+            if name == "ppo_clip[K-FAC]" and env not in MUJOCO:
+                continue
             same = [c for c in cells if (c["name"], c["env"]) == (name, env)]
             if same and not options.force:
                 continue
