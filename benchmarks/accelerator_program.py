@@ -1,9 +1,10 @@
 """One program compiled for an accelerator that need not be there, and what is in it.
 
-    python accelerator_program.py TARGET WHOSE NAME SEEDS
+    python accelerator_program.py TARGET WHOSE NAME SEEDS [CHANGES]
 
 prints a line of JSON. TARGET is ``gpu`` or a TPU's topology, ``v5e:16x16``; WHOSE is ``purerl`` or
-``rejax``, whose environment this runs in. ``accelerators.py`` calls it.
+``rejax``, whose environment this runs in; CHANGES of the preset are JSON. ``accelerators.py`` calls
+it.
 """
 
 import collections
@@ -49,7 +50,7 @@ FREE |= {"async-start", "async-done", "copy-start", "copy-done", "opt-barrier"}
 FREE |= {"partition-id", "replica-id", "while", "conditional"}
 
 
-def purerl_program(name: str, seeds: int) -> tuple[Any, Any, int]:
+def purerl_program(name: str, seeds: int, changes: dict[str, Any]) -> tuple[Any, Any, int]:
     """Iterations of an algorithm on CartPole-v1, its arguments' shapes, and T."""
     import purerl
     from purerl.pieces import packing
@@ -62,7 +63,7 @@ def purerl_program(name: str, seeds: int) -> tuple[Any, Any, int]:
         name = "ppo_clip"
         sizes = {"num_envs": PPO.num_envs, "rollout_length": PPO.rollout_length}
         sizes |= {"num_epochs": PPO.num_epochs, "num_minibatches": PPO.num_minibatches}
-    experiment = purerl.make_experiment(name, "CartPole-v1", evaluations=0, **sizes)
+    experiment = purerl.make_experiment(name, "CartPole-v1", evaluations=0, **sizes, **changes)
     train = experiment.build()
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds))
     state = jax.eval_shape(purerl.vectorize(train.init, shard=False), keys)
@@ -73,7 +74,7 @@ def purerl_program(name: str, seeds: int) -> tuple[Any, Any, int]:
     return purerl.vectorize(program, shard=False), state, experiment.loop.rollout_length
 
 
-def rejax_program(name: str, seeds: int) -> tuple[Any, Any, int]:
+def rejax_program(name: str, seeds: int, changes: dict[str, Any]) -> tuple[Any, Any, int]:
     """The same of Rejax."""
     import rejax_ppo
     from measure import PPO
@@ -122,12 +123,12 @@ def loops(text: str) -> list[tuple[list[int | None], int]]:
     return found
 
 
-def on_gpu(whose: str, name: str, seeds: int) -> dict[str, Any]:
+def on_gpu(whose: str, name: str, seeds: int, changes: dict[str, Any]) -> dict[str, Any]:
     """Launches and memory of one H200."""
     topology = topologies.get_topology_desc(
         platform="cuda", topology_name="h200", topology="1x1x1", target_config=H200
     )
-    function, arguments, length = PROGRAMS[whose](name, seeds)
+    function, arguments, length = PROGRAMS[whose](name, seeds, changes)
     compiled, seconds = compiled_for(function, arguments, topology)
     nests = loops(compiled.as_text())
     whole, dynamic, step = 0, 0, 0.0
@@ -150,10 +151,12 @@ def on_gpu(whose: str, name: str, seeds: int) -> dict[str, Any]:
     }
 
 
-def on_tpu(topology: str, whose: str, name: str, seeds: int) -> dict[str, Any]:
+def on_tpu(
+    topology: str, whose: str, name: str, seeds: int, changes: dict[str, Any]
+) -> dict[str, Any]:
     """Collectives among all chips, which share the seeds, and memory of each."""
     chips = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    function, arguments, _ = PROGRAMS[whose](name, seeds)
+    function, arguments, _ = PROGRAMS[whose](name, seeds, changes)
     compiled, seconds = compiled_for(function, arguments, chips)
     found = re.findall(rf" ({COLLECTIVES})(?:-start)?\(", compiled.as_text())
     return {
@@ -196,6 +199,6 @@ def taken(compiled: Any) -> int:
 PROGRAMS = {"purerl": purerl_program, "rejax": rejax_program}
 
 if __name__ == "__main__":
-    target, whose, name, seeds = sys.argv[1:]
+    target, whose, name, seeds, *rest = sys.argv[1:]
     measure = on_gpu if target == "gpu" else lambda *call: on_tpu(target, *call)
-    print(json.dumps(measure(whose, name, int(seeds))))
+    print(json.dumps(measure(whose, name, int(seeds), json.loads(rest[0]) if rest else {})))

@@ -40,6 +40,10 @@ ENVIRONMENTS = {
     ("gpu", "rejax"): ("accelerators-gpu-rejax", (GPU, ("rejax==0.1.3", "gymnax==0.0.9", *PEER))),
     ("tpu", "purerl"): ("accelerators-tpu", ((f"jax[tpu]=={JAX}",), PURERL)),
 }
+# By row: the algorithm, and what is changed of its preset.
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in ("ppo", *ALGORITHMS)}
+ROWS["trpo[cg, a quarter]"] = ("trpo", {"fisher_fraction": 0.25})
+ROWS["trpo[samples, a quarter]"] = ("trpo", {"fisher_fraction": 0.25, "solver": "samples"})
 SEEDS, SEEDS_OF_CHIPS = 16, 2048
 CHIPS = "v5e:16x16"
 MEMORY = 141e9  # bytes of an H200
@@ -51,8 +55,8 @@ class Options:
 
     show: bool = False
     """Only print the table that is there; rows of other code are marked."""
-    algorithms: tuple[str, ...] = ("ppo", *ALGORITHMS)
-    """Rows that are measured; the others stay as they are."""
+    rows: tuple[str, ...] = tuple(ROWS)
+    """Those that are measured; the others stay as they are."""
     cache: Path = dataclasses.field(default_factory=isolated.default_cache)
     """Folder of the environments."""
     output: Path = HERE / "results" / "accelerators.json"
@@ -65,7 +69,9 @@ def compiled(target: str, whose: str, name: str, seeds: int, cache: Path) -> dic
     """What ``accelerator_program.py`` says of one program."""
     kind = "gpu" if target == "gpu" else "tpu"
     python = isolated.python_with(*ENVIRONMENTS[kind, whose], cache)
-    words = [str(python), str(HERE / "accelerator_program.py"), target, whose, name, str(seeds)]
+    algorithm, changes = ROWS[name]
+    words = [str(python), str(HERE / "accelerator_program.py"), target, whose, algorithm]
+    words += [str(seeds), json.dumps(changes)]
     environment = isolated.clean_environment(
         PYTHONPATH=str(ROOT)
     )  # these files, not installed ones
@@ -103,7 +109,7 @@ def main(options: Options) -> None:
         print(table(there))
         return
     data, text = result_files(options.output, (".json", ".md"), options.force)
-    for name in options.algorithms:
+    for name in options.rows:
         row = {"gpu": compiled("gpu", "purerl", name, SEEDS, options.cache), "source": source()}
         row["tpu"] = compiled(CHIPS, "purerl", name, SEEDS_OF_CHIPS, options.cache)
         there[name] = row

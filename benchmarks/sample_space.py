@@ -3,9 +3,10 @@
     python benchmarks/sample_space.py          # some minutes; nothing else should run meanwhile
 
 One direction ``(F + c I)^-1 g`` of a policy with two hidden layers: by ten iterations of conjugate
-gradient on products with F, and by a Cholesky decomposition of the inner products of B scores; P is
-the number of the policy's parameters. Both from the same gradient, in turns; the table has the
-median ratio (below 1: the samples are cheaper) and their milliseconds.
+gradient on products with F; by a Cholesky decomposition of the inner products of B scores, which is
+``solver="samples"``; and by ten iterations of conjugate gradient on those. P is the number of the
+policy's parameters. All from the same gradient, in turns; the table has the median ratios to the
+first (below 1: the samples are cheaper) and the milliseconds.
 """
 
 import dataclasses
@@ -44,7 +45,7 @@ class Options:
 
 
 def problem(batch: int, width: int, features: int):
-    """A Gaussian policy, a batch of its own actions, and two functions of the parameters."""
+    """A Gaussian policy, a batch of its own actions, and three functions of the parameters."""
     import jax
 
     from purerl.algorithms.trpo import make_surrogate
@@ -65,17 +66,27 @@ def problem(batch: int, width: int, features: int):
         options = dict(damping=0.1, tolerance=0.0, max_iterations=10)
         return purerl.conjugate_gradient(fisher, g, **options).x
 
-    def by_samples(params, g):
+    def scores_of(params):
         log_prob = lambda p, x: network.apply(p, x[0])[0].log_prob(x[1])  # noqa: E731
-        return solve_by_samples(score_matrix(log_prob, params, (obs, action)), g, 0.1).x
+        return score_matrix(log_prob, params, (obs, action))
+
+    def by_samples(params, g):
+        return solve_by_samples(scores_of(params), g, 0.1).x
+
+    def by_iterations(params, g):
+        scores = scores_of(params)
+        options = dict(damping=0.1 * batch, tolerance=0.0, max_iterations=10)
+        u = purerl.conjugate_gradient(lambda v: scores.gram @ v, scores.push(g), **options).x
+        return jax.tree.map(lambda v, w: (v - w) / 0.1, g, scores.pull(u))
 
     leaves = {k: v for k, v in params["params"].items() if k not in ("critic", "value_head")}
     size = sum(x.size for x in jax.tree.leaves(leaves))
-    return size, {"cg": by_products, "samples": by_samples}, (params, g)
+    functions = {"cg": by_products, "samples": by_samples, "iterations": by_iterations}
+    return size, functions, (params, g)
 
 
 def measure(batch: int, width: int, options: Options) -> dict[str, Any]:
-    """Milliseconds of both."""
+    """Milliseconds of each."""
     import jax
 
     size, functions, arguments = problem(batch, width, options.features)
@@ -87,20 +98,27 @@ def measure(batch: int, width: int, options: Options) -> dict[str, Any]:
             jax.block_until_ready(function(*arguments))
             if repeat:  # the first execution is discarded
                 times[name].append(1e3 * (time.perf_counter() - start))
-    ratios = [s / c for s, c in zip(times["samples"], times["cg"], strict=True)]
-    cell = {"batch": batch, "width": width, "params": size, "ratio": statistics.median(ratios)}
-    cell |= {name: statistics.median(t) for name, t in times.items()}
+    cell: dict[str, Any] = {"batch": batch, "width": width, "params": size}
+    for name, own in times.items():
+        ratios = [t / c for t, c in zip(own, times["cg"], strict=True)]
+        cell |= {name: statistics.median(own), f"{name}_ratio": statistics.median(ratios)}
     print(cell, file=sys.stderr, flush=True)
     return cell
 
 
 def table(cells: list[dict[str, Any]], batches: tuple[int, ...]) -> str:
-    """Ratio (milliseconds by samples / by conjugate gradient), a row a network."""
+    """Ratios of Cholesky's and of iterations' time by samples (and milliseconds, the last by
+    conjugate gradient on products with F), a row a network.
+    """
     rows = [f"| P (width) | {' | '.join(f'B = {b}' for b in batches)} |"]
     rows.append("|---" * (len(batches) + 1) + "|")
     for width, line in itertools.groupby(cells, key=lambda cell: cell["width"]):
         found = list(line)
-        texts = [f"{c['ratio']:.2f} ({c['samples']:.1f} / {c['cg']:.1f})" for c in found]
+        texts = [
+            f"{c['samples_ratio']:.2f}, {c['iterations_ratio']:.2f} "
+            f"({c['samples']:.1f}, {c['iterations']:.1f}, {c['cg']:.1f})"
+            for c in found
+        ]
         rows.append(f"| {found[0]['params']:,} ({width}) | {' | '.join(texts)} |")
     return "\n".join(rows)
 
@@ -114,7 +132,9 @@ def plot(cells: list[dict[str, Any]], path: Path) -> None:
     for _, line in itertools.groupby(cells, key=lambda cell: cell["width"]):
         found = list(line)
         label = f"P = {found[0]['params']:,}"
-        axes.loglog([c["batch"] for c in found], [c["ratio"] for c in found], "o-", label=label)
+        axes.loglog(
+            [c["batch"] for c in found], [c["samples_ratio"] for c in found], "o-", label=label
+        )
     axes.axhline(1.0, color="gray", linewidth=1)
     axes.set(xlabel="B", ylabel="time by samples / by ten iterations of conjugate gradient")
     axes.grid(alpha=0.3)

@@ -13,7 +13,6 @@ import pytest
 import purerl
 from purerl.cli import main
 
-pytestmark = pytest.mark.trains
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = (ROOT / "README.md").read_text()
