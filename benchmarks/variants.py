@@ -64,11 +64,12 @@ def measure(name: str, options: Options) -> dict[str, Any]:
     """One variant."""
     algorithm, env, variants = QUESTIONS[options.question]
     experiment = purerl.make_experiment(algorithm, env, **variants[name])
-    entropies: list[Any] = []
+    notes: dict[str, list[Any]] = {}
 
     def note(columns: dict[str, Any]) -> None:
-        if "entropy" in columns:  # DQN has none
-            entropies.append(np.round(columns["entropy"], 3).tolist())
+        for name in ("entropy", "kl", "trust", "explained_variance"):
+            if name in columns:  # not of every algorithm
+                notes.setdefault(name, []).append([float(f"{x:.3g}") for x in columns[name]])
 
     result = purerl.run(experiment, seeds=options.seeds, seed=options.seed, on_row=note)
     return {
@@ -79,7 +80,7 @@ def measure(name: str, options: Options) -> dict[str, Any]:
         "failed": int(result.failed.sum()),
         "steps": result.steps.tolist(),
         "returns": np.round(result.returns, 2).tolist(),
-        "entropy": np.transpose(entropies).tolist(),
+        **{name: np.transpose(rows).tolist() for name, rows in notes.items()},
         "greedy": played(experiment, result.state, greedy=True),
         "sampled": played(experiment, result.state, greedy=False),
     }
