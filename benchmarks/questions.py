@@ -55,8 +55,8 @@ TRPO_ACCURACY: Variants = {
     **{f"{x:g} of the samples": {"fisher_fraction": x} for x in (0.1, 0.25)},
 }
 
-# Where the critic explains 0.98 of the variance, the advantages of normalized rewards are small, and
-# so is every step: the KL falls to 1e-6 within 300,000 steps, and the clip is far away (trust 1).
+# Where the critic explains 0.98 of the variance, advantages of normalized rewards are small, and so
+# is every step: the KL falls to 1e-6 within 300,000 steps, and the clip is far away (trust 1).
 # OpenAI baselines' old ACKTR for continuous actions normalizes them and adapts the step to a KL.
 _NORMALIZED: dict[str, Any] = {"normalize_advantage": True}
 _WIDE = {"kl_clip": 0.01}
