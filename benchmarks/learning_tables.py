@@ -17,8 +17,8 @@ RESULTS = HERE / "results" / "learning"
 PUBLISHED = tomllib.loads((HERE / "published.toml").read_text())
 SUMMARY = ("ppo_clip", "trpo", "acktr", "a2c", "dqn")  # columns of the README's table
 EXPERIMENTS = (
-    *("variants/breakout", "variants/a2c_pendulum", "variants/acrobot", "seeds_needed"),
-    "breakout_plateaus",
+    *("variants/breakout", "variants/a2c_pendulum", "variants/acrobot", "variants/acktr_hopper"),
+    *("seeds_needed", "breakout_plateaus"),
     *("trust_region", "ppo_kfac", "kl_clip", "second_order_worth"),
 )
 Results = dict[str, dict[str, Any]]  # by the name of their cell
