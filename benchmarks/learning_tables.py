@@ -105,7 +105,7 @@ def table(group: str, results: Results) -> str:
 def summary(results: Results) -> str:
     """The README's table: interquartile means by task and algorithm."""
     tasks = ("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "Breakout-MinAtar")
-    tasks += ("Hopper-v5", "HalfCheetah-v5")
+    tasks += ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5")
     lines = [" | ".join(["| environment", *SUMMARY, ""]).strip(), "|---" * (1 + len(SUMMARY)) + "|"]
     for task in tasks:
         found = [results.get(f"{name}-{task}") for name in SUMMARY]
