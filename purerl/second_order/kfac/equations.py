@@ -1,6 +1,6 @@
 """Equations of a jaxpr: the program that one calls, the axes of a product's operands."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jax.extend import core
@@ -10,14 +10,34 @@ from purerl.policies.networks import MATRIX_PRODUCT
 Shape = tuple[int, ...]
 
 
+def walk(jaxpr: core.Jaxpr, consts: Iterable, arguments: Iterable, apply: Callable) -> list[Any]:
+    """A program's results, whatever its values are: arrays, or what is known of them.
+
+    Args:
+        jaxpr: The program.
+        consts: Values of its constants.
+        arguments: Values of its arguments.
+        apply: ``(i, equation, operands) -> results`` of its i-th equation.
+    """
+    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
+    read = lambda v: v.val if isinstance(v, core.Literal) else env[v]  # noqa: E731
+    for i, equation in enumerate(jaxpr.eqns):
+        with equation.ctx.manager:
+            results = apply(i, equation, [read(v) for v in equation.invars])
+        env.update(zip(equation.outvars, results, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
 def inner_program(equation: core.JaxprEqn) -> tuple[Any, Sequence[Any]] | None:
     """The program that an equation calls with its operands, and its constants; None: it calls none.
 
     Args:
-        equation: Such as a jit, a remat, a scan, or a function with a custom derivative.
+        equation: Such as a jit, a remat, a scan, or a function with a custom derivative. One that
+            is known as a product counts as an operation.
     """
     called = {"jit", "pjit", "closed_call", "remat2", "checkpoint", "scan"}
-    if equation.primitive.name not in called | {"custom_jvp_call", "custom_vjp_call"}:
+    called |= {"custom_jvp_call", "custom_vjp_call"}
+    if equation.primitive.name not in called or is_product(equation):
         return None
     program = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
     return getattr(program, "jaxpr", program), getattr(program, "consts", ())
@@ -58,21 +78,32 @@ def dimension_numbers(equation: core.JaxprEqn) -> Any:
     return None
 
 
+def is_product(equation: core.JaxprEqn) -> bool:
+    """Whether it is a matrix product or a convolution.
+
+    Args:
+        equation: Of any kind.
+    """
+    convolution = equation.primitive.name == "conv_general_dilated"
+    return convolution or dimension_numbers(equation) is not None
+
+
 class Axes(NamedTuple):
     """How a product's operands meet.
 
     Attributes:
         rows: Axes of the weight that are summed over; of a kernel, its pixels', then its channels'.
         columns: Axes of the weight that are left.
-        others: The input's axes that are left, in the order of the result's.
-        summed: The input's axes that are summed over, in the order of ``rows``.
-        features: Axes of the result that are the weight's columns.
+        inputs: Axes of the input: those that are in the result, as in ``places``; then those that
+            are summed over, as in ``rows``. Of a convolution only the batch's.
+        places: Axes of the result that are not of features; of a convolution, the batch's is first.
+        features: Axes of the result that are ``columns``.
     """
 
     rows: Shape
     columns: Shape
-    others: Shape
-    summed: Shape
+    inputs: Shape
+    places: Shape
     features: Shape
 
 
@@ -84,20 +115,21 @@ def product_axes(equation: core.JaxprEqn, weight: int) -> Axes:
         weight: Which operand the weight is.
     """
     if (numbers := dimension_numbers(equation)) is None:
-        of_input, kernel, result = equation.params["dimension_numbers"]
-        place = {result[i]: of_input[i] for i in range(len(result)) if i != 1}
-        others = tuple(place[i] for i in sorted(place))
-        return Axes((*kernel[2:], kernel[1]), kernel[:1], others, (of_input[1],), (result[1],))
+        of_input, kernel, (batch, features, *pixels) = equation.params["dimension_numbers"]
+        rows, places = (*kernel[2:], kernel[1]), (batch, *pixels)
+        return Axes(rows, kernel[:1], of_input[:1], places, (features,))
     summed, batched = numbers
     free = [
         tuple(i for i in range(len(shape_of(v))) if i not in (*summed[side], *batched[side]))
         for side, v in enumerate(equation.invars)
     ]
     start = len(batched[0]) + weight * len(free[0])
+    features = range(start, start + len(free[weight]))
+    result = range(len(shape_of(equation.outvars[0])))
     return Axes(
         rows=tuple(summed[weight]),
         columns=free[weight],
-        others=(*batched[1 - weight], *free[1 - weight]),
-        summed=tuple(summed[1 - weight]),
-        features=tuple(range(start, start + len(free[weight]))),
+        inputs=(*batched[1 - weight], *free[1 - weight], *summed[1 - weight]),
+        places=tuple(i for i in result if i not in features),
+        features=tuple(features),
     )

@@ -1,125 +1,108 @@
 """Which products of a program are layers: parameters followed through its jaxpr, nothing computed.
 
-Each value of the program is a constant, a :class:`View` of one parameter, what is :class:`Made` of
-parameters alone otherwise, or :class:`Data`, which depends on the input.
+Each value of the program is a constant, a :class:`Weight`, which is made of parameters alone, or
+:class:`Data`, which depends on the input. From where its entries come is the value's layout: sizes
+and strides, which transpositions, reshapes and broadcasts rearrange.
 """
 
-import dataclasses
+import functools
+import itertools
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jax.extend import core, source_info_util
 
 from purerl.second_order.kfac.equations import (
-    Axes,
     Shape,
-    dimension_numbers,
     inner_program,
+    is_product,
     product_axes,
     scan_operands,
     shape_of,
+    walk,
 )
 
-Step = tuple[str, tuple[int, ...]]  # "reshape" or "transpose", and its argument
+# Sizes and strides of the parts that an axis is made of, slowest first; an entry's indices times the
+# strides add up to its place in a flat array. Of a matrix [2, 3] the axes are ((2, 3),) and
+# ((3, 1),); its transpose, flattened, has one axis of two parts: ((3, 1), (2, 3)). Stride 0: repeated.
+Axis = tuple[tuple[int, int], ...]
+Layout = tuple[Axis, ...]
 Path = tuple[int, ...]  # index of an equation, then of one in its inner program, and so on
 
+SAMPLE = -1  # stride of the samples, told by its sign from those of features
+MOVES = {"transpose", "broadcast_in_dim", "reshape", "squeeze"}
+MOVES |= {"convert_element_type", "copy", "copy_p", "reduce_precision"}
 
-class View(NamedTuple):
-    """One parameter, its entries in another order, perhaps repeated along new axes.
+
+class Weight(NamedTuple):
+    """What is made of parameters alone.
 
     Attributes:
-        name: Of the parameter.
-        steps: From it to an array without axes of size 1.
-        axes: Of that array, for each axis of the value; None: repeated, or of size 1.
+        names: Of the parameters.
+        layout: Places of the entries in the one parameter that this is a view of, flattened. None:
+            it is computed.
+        where: The line of the source that computes it.
     """
 
-    name: str
-    steps: tuple[Step, ...]
-    axes: tuple[int | None, ...]
-
-
-class Made(NamedTuple):
-    """What is computed of parameters alone, and is no view of one."""
-
     names: frozenset[str]
-    where: str
+    layout: Layout | None
+    where: str = ""
 
 
 class Data(NamedTuple):
     """What depends on the input.
 
     Attributes:
-        before: Where samples share an axis with something that varies slower, how often they
-            repeat in it; None: not known.
-        product: Whose result this is, up to the order of its axes; None: of none.
-        features: The axes of that result's features.
+        layout: A part of stride ``SAMPLE`` is the samples; parts of positive strides are a
+            product's features, and their strides those of the features' numbers.
+        product: The path of that product; None: this is no product's result.
     """
 
-    before: int | None = 1
-    product: int | None = None
-    features: Shape = ()
-
-
-class Product(NamedTuple):
-    """An equation that multiplies a weight with what depends on the input.
-
-    Attributes:
-        path: Of the equation.
-        turns: Lengths of the scans that it is within.
-        weight: Which operand the weight is, 0 or 1.
-        batch: Place of the axis of samples among the result's axes without the features.
-        before: See :class:`Data`.
-        locations: Of a sample, at all turns.
-    """
-
-    path: Path
-    turns: Shape
-    weight: int
-    batch: int
-    before: int
-    locations: int
+    layout: Layout = ()
+    product: Path | None = None
 
 
 class Use(NamedTuple):
     """One use of a parameter together with the input.
 
     Attributes:
-        kind: ``product``, ``bias`` (of a product), ``bad`` (a product that is no layer) or
-            ``other`` (of another operation, such as the scale of a LayerNorm).
-        where: In the source.
-        product: Index of the product, of the first two.
-        steps: From the parameter to the matrix ``[d, k]``, or to the bias ``[k]``.
-        shape: ``(d, k)`` or ``(k,)``.
-        reason: Of a bad one.
+        kind: ``product``, ``bias`` (of a product) or ``other``, such as the scale of a LayerNorm.
+        layout: Places in the flattened parameter of the matrix ``[d, k]``, or of the bias ``[k]``.
+        path: Of the product: to its equation, and at last which operand the weight is.
+        turns: Lengths of the scans that the product is within.
+        places: Shape of the product's result without its features, split such that samples have an
+            axis of their own; that one's size is ``SAMPLE`` here, for any number of samples.
+        reason: Why K-FAC cannot factor the parameter; empty: this use does not forbid it.
+        where: The line of the source.
     """
 
     kind: str
-    where: str
-    product: int = -1
-    steps: tuple[Step, ...] = ()
-    shape: Shape = ()
+    layout: Layout = ()
+    path: Path = ()
+    turns: Shape = ()
+    places: Shape = ()
     reason: str = ""
+    where: str = ""
 
 
-@dataclasses.dataclass
 class Finder:
     """Follows the parameters through a program.
 
     Attributes:
         samples: Size of the axis of samples, of which other axes are no multiples.
-        products: In the order of the program.
-        uses: Of each parameter.
+        uses: Of each parameter, by the paths of the equations.
+        readers: Of each product's result, paths of the equations that do more than move it; the
+            caller of the program is ``()``.
     """
 
-    samples: int
-    products: list[Product] = dataclasses.field(default_factory=list)
-    uses: dict[str, list[Use]] = dataclasses.field(default_factory=dict)
+    def __init__(self, samples: int):
+        self.samples = samples
+        self.uses: dict[str, dict[Path, Use]] = defaultdict(dict)
+        self.readers: dict[Path | None, set[Path]] = defaultdict(set)
 
-    def run(
-        self, jaxpr: core.Jaxpr, kinds: Sequence[Any], path: Path = (), turns: Shape = ()
-    ) -> list[Any]:
+    def run(self, jaxpr: core.Jaxpr, kinds: Sequence[Any], path: Path, turns: Shape) -> list[Any]:
         """The kinds of a program's results.
 
         Args:
@@ -128,218 +111,174 @@ class Finder:
             path: To it.
             turns: Lengths of the scans around it.
         """
-        env = dict(zip(jaxpr.invars, kinds, strict=True))
-        variables = [v for e in jaxpr.eqns for v in e.invars] + list(jaxpr.outvars)
-        uses = Counter(v for v in variables if not isinstance(v, core.Literal))
+        consts = [None] * len(jaxpr.constvars)
+        return walk(jaxpr, consts, kinds, lambda i, e, of: self._equation(e, of, (*path, i), turns))
 
-        def read(v):
-            return None if isinstance(v, core.Literal) else env.get(v)
+    def made(self, equation: Any, path: Path, variable: Any, *kinds: Any) -> Any:
+        """The kind of what is computed of some kinds.
 
-        for i, equation in enumerate(jaxpr.eqns):
-            operands = [read(v) for v in equation.invars]
-            results = self._equation(equation, operands, (*path, i), turns)
-            for v, kind in zip(equation.outvars, results, strict=True):
-                if isinstance(kind, Data) and uses[v] != 1:  # what else uses it misses the bias
-                    kind = Data(kind.before)
-                env[v] = kind
-        return [read(v) for v in jaxpr.outvars]
-
-    def _equation(self, equation, kinds, path, turns) -> list[Any]:
+        Args:
+            equation: That computes it.
+            path: Of the equation.
+            variable: The program's name for it, whose axes tell by their sizes where samples are.
+            kinds: Of the operands. An axis as long as one with samples has them in that order.
+        """
+        names = frozenset[str]().union(*(kind.names for kind in kinds if isinstance(kind, Weight)))
         data = [kind for kind in kinds if isinstance(kind, Data)]
-        weights = [kind for kind in kinds if isinstance(kind, View | Made)]
-        name, count = equation.primitive.name, len(equation.outvars)
-        if not data and (not weights or name == "stop_gradient"):
-            return [None] * count
-        if dimension_numbers(equation) is not None or name == "conv_general_dilated":
-            if data and weights:
-                return [self._product(equation, kinds, path, turns)]
-        elif name == "scan":
-            return self._scan(equation, kinds, path, turns)
-        elif (program := inner_program(equation)) is not None:
-            return self.run(program[0], kinds, path, turns)
-        elif len(kinds) == 1 and (moved := self._moved(equation, kinds[0])) is not None:
-            return [moved]
-        elif name in ("add", "add_any") and data and weights and self._bias(equation, kinds):
-            return [Data(data[0].before)]
         if not data:
-            return [Made(frozenset().union(*map(_names, weights)), _where(equation))] * count
-        inside = name in ("cond", "while")
-        for weight in weights:
-            self._refuse(weight, equation, f"it is used within lax.{name}" if inside else "")
-        return [Data(self._before(equation, kinds, v)) for v in equation.outvars]
+            return Weight(names, None, _where(equation)) if names else None
+        axes: dict[int, Axis] = {self.samples: ((self.samples, SAMPLE),)}
+        for kind in data:
+            self.readers[kind.product].add(path)
+            for axis in kind.layout:
+                if any(stride < 0 for _, stride in axis):
+                    plain = tuple((n, min(stride, 0)) for n, stride in axis)
+                    axes.setdefault(math.prod(n for n, _ in axis), plain)
+        return Data(tuple(axes.get(n, ((n, 0),)) for n in shape_of(variable)))
 
-    def _refuse(self, weight: View | Made, equation: Any, reason: str) -> None:
-        """Notes a use that is no layer; without a reason one that needs none."""
-        use = Use("bad" if reason else "other", _where(equation), reason=reason)
-        for name in _names(weight):
-            self.uses.setdefault(name, []).append(use)
+    def _equation(self, equation: Any, kinds: list[Any], path: Path, turns: Shape) -> list[Any]:
+        data = [kind for kind in kinds if isinstance(kind, Data)]
+        weights = [kind for kind in kinds if isinstance(kind, Weight)]
+        name = equation.primitive.name
+        if not data and (not weights or name == "stop_gradient"):
+            return [None] * len(equation.outvars)
+        if name == "scan":
+            return self._scan(equation, kinds, path, turns)
+        if (program := inner_program(equation)) is not None:
+            return self.run(program[0], kinds, path, turns)
+        if name in MOVES and (moved := _moved(equation, kinds[0])):
+            return [moved]
+        results = [self.made(equation, path, v, *kinds) for v in equation.outvars]
+        for weight in weights if data else ():
+            if is_product(equation):
+                use, *results = self._product(equation, kinds, results[0], path, turns)
+            elif name in ("add", "add_any") and weight.layout is not None:
+                use = _bias(weight.layout, data[0], shape_of(equation.outvars[0]))
+            else:
+                inside = name in ("cond", "while")
+                use = Use("other", reason=f"it is used within lax.{name}" if inside else "")
+            for each in weight.names:
+                self.uses[each][path] = use._replace(where=_where(equation))
+        return results
 
-    def _moved(self, equation: Any, kind: Any) -> Any:
-        """The operand with its axes elsewhere; None: the equation does something else."""
-        name, params = equation.primitive.name, equation.params
-        old, new = shape_of(equation.invars[0]), shape_of(equation.outvars[0])
-        if name in ("convert_element_type", "copy", "copy_p", "reduce_precision"):
-            where: list[int | None] = list(range(len(old)))
-        elif name == "transpose":
-            where = [params["permutation"].index(i) for i in range(len(old))]
-        elif name == "broadcast_in_dim":
-            axes = params["broadcast_dimensions"]
-            where = [j if old[i] == new[j] else None for i, j in enumerate(axes)]
-        elif name in ("reshape", "squeeze"):
-            where = _kept_axes(old, new)
+    def _product(self, equation, kinds, result, path, turns) -> tuple[Use, Data]:
+        """The use of a weight in a product, and the result's kind, by its sizes if it is refused."""
+        operand = int(isinstance(kinds[1], Weight))
+        weight, data, options = kinds[operand], kinds[1 - operand], equation.params
+        sizes, inputs = (shape_of(equation.invars[i]) for i in (operand, 1 - operand))
+        axes = product_axes(equation, operand)
+        matrix = (*axes.rows, *axes.columns)
+        marked: dict[int, Axis] = {
+            i: ((n, 0),) for i, n in enumerate(shape_of(equation.outvars[0]))
+        }
+        for i, j in zip(axes.places, axes.inputs, strict=False):
+            marked[i] = tuple((n, min(stride, 0)) for n, stride in data.layout[j])
+        places = tuple(SAMPLE if stride else n for i in axes.places for n, stride in marked[i])
+        parts = itertools.chain(*data.layout)
+        samples = [(n, stride) for n, stride in parts if stride < 0 or n % self.samples == 0]
+        if weight.layout is None:
+            reason = f"it is not multiplied as it is, but what is made of it at {weight.where}"
+        elif options.get("feature_group_count", 1) * options.get("batch_group_count", 1) > 1:
+            reason = "it is the kernel of a convolution with groups"
+        elif any((i in matrix) != (s > 0) for i, axis in enumerate(weight.layout) for _, s in axis):
+            reason = "it is many matrices, each for another part of the input"
+        elif samples != [(self.samples, SAMPLE)] or SAMPLE not in places:
+            names = ", ".join("B" if n == self.samples else str(n) for n in inputs)
+            reason = f"it is multiplied with [{names}], in which samples have no axis of their own"
         else:
-            return None
-        if isinstance(kind, View):
-            return _moved_view(kind, old, new, where, _where(equation))
-        return self._moved_data(kind, old, new, where) if isinstance(kind, Data) else kind
+            d, k = (math.prod(sizes[i] for i in part) for part in (axes.rows, axes.columns))
+            layout = regroup((weight.layout[i] for i in matrix), (d, k))
+            features = regroup([((k, 1),)], [sizes[i] for i in axes.columns])
+            marked |= zip(axes.features, features, strict=True)
+            use = Use("product", layout, (*path, operand), turns, places)
+            return use, Data(tuple(marked.values()), use.path)
+        return Use("other", reason=reason), result
 
-    def _moved_data(self, kind: Data, old: Shape, new: Shape, where: list[int | None]) -> Data:
-        features = [where[i] for i in kind.features if old[i] > 1]
-        before, axis, found = kind.before, self._shared(old), self._shared(new)
-        if len(axis) == len(found) == 1 and before is not None:
-            slower, outside = math.prod(old[: axis[0]]) * before, math.prod(new[: found[0]])
-            before = slower // outside if slower % outside == 0 else None
-        if kind.product is None or None in features:
-            return Data(before)
-        return Data(before, kind.product, tuple(j for j in features if j is not None))
-
-    def _shared(self, shape: Shape) -> list[int]:
-        """The axes along which samples are."""
-        return [i for i, n in enumerate(shape) if n and n % self.samples == 0]
-
-    def _before(self, equation: Any, kinds: Sequence[Any], result: Any) -> int | None:
-        """Of a result: that of the operand which has the same axis of samples."""
-        shape = shape_of(result)
-        sizes = {shape[i] for i in self._shared(shape)}
-        if sizes <= {self.samples}:
-            return 1
-        for v, kind in zip(equation.invars, kinds, strict=True):
-            if isinstance(kind, Data) and sizes <= set(shape_of(v)):
-                return kind.before
-        return None
-
-    def _product(self, equation: Any, kinds: Sequence[Any], path: Path, turns: Shape) -> Data:
-        weight = next(i for i, kind in enumerate(kinds) if isinstance(kind, View | Made))
-        view, inputs = kinds[weight], shape_of(equation.invars[1 - weight])
-        axes = product_axes(equation, weight)
-        before = self._before(equation, kinds, equation.outvars[0])
-        batch = [n for n, i in enumerate(axes.others) if i in self._shared(inputs)]
-        if reason := self._unfit(equation, view, weight, axes):
-            self._refuse(view, equation, reason)
-            return Data(before)
-        if len(batch) != 1 or before is None or {*axes.summed} & {*self._shared(inputs)}:
-            shape = ", ".join("B" if n == self.samples else str(n) for n in inputs)
-            reason = f"it is multiplied with [{shape}], in which samples have no axis of their own"
-            self._refuse(view, equation, reason)
-            return Data(before)
-        size = shape_of(equation.invars[weight])
-        size = tuple(math.prod(size[i] for i in part) for part in (axes.rows, axes.columns))
-        order = tuple(view.axes[i] for i in (*axes.rows, *axes.columns) if view.axes[i] is not None)
-        steps = (*view.steps, ("transpose", order), ("reshape", size))
-        use = Use("product", _where(equation), len(self.products), steps, size)
-        self.uses.setdefault(view.name, []).append(use)
-        result = shape_of(equation.outvars[0])
-        places = [n for i, n in enumerate(result) if i not in axes.features]
-        locations = math.prod((*turns, *places)) // self.samples
-        self.products.append(Product(path, turns, weight, batch[0], before, locations))
-        return Data(before, use.product, axes.features)
-
-    def _unfit(self, equation: Any, view: View | Made, weight: int, axes: Axes) -> str:
-        """Why an operand is not one matrix for all locations; empty: it is."""
-        shape, options = shape_of(equation.invars[weight]), equation.params
-        if isinstance(view, Made):
-            return f"it is not multiplied as it is, but what is made of it at {view.where}"
-        if options.get("feature_group_count", 1) * options.get("batch_group_count", 1) > 1:
-            return "it is the kernel of a convolution with groups"
-        one = [i for i in (*axes.rows, *axes.columns) if view.axes[i] is not None or shape[i] == 1]
-        if len(one) < len(axes.rows + axes.columns) or any(
-            axis is not None for i, axis in enumerate(view.axes) if i not in one
-        ):
-            return "it is many matrices, each for another part of the input"
-        return ""
-
-    def _bias(self, equation: Any, kinds: Sequence[Any]) -> bool:
-        """Whether a parameter is added to a product's features, one entry to each; notes it."""
-        data = next(kind for kind in kinds if isinstance(kind, Data))
-        view = next(kind for kind in kinds if not isinstance(kind, Data))
-        if data.product is None or not isinstance(view, View):
-            return False
-        shape = shape_of(equation.outvars[0])
-        axes = [view.axes[i] for i in data.features if shape[i] > 1]
-        if None in axes or len(axes) != sum(axis is not None for axis in view.axes):
-            return False
-        size = (math.prod(shape[i] for i in data.features),)
-        steps = (
-            *view.steps,
-            ("transpose", tuple(x for x in axes if x is not None)),
-            ("reshape", size),
-        )
-        use = Use("bias", _where(equation), data.product, steps, size)
-        self.uses.setdefault(view.name, []).append(use)
-        return True
-
-    def _scan(self, equation: Any, kinds: Sequence[Any], path: Path, turns: Shape) -> list[Any]:
+    def _scan(self, equation: Any, kinds: list[Any], path: Path, turns: Shape) -> list[Any]:
         """The body's kinds, those of its carry joined over the turns."""
         program, _ = inner_program(equation)  # type: ignore[misc]
         consts, carry = scan_operands(equation)
-        state = list(kinds[consts : consts + carry])
-        slices = [_sliced(kind, _where(equation)) for kind in kinds[consts + carry :]]
-        turns = (*turns, equation.params["length"])
-        while True:
-            before = list(self.products), {name: list(uses) for name, uses in self.uses.items()}
-            results = self.run(program, [*kinds[:consts], *state, *slices], path, turns)
-            joined = [_join(*pair) for pair in zip(state, results, strict=False)]
-            if joined == state:
-                stacked = [_sliced(kind, _where(equation)) for kind in results[carry:]]
-                return [_sliced(k, "") if isinstance(k, Data) else k for k in state] + stacked
-            state, (self.products, self.uses) = joined, before
+        split, turns = consts + carry, (*turns, equation.params["length"])
+        made = functools.partial(self.made, equation, path)
+        join = lambda v, one, other: one if one == other else made(v, one, other)  # noqa: E731
+        slices = list(map(made, program.invars[split:], kinds[split:]))
+
+        def run(finder, state):
+            return finder.run(program, [*kinds[:consts], *state, *slices], path, turns)
+
+        state, joined = kinds[consts:split], None
+        while joined != state:  # by other finders: these uses are of some turns only
+            results = run(Finder(self.samples), state)
+            joined, state = state, list(map(join, equation.outvars, state, results))
+        results = run(self, state)
+        return [*state, *map(made, equation.outvars[carry:], results[carry:])]
 
 
-def _kept_axes(old: Shape, new: Shape) -> list[int | None]:
-    """Where a reshape leaves each axis; None: it is merged, split or of size 1."""
-    places = {(math.prod(new[:j]), n): j for j, n in enumerate(new) if n > 1}
-    return [places.get((math.prod(old[:i]), n)) for i, n in enumerate(old)]
+def _bias(layout: Layout, data: Data, shape: Shape) -> Use:
+    """The use of a parameter that is added to data: a bias, if each feature has one entry of it."""
+    parts = [part for axis in data.layout for part in axis]
+    axes = regroup(_repeated(layout, range(len(layout)), shape), [n for n, _ in parts])
+    met = [(s, axis) for (_, s), axis in zip(parts, axes or (), strict=False)]
+    if axes is None or any((s > 0) != (t > 0) for s, axis in met for _, t in axis):
+        return Use("other")
+    features = [axis for s, axis in sorted(met, reverse=True) if s > 0]
+    return Use("bias", (tuple(itertools.chain(*features)),), data.product or ())
 
 
-def _moved_view(
-    view: View, old: Shape, new: Shape, where: list[int | None], source: str
-) -> View | Made:
-    kept = {i: axis for i, axis in enumerate(view.axes) if axis is not None}
-    axes: list[int | None] = [None] * len(new)
-    if all(where[i] is not None for i in kept):
-        for i, axis in kept.items():
-            axes[where[i]] = axis  # type: ignore[index]
-        return view._replace(axes=tuple(axes))
-    if any(n > 1 and i not in kept for i, n in enumerate(old)):
-        return Made(frozenset({view.name}), source)
-    squeezed = tuple(n for n in new if n > 1)
-    for axis, j in enumerate(j for j, n in enumerate(new) if n > 1):
-        axes[j] = axis
-    steps = (*view.steps, ("transpose", tuple(kept.values())), ("reshape", squeezed))
-    return View(view.name, steps, tuple(axes))
+def _repeated(layout: Layout, axes: Sequence[int], shape: Shape) -> Layout:
+    """The layout of an array that is broadcast to a shape, where its axes become these."""
+    kept = dict(zip(axes, layout, strict=True))
+    return tuple(kept.get(i) or ((n, 0),) for i, n in enumerate(shape))
 
 
-def _names(kind: View | Made) -> frozenset[str]:
-    return kind.names if isinstance(kind, Made) else frozenset({kind.name})
+def _moved(equation: Any, kind: Any) -> Any:
+    """The kind of an operand whose entries are rearranged; None: no layout describes it."""
+    layout, params, shape = kind.layout, equation.params, shape_of(equation.outvars[0])
+    if layout is None:
+        return kind
+    if "permutation" in params:
+        layout = [layout[i] for i in params["permutation"]]
+    if "broadcast_dimensions" in params:
+        layout = _repeated(layout, params["broadcast_dimensions"], shape)
+    layout = regroup(layout, shape)
+    return None if layout is None else kind._replace(layout=layout)
 
 
-def _sliced(kind: Any, where: str) -> Any:
-    """What a scan's body sees of a stack, or leaves in one."""
-    if isinstance(kind, View):
-        return Made(frozenset({kind.name}), where)
-    return Data(kind.before) if isinstance(kind, Data) else kind
+def regroup(layout: Iterable[Axis], shape: Sequence[int]) -> Any:
+    """The layout of an array that is reshaped.
 
+    Args:
+        layout: Of the array, with any axes.
+        shape: The new one; axes after the array's last entry repeat it.
 
-def _join(one: Any, other: Any) -> Any:
-    """A kind that covers both."""
-    if one == other or other is None:
-        return one
-    if one is None and not isinstance(other, Data):
-        return _sliced(other, "a scan's carry")
-    befores = {kind.before for kind in (one, other) if isinstance(kind, Data)}
-    if befores:
-        return Data(befores.pop() if len(befores) == 1 else None)
-    return Made(_names(one) | _names(other), "a scan's carry")
+    Returns:
+        The layout, its parts merged where they can be, so that equal ones compare equal; None: an
+        axis would cut a part where it cannot be divided.
+
+    Example:
+        >>> regroup([((6, 1),)], (2, 3)), regroup([((2, 3),), ((3, 1),)], (6,))
+        ((((2, 3),), ((3, 1),)), (((6, 1),),))
+    """
+    parts: list[tuple[int, int]] = []
+    for size, stride in itertools.chain(*layout):
+        if parts and parts[-1][1] == size * stride:
+            parts[-1] = parts[-1][0] * size, stride
+        elif size > 1:
+            parts.append((size, stride))
+    axes = []
+    for n in shape:
+        axis = []
+        while n > 1:
+            size, stride = parts.pop(0) if parts else (n, 0)
+            taken = math.gcd(n, size)
+            if taken < min(n, size):
+                return None
+            axis.append((taken, stride * (size // taken)))
+            if size > taken:
+                parts.insert(0, (size // taken, stride))
+            n //= taken
+        axes.append(tuple(axis))
+    return None if parts else tuple(axes)
 
 
 def _where(equation: core.JaxprEqn) -> str:

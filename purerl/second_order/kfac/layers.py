@@ -4,6 +4,8 @@ The network is any function of parameters and inputs. Its jaxpr is read: a layer
 is an operand of ``dot_general`` or of a convolution whose other operand depends on the input.
 """
 
+import contextlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.records import PyTree
-from purerl.second_order.kfac.equations import Shape, dimension_numbers, inner_program
-from purerl.second_order.kfac.finder import Data, Finder, Product, Step, Use, View
+from purerl.second_order.kfac.equations import inner_program
+from purerl.second_order.kfac.finder import Data, Finder, Layout, Use, Weight, regroup
 
 Network = Callable[[PyTree, PyTree], Any]  # (params, x) -> outputs
 
@@ -31,8 +33,8 @@ class Layer(NamedTuple):
         inputs: d, without the 1 that stands for the bias.
         outputs: k.
         locations: L.
-        steps: From the weight to the matrix.
-        bias_steps: From the bias to ``[k]``.
+        matrix: Places of ``[d, k]`` in the flattened weight.
+        vector: Places of ``[k]`` in the flattened bias.
         products: The weight's uses.
     """
 
@@ -41,9 +43,9 @@ class Layer(NamedTuple):
     inputs: int
     outputs: int
     locations: int
-    steps: tuple[Step, ...] = ()
-    bias_steps: tuple[Step, ...] = ()
-    products: tuple[Product, ...] = ()
+    matrix: Layout = ()
+    vector: Layout = ()
+    products: tuple[Use, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -94,13 +96,13 @@ def find_layers(
         out None 8 2 1
     """
     finder = _follow(network, params, x, axis)
-    found: list[tuple[int, str]] = []
-    refused: dict[str, Use] = {}
+    found, refused = [], {}
     for name, uses in finder.uses.items():
-        if misfit := _misfit(uses):
+        products = tuple(uses.values())
+        if misfit := _misfit(products):
             refused[name] = misfit
-        elif uses[0].kind == "product":
-            found.append((uses[0].product, name))
+        elif products[0].kind == "product":
+            found.append(_layer(name, products, finder))
     if refused and strict:
         name, use = next(iter(refused.items()))
         raise ValueError(
@@ -113,88 +115,76 @@ def find_layers(
             "the network multiplies none of its parameters with its input, and such weights are "
             "all that K-FAC can factor; choose an algorithm such as trpo."
         )
-    return tuple(_layer(name, finder) for _, name in sorted(found))
+    return tuple(sorted(found, key=lambda layer: layer.products[0].path))
 
 
 def _follow(network: Network, params: PyTree, x: PyTree, axis: PyTree) -> Finder:
     """Parameters followed through the program, at a number of samples that no other axis has."""
-    leaves, structure = jax.tree.flatten(x)
-    axes = jax.tree.leaves(jax.tree.broadcast(axis, x))
-    shapes = [jnp.shape(leaf) for leaf in leaves]
-    samples = shapes[0][axes[0]]
+    axes = jax.tree.broadcast(axis, x)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((x, params))]
+    samples = shapes[0][jax.tree.leaves(axes)[0]]
 
-    def program(size):
-        resized = [
-            jax.ShapeDtypeStruct((*shape[:i], size, *shape[i + 1 :]), jnp.result_type(leaf))
-            for leaf, shape, i in zip(leaves, shapes, axes, strict=True)
-        ]
-        return jax.make_jaxpr(network)(params, jax.tree.unflatten(structure, resized)).jaxpr
+    def program(size: int) -> Any:
+        def resized(leaf, i):
+            shape = jnp.shape(leaf)
+            shape = (*shape[:i], size, *shape[i + 1 :])
+            return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
 
-    taken = {n for shape in (*shapes, *map(jnp.shape, jax.tree.leaves(params))) for n in shape}
-    size = next(p for p in PRIMES if not any(n and n % p == 0 for n in taken))
-    jaxpr = program(samples)
-    try:
+        return jax.make_jaxpr(network)(params, jax.tree.map(resized, x, axes)).jaxpr
+
+    size = next(p for p in PRIMES if all(n % p or not n for shape in shapes for n in shape))
+    jaxpr = wide = program(samples)
+    with contextlib.suppress(TypeError, ValueError):  # it may be for this many samples only
         wide = program(size)
-    except (TypeError, ValueError):  # the function is for this many samples only
-        wide = None
-    if wide is None or _signature(wide) != _signature(jaxpr):
+    if wide is jaxpr or _signature(wide) != _signature(jaxpr):
         wide, size = jaxpr, samples
     finder = Finder(size)
-    views = [_whole(name, jnp.shape(leaf)) for name, leaf in named(params).items()]
-    finder.run(wide, [*views, *[Data()] * len(leaves)])
+    kinds = [
+        Weight(frozenset({name}), regroup([((jnp.size(leaf), 1),)], jnp.shape(leaf)))
+        for name, leaf in named(params).items()
+    ]
+    kinds += [finder.made(None, (), v, Data()) for v in wide.invars[len(kinds) :]]
+    for kind in finder.run(wide, kinds, (), ()):
+        if isinstance(kind, Data):
+            finder.readers[kind.product].add(())
     return finder
 
 
 PRIMES = (1009, 1013, 10007, 100003, 1000003)
 
 
-def _whole(name: str, shape: Shape) -> View:
-    squeezed = tuple(n for n in shape if n > 1)
-    places = iter(range(len(squeezed)))
-    axes = tuple(next(places) if n > 1 else None for n in shape)
-    return View(name, (("reshape", squeezed),), axes)
-
-
 def _signature(jaxpr: Any) -> tuple[Any, ...]:
     """The operations of a program, whatever the sizes."""
-    found = []
-    for equation in jaxpr.eqns:
-        program = None if dimension_numbers(equation) else inner_program(equation)
-        found.append((equation.primitive.name, program and _signature(program[0])))
-    return tuple(found)
+    inner = [(equation.primitive.name, inner_program(equation)) for equation in jaxpr.eqns]
+    return tuple((name, program and _signature(program[0])) for name, program in inner)
 
 
-def _misfit(uses: list[Use]) -> Use | None:
+def _misfit(uses: Sequence[Use]) -> Use | None:
     """The use that keeps a parameter from being a layer; None: it is one, or none is wanted."""
     products = [use for use in uses if use.kind == "product"]
     for use in uses:
-        if use.kind == "bad":
+        if use.reason:
             return use
         if products and use.kind != "product":
             where = products[0].where
             return use._replace(reason=f"it is a weight at {where}, and something else as well")
-        if products and use.steps != products[0].steps:
+        if products and use.layout != products[0].layout:
             return use._replace(reason=f"at {products[0].where} it is multiplied as another matrix")
     return None
 
 
-def _layer(name: str, finder: Finder) -> Layer:
-    uses = finder.uses[name]
-    mine = [use.product for use in uses]
-    products = tuple(finder.products[i] for i in mine)
-    layer = Layer(
-        weight=name,
-        bias=None,
-        inputs=uses[0].shape[0],
-        outputs=uses[0].shape[1],
-        locations=sum(product.locations for product in products),
-        steps=uses[0].steps,
-        products=products,
-    )
-    for other, theirs in finder.uses.items():
-        alike = {(use.kind, use.steps) for use in theirs} == {("bias", theirs[0].steps)}
-        if alike and [use.product for use in theirs] == mine:
-            return layer._replace(bias=other, bias_steps=theirs[0].steps)
+def _layer(name: str, products: tuple[Use, ...], finder: Finder) -> Layer:
+    """The layer of a weight, with its bias."""
+    matrix = products[0].layout
+    inputs, outputs = (math.prod(n for n, _ in axis) for axis in matrix)
+    locations = -sum(math.prod((*use.turns, *use.places)) for use in products)  # SAMPLE is -1
+    layer = Layer(name, None, inputs, outputs, locations, matrix, products=products)
+    alone = all(len(finder.readers[use.path]) == 1 for use in products)
+    for other, uses in finder.uses.items():
+        vector = next(iter(uses.values())).layout
+        added = [("bias", vector, use.path) for use in products]
+        if alone and [use[:3] for use in uses.values()] == added:
+            return layer._replace(bias=other, vector=vector)
     return layer
 
 
@@ -219,9 +209,9 @@ def to_matrices(
     rest = named(tree)
     matrices = []
     for layer in layers:
-        matrix = _apply(layer.steps, rest.pop(layer.weight))
+        matrix = _taken(layer.matrix, rest.pop(layer.weight))
         if layer.bias is not None:
-            bias = _apply(layer.bias_steps, rest.pop(layer.bias))
+            bias = _taken(layer.vector, rest.pop(layer.bias))
             matrix = jnp.concatenate([matrix, bias[None]])
         matrices.append(matrix)
     return tuple(matrices), rest
@@ -241,24 +231,26 @@ def from_matrices(
     leaves, flat = named(like), dict(rest)
     for layer, matrix in zip(layers, matrices, strict=True):
         weight = matrix[: layer.inputs]
-        flat[layer.weight] = _undo(layer.steps, weight, leaves[layer.weight])
+        flat[layer.weight] = _put_back(layer.matrix, weight, leaves[layer.weight])
         if layer.bias is not None:
-            flat[layer.bias] = _undo(layer.bias_steps, matrix[-1], leaves[layer.bias])
+            flat[layer.bias] = _put_back(layer.vector, matrix[-1], leaves[layer.bias])
     return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in leaves])
 
 
-def _apply(steps: Sequence[Step], x: jax.Array) -> jax.Array:
-    for name, argument in steps:
-        x = x.reshape(argument) if name == "reshape" else x.transpose(argument)
-    return x
+def _parts(layout: Layout) -> tuple[list[int], list[int]]:
+    """Sizes of a layout's parts, and their order in the parameter, slowest first."""
+    parts = [part for axis in layout for part in axis]
+    return [n for n, _ in parts], sorted(range(len(parts)), key=lambda i: -parts[i][1])
 
 
-def _undo(steps: Sequence[Step], x: jax.Array, like: jax.Array) -> jax.Array:
-    """From the matrix back to the parameter."""
-    shapes = [jnp.shape(like)]
-    for name, argument in steps:
-        shape = shapes[-1]
-        shapes.append(argument if name == "reshape" else tuple(shape[i] for i in argument))
-    for (name, argument), shape in zip(reversed(steps), reversed(shapes[:-1]), strict=True):
-        x = x.reshape(shape) if name == "reshape" else x.transpose(np.argsort(argument))
-    return x
+def _taken(layout: Layout, x: jax.Array) -> jax.Array:
+    """The matrix of a parameter."""
+    sizes, order = _parts(layout)
+    shape = [math.prod(n for n, _ in axis) for axis in layout]
+    return x.reshape([sizes[i] for i in order]).transpose(np.argsort(order)).reshape(shape)
+
+
+def _put_back(layout: Layout, x: jax.Array, like: jax.Array) -> jax.Array:
+    """The parameter of a matrix."""
+    sizes, order = _parts(layout)
+    return x.reshape(sizes).transpose(order).reshape(jnp.shape(like))

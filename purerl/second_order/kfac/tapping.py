@@ -6,27 +6,26 @@ input is kept. All other operations, and custom derivatives, are left as they ar
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
 from purerl.records import PyTree
 from purerl.second_order.kfac.equations import (
     dimension_numbers,
     inner_program,
+    is_product,
     product_axes,
     scan_operands,
     shape_of,
+    walk,
 )
-from purerl.second_order.kfac.finder import Product
+from purerl.second_order.kfac.finder import SAMPLE, Path, Use
 from purerl.second_order.kfac.layers import Layer, Network
 
-# By an equation's index: the plan inside of it, or a product's number and its input's operand.
-Plan = dict[int, Any]
-Zeros = dict[int, jax.Array]  # by a product's number
+ByPath = dict[Path, jax.Array]  # by the paths of products, from where one is in the program
 
 
 class Tapped(NamedTuple):
@@ -73,89 +72,62 @@ def tap(
     """
     first, place = jax.tree.leaves(x)[0], jax.tree.leaves(jax.tree.broadcast(axis, x))[0]
     samples = jnp.shape(first)[place]
-    products = [product for layer in layers for product in layer.products]
     closed, shape = jax.make_jaxpr(network, return_shape=True)(params, x)
-    pairs = [(product, _equation(closed.jaxpr, product)) for product in products]
-    plan: Plan = {}
-    for number, product in enumerate(products):
-        *outer, last = product.path
-        inside = functools.reduce(lambda inner, i: inner.setdefault(i, {}), outer, plan)
-        inside[last] = number, 1 - product.weight
-    zeros = {
-        number: jnp.zeros(
-            (*product.turns, *shape_of(equation.outvars[0])), equation.outvars[0].aval.dtype
-        )
-        for number, (product, equation) in enumerate(pairs)
-    }
+    equations, zeros = {}, {}
+    for product in (product for layer in layers for product in layer.products):
+        equation = equations[product.path] = _equation(closed.jaxpr, product.path)
+        result = equation.outvars[0].aval
+        zeros[product.path] = jnp.zeros((*product.turns, *result.shape), result.dtype)
 
     def forward(params, zeros):
-        arguments = jax.tree.leaves((params, x))
-        results, seen = _evaluate(closed.jaxpr, closed.consts, arguments, plan, zeros)
+        results, seen = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves((params, x)), zeros)
         return jax.tree.unflatten(jax.tree.structure(shape), results), seen
 
     output, pull, seen = jax.vjp(forward, params, zeros, has_aux=True)
 
-    def by_layer(rows: list[jax.Array]) -> list[jax.Array]:
-        """The locations of a layer's products, one after the other."""
-        of_product = iter(rows)
-        parts = [[next(of_product) for _ in layer.products] for layer in layers]
-        return [part[0] if len(part) == 1 else jnp.concatenate(part, axis=1) for part in parts]
+    def by_layer(rows: Callable[..., jax.Array], values: ByPath) -> Iterator[jax.Array]:
+        """Rows of each layer: of its products, one after the other."""
+        for layer in layers:
+            parts = [rows(equations[p.path], p, values[p.path], samples) for p in layer.products]
+            yield parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
     def inputs():
-        rows = [_inputs(*pair, seen[number], samples) for number, pair in enumerate(pairs)]
-        return tuple(map(_with_ones, layers, by_layer(rows)))
+        return tuple(map(_with_ones, layers, by_layer(_inputs, seen)))
 
     def pullback(cotangent):
         gradient, deltas = pull(cotangent)
-        rows = [
-            _rows(deltas[number], product, product_axes(equation, product.weight).features, samples)
-            for number, (product, equation) in enumerate(pairs)
-        ]
-        return gradient, tuple(by_layer(rows))
+        return gradient, tuple(by_layer(_rows, deltas))
 
     return Tapped(output, inputs, pullback)
 
 
-def _equation(jaxpr: Any, product: Product) -> Any:
+def _equation(jaxpr: Any, path: Path) -> Any:
     """A product's equation, checked."""
-    *outer, last = product.path
+    *outer, last, _ = path
     try:
         for i in outer:
             jaxpr, _ = inner_program(jaxpr.eqns[i])  # type: ignore[misc]
-        equation = jaxpr.eqns[last]
+        if is_product(jaxpr.eqns[last]):
+            return jaxpr.eqns[last]
     except (IndexError, TypeError):
-        equation = None
-    if equation is not None and (
-        dimension_numbers(equation) or equation.primitive.name == "conv_general_dilated"
-    ):
-        return equation
+        pass
     raise ValueError(
         "tap: the layers are of another program than this network's with these inputs; give what "
         "find_layers finds for inputs of this kind."
     )
 
 
-def _evaluate(
-    jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], plan: Plan, zeros: Zeros
-) -> tuple[list[Any], Zeros]:
+def _evaluate(jaxpr: Any, consts: Any, values: Any, zeros: ByPath) -> tuple[list[Any], ByPath]:
     """A program's results, with zeros added to its products; and what the weights multiply."""
-    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
-    read = lambda v: v.val if isinstance(v, core.Literal) else env[v]  # noqa: E731
-    seen: Zeros = {}
-    for i, equation in enumerate(jaxpr.eqns):
-        values = [read(v) for v in equation.invars]
-        part = plan.get(i)
-        with equation.ctx.manager:
-            if isinstance(part, dict):
-                results, inner = _call(equation, values, part, zeros)
-                seen |= inner
-            else:
-                results = _bind(equation, values)
-        if isinstance(part, tuple):
-            number, operand = part
-            results, seen[number] = [results[0] + zeros[number]], values[operand]
-        env.update(zip(equation.outvars, results, strict=True))
-    return [read(v) for v in jaxpr.outvars], seen
+    seen: ByPath = {}
+
+    def apply(i, equation, values):
+        inside = {path[1:]: zero for path, zero in zeros.items() if path[0] == i}
+        results, found = _call(equation, values, inside)
+        seen.update({(i, *path): x for path, x in found.items()})
+        return results
+
+    return walk(jaxpr, consts, values, apply), seen
 
 
 def _bind(equation: Any, values: Sequence[Any]) -> list[Any]:
@@ -165,80 +137,60 @@ def _bind(equation: Any, values: Sequence[Any]) -> list[Any]:
     return list(results) if primitive.multiple_results else [results]
 
 
-def _call(
-    equation: Any, values: Sequence[Any], plan: Plan, zeros: Zeros
-) -> tuple[list[Any], Zeros]:
-    """:func:`_evaluate` of the program that an equation calls."""
+def _call(equation: Any, values: list[Any], zeros: ByPath) -> tuple[list[Any], ByPath]:
+    """:func:`_evaluate` of one equation, and of the program that it calls."""
     name, params = equation.primitive.name, equation.params
+    if not zeros or is_product(equation):
+        results = _bind(equation, values)
+        seen: ByPath = {}
+        for (weight,), zero in zeros.items():
+            results, seen = [results[0] + zero], {(weight,): values[1 - weight]}
+        return results, seen
     program, consts = inner_program(equation)  # type: ignore[misc]
-    zeros = {number: zeros[number] for number in _numbers(plan)}
-
-    def run(values, zeros):
-        return _evaluate(program, consts, values, plan, zeros)
-
+    run = functools.partial(_evaluate, program, consts)
     if name == "scan":
-        return _scan(equation, values, run, zeros)
+        same, carry = scan_operands(equation)
+        split = same + carry
+
+        def body(state, turn):
+            slices, zeros = turn
+            results, seen = run([*values[:same], *state, *slices], zeros)
+            return results[:carry], (results[carry:], seen)
+
+        options = {key: params[key] for key in ("length", "reverse", "unroll")}
+        turns = values[split:], zeros
+        state, (stacked, seen) = jax.lax.scan(body, values[same:split], turns, **options)
+        return [*state, *stacked], seen
     if name in ("remat2", "checkpoint"):
         options = {key: params[key] for key in ("prevent_cse", "policy")}
         return jax.checkpoint(run, **options)(values, zeros)
     if name in ("custom_jvp_call", "custom_vjp_call"):
         # The custom derivative stays; the zeros' effect is added to what it gives.
-        fixed, start = jax.lax.stop_gradient(list(values)), jax.tree.map(jnp.zeros_like, zeros)
+        fixed, start = jax.lax.stop_gradient(values), jax.tree.map(jnp.zeros_like, zeros)
         _, effect, seen = jax.jvp(lambda z: run(fixed, z), (start,), (zeros,), has_aux=True)
         pairs = zip(_bind(equation, values), effect, strict=True)
         return [y if e.dtype == jax.dtypes.float0 else y + e for y, e in pairs], seen
     return run(values, zeros)
 
 
-def _numbers(plan: Plan) -> list[int]:
-    """Of the products within a plan."""
-    inner = [_numbers(x) if isinstance(x, dict) else [x[0]] for x in plan.values()]
-    return [number for numbers in inner for number in numbers]
+def _rows(equation: Any, product: Use, y: jax.Array, samples: int, inputs=False) -> jax.Array:
+    """``[B, L, k]`` of what has the layout of a product's result; of its inputs ``[B, L, d]``."""
+    axes, turns = product_axes(equation, product.path[-1]), len(product.turns)
+    order = axes.inputs if inputs else (*axes.places, *axes.features)
+    y = y.transpose(*range(turns), *(turns + i for i in order))
+    y = y.reshape(*product.turns, *(samples if n == SAMPLE else n for n in product.places), -1)
+    y = jnp.moveaxis(y, turns + product.places.index(SAMPLE), 0)
+    return y.reshape(samples, -1, y.shape[-1])
 
 
-def _scan(
-    equation: Any, values: Sequence[Any], run: Callable[..., Any], zeros: Zeros
-) -> tuple[list[Any], Zeros]:
-    consts, carry = scan_operands(equation)
-
-    def body(state, turn):
-        slices, zeros = turn
-        results, seen = run([*values[:consts], *state, *slices], zeros)
-        return results[:carry], (results[carry:], seen)
-
-    options = {key: equation.params[key] for key in ("length", "reverse", "unroll")}
-    split = consts + carry
-    turns = list(values[split:]), zeros
-    state, (stacked, seen) = jax.lax.scan(body, list(values[consts:split]), turns, **options)
-    return [*state, *stacked], seen
-
-
-def _rows(y: jax.Array, product: Product, features: Sequence[int], samples: int) -> jax.Array:
-    """An array in the layout of a product's result as ``[B, L, k]``."""
-    turns, count = len(product.turns), len(features)
-    y = jnp.moveaxis(y, [turns + i for i in features], range(-count, 0))
-    places, width = y.shape[: y.ndim - count], math.prod(y.shape[y.ndim - count :])
-    axis = turns + product.batch
-    if places[axis] != samples:
-        after = places[axis] // (product.before * samples)
-        places = (*places[:axis], product.before, samples, after, *places[axis + 1 :])
-        axis += 1
-    y = jnp.moveaxis(y.reshape(*places, width), axis, 0)
-    return y.reshape(samples, -1, width)
-
-
-def _inputs(product: Product, equation: Any, x: jax.Array, samples: int) -> jax.Array:
+def _inputs(equation: Any, product: Use, x: jax.Array, samples: int) -> jax.Array:
     """What a product's weight is multiplied with, ``[B, L, d]``."""
-    axes, turns = product_axes(equation, product.weight), len(product.turns)
-    if dimension_numbers(equation) is None:
-        patches = functools.partial(_patches, equation)
-        for _ in range(turns):
-            patches = jax.vmap(patches)
-        return _rows(patches(x), product, axes.features, samples)
-    order = [turns + i for i in (*axes.others, *axes.summed)]
-    rows = x.transpose(*range(turns), *order)
-    features = range(len(axes.others), len(order))
-    return _rows(rows, product, features, samples)
+    if dimension_numbers(equation) is not None:
+        return _rows(equation, product, x, samples, inputs=True)
+    patches = functools.partial(_patches, equation)
+    for _ in product.turns:
+        patches = jax.vmap(patches)
+    return _rows(equation, product, patches(x), samples)
 
 
 def _patches(equation: Any, x: jax.Array) -> jax.Array:
@@ -247,12 +199,10 @@ def _patches(equation: Any, x: jax.Array) -> jax.Array:
     The same convolution with the identity for its kernel: strides, padding and dilation are right
     without a second implementation of them.
     """
-    shape = shape_of(equation.invars[1])
-    _, (out, channels, *pixels), _ = equation.params["dimension_numbers"]
-    rows = [*(shape[i] for i in pixels), shape[channels]]
-    size = math.prod(rows)
-    kernel = jnp.eye(size, dtype=x.dtype).reshape(*rows, size)
-    kernel = jnp.moveaxis(kernel, range(kernel.ndim), (*pixels, channels, out))
+    shape, (rows, columns, *_) = shape_of(equation.invars[1]), product_axes(equation, 1)
+    sizes = [shape[i] for i in rows]
+    kernel = jnp.eye(math.prod(sizes), dtype=x.dtype).reshape(*sizes, -1)
+    kernel = jnp.moveaxis(kernel, range(kernel.ndim), (*rows, *columns))
     exact = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": x.dtype}
     return jax.lax.conv_general_dilated(x, kernel, **(equation.params | exact))
 
