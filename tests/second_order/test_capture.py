@@ -360,6 +360,26 @@ def test_a_bias_is_one_only_if_nothing_else_needs_the_product():
         assert layer.bias == bias
 
 
+def test_axes_in_another_order_than_the_matrix_has_them(x64):
+    """A weight whose axes move in a cycle, and a bias [o, h] of features [h, o]."""
+    params = {"w": normal(4, 5, 3), "v": normal(5, 2, 3), "b": normal(3, 2)}
+
+    def network(p, x):
+        x = jnp.tanh(x @ p["w"].transpose(2, 0, 1).reshape(12, 5))
+        return jnp.tanh(jnp.einsum("bd,dho->boh", x, p["v"]) + p["b"])
+
+    x, cotangent = normal(B, 12), normal(B, 3, 2, seed=1)
+    layers = find_layers(network, params, x)
+    assert [layer[:5] for layer in layers] == [("w", None, 12, 5, 1), ("v", "b", 5, 6, 1)]
+    tapped = tap(network, layers, params, x)
+    gradient, deltas = tapped.pullback(cotangent)
+    matrices, rest = to_matrices(layers, gradient)
+    for matrix, inputs, delta in zip(matrices, tapped.inputs(), deltas, strict=True):
+        np.testing.assert_allclose(inputs[:, 0].T @ delta[:, 0], matrix, atol=1e-12)
+    back = from_matrices(layers, matrices, rest, params)
+    jax.tree.map(np.testing.assert_array_equal, back, gradient)
+
+
 def test_a_network_for_one_number_of_samples_only():
     """It cannot be read at another; the axis is told by its size then."""
     params = {"w": jnp.ones((4, 3))}

@@ -24,9 +24,9 @@ from purerl.second_order.kfac.equations import (
     walk,
 )
 
-# Sizes and strides of the parts that an axis is made of, slowest first; an entry's indices times the
-# strides add up to its place in a flat array. Of a matrix [2, 3] the axes are ((2, 3),) and
-# ((3, 1),); its transpose, flattened, has one axis of two parts: ((3, 1), (2, 3)). Stride 0: repeated.
+# Sizes and strides of the parts that an axis is made of, slowest first; an entry's indices times
+# the strides add up to its place in a flat array, and stride 0 repeats entries. A matrix [2, 3] has
+# the axes ((2, 3),) and ((3, 1),); its transpose, flattened, one of two parts: ((3, 1), (2, 3)).
 Axis = tuple[tuple[int, int], ...]
 Layout = tuple[Axis, ...]
 Path = tuple[int, ...]  # index of an equation, then of one in its inner program, and so on
@@ -162,7 +162,7 @@ class Finder:
         return results
 
     def _product(self, equation, kinds, result, path, turns) -> tuple[Use, Data]:
-        """The use of a weight in a product, and the result's kind, by its sizes if it is refused."""
+        """The use of a weight in a product, and the kind of the result: ``result`` if refused."""
         operand = int(isinstance(kinds[1], Weight))
         weight, data, options = kinds[operand], kinds[1 - operand], equation.params
         sizes, inputs = (shape_of(equation.invars[i]) for i in (operand, 1 - operand))
