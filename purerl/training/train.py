@@ -11,6 +11,7 @@ from purerl.envs.make import make_env
 from purerl.envs.record import Env
 from purerl.pieces.gradient import all_finite
 from purerl.pieces.packing import packed_scan
+from purerl.pieces.threefry import rolled, unrolled
 from purerl.records import Clock, OffPolicyAlgorithm, OnPolicyAlgorithm
 from purerl.training import off_policy, on_policy, state as states
 from purerl.training.evaluation import Evaluation, evaluate
@@ -103,13 +104,16 @@ def _sizes(algorithm: Any, sizes: dict[str, Any]) -> Any:
 def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) -> Train:
     """The functions of a run, from its start and one iteration."""
     real = jnp.result_type(float)
-    # Under jit it is traced once for all functions that call it; XLA inlines it.
-    iterate, evaluate_at = jax.jit(loop.iterate), sizes.evaluate_at
+    evaluate_at = sizes.evaluate_at
     episodes, limit = sizes.episodes(env), sizes.max_episode_steps
 
     def init(key: jax.Array) -> TrainState:
         check_key(key)
-        return loop.init(key)
+        return rolled(loop.init(unrolled(key)))
+
+    @jax.jit  # traced once for all functions that call it; XLA inlines it
+    def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
+        return rolled(loop.iterate(unrolled(state)))
 
     def advance(state: TrainState, iterations: int) -> tuple[TrainState, Metrics]:
         return packed_scan(lambda state, _: iterate(state), state, None, iterations)
@@ -130,6 +134,8 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) ->
         return jax.lax.fori_loop(0, count.iteration, step, (state, totals))
 
     def evaluate_state(state: TrainState) -> Evaluation:
+        state = unrolled(state)
+
         def policy(obs, key, *remembered):
             obs, given = state.normalizer.observe(obs, sizes), {"greedy": sizes.greedy_evaluation}
             given |= dict(zip(("memory", "start"), remembered, strict=False))
