@@ -119,14 +119,12 @@ def packed_scan(
 
 
 def joined(arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """Arrays for a reduction over all of their elements: short ones of one dtype as one vector
-    where packing :func:`pays`, so that these are one reduction; else as they are.
+    """Arrays for a reduction over all of their elements: short ones of one dtype as one vector, so
+    that these are one reduction, to compile and to run.
 
     Args:
         arrays: Of any shapes.
     """
-    if not pays():
-        return list(arrays)
     short: dict[Any, list[jax.Array]] = {}
     for x in arrays:
         if x.size <= SHORT:
