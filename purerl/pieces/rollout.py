@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 
 from purerl.envs import Env, Step
@@ -161,6 +162,21 @@ def unroll(
     return actors, rollout, _statistics(rollout, ret, first_only)
 
 
+@jax.custom_batching.custom_vmap
+def any_of_all(x: jax.Array) -> jax.Array:
+    """Whether any is true, under ``vmap`` of all that are mapped: a predicate is not batched.
+
+    Args:
+        x: bool ``[...]``.
+    """
+    return jnp.any(x)
+
+
+@any_of_all.def_vmap
+def _(axis_size, in_batched, x):
+    return any_of_all(x), False
+
+
 def _row(actors: Actors, action: jax.Array, extras: Any, result: Step) -> Rollout:
     """One step's row of a rollout."""
     return Rollout(
@@ -234,7 +250,8 @@ def _reset_where(
             current = jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), current, fresh)
             return left.at[rows].set(False, mode="drop"), current
 
-        return jax.lax.while_loop(lambda carry: jnp.any(carry[0]), some, (done, current))[1]
+        # Seeds that have none left do nothing; a predicate of each would select all states again.
+        return jax.lax.while_loop(lambda carry: any_of_all(carry[0]), some, (done, current))[1]
 
     @replaced.defjvp
     def _(primals, tangents):

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.custom_batching
 import jax.numpy as jnp
 
 from purerl.envs.record import Env
+from purerl.pieces.rollout import any_of_all
 from purerl.records import PyTree
 
 CHUNK = 16  # steps, after which an evaluation looks whether episodes are left
@@ -94,21 +94,10 @@ def evaluate(
 
     def chunk(carry: Any, times: jax.Array):
         play = lambda carry: jax.lax.scan(step, carry, times)[0]  # noqa: E731
-        return jax.lax.cond(_any_of_all(carry[0][2]), play, lambda carry: carry, carry), None
+        return jax.lax.cond(any_of_all(carry[0][2]), play, lambda carry: carry, carry), None
 
     # Loops of known length: XLA crashes where a while_loop is around some environments' step.
     size = min(CHUNK, limit)
     times = jnp.arange(-(-limit // size) * size).reshape(-1, size)
     ((_, _, running, ret, length), _), _ = jax.lax.scan(chunk, (start, memory), times)
     return Evaluation(jnp.mean(ret), jnp.mean(length), jnp.sum(running, dtype=jnp.int32))
-
-
-@jax.custom_batching.custom_vmap
-def _any_of_all(x: jax.Array) -> jax.Array:
-    """Whether any is true, under ``vmap`` of all that are mapped: a predicate is not batched."""
-    return jnp.any(x)
-
-
-@_any_of_all.def_vmap
-def _(axis_size, in_batched, x):
-    return _any_of_all(x), False
