@@ -18,25 +18,29 @@ from purerl.config import check_choice
 VARIABLE = "PURERL_CACHE"
 LIMIT = 1 << 30  # bytes
 XLA_LEVELS = {"0": "INFO", "1": "WARNING", "2": "ERROR", "3": "CRITICAL"}
-# On a CPU levels 2 and 3 take half as long again to compile. They are for what is slower by more
-# than two hundredths without them, the training of some algorithms (benchmarks/compilation.py), and
-# for whatever was not measured.
-LEVEL_1 = {"cpu": ("once", "policy_gradient", "acktr", "trpo", "npg")}
+# On a CPU levels 2 and 3 take longer to compile. They are for what is slower by more than two
+# hundredths without them, the training of some algorithms (benchmarks/compilation.py), and for
+# whatever was not measured. Level 0 takes two thirds of the time of level 1; its programs are ten
+# times as slow, which is for what plays nothing.
+LEVELS = {
+    "cpu": {"start": 0} | dict.fromkeys(("once", "policy_gradient", "acktr", "trpo", "npg"), 1)
+}
 
 
 def compiler_options(program: Any = None) -> dict[str, Any]:
     """XLA's options for a program, on the default backend.
 
     Args:
-        program: ``"once"`` for what runs once, such as an initialization or an evaluation; the name
-            of the algorithm for what trains. For others there are none.
+        program: ``"start"`` for an initialization that plays nothing; ``"once"`` for what else runs
+            once, such as an evaluation; the name of the algorithm for what trains. For others there
+            are none.
 
     Returns:
         By name, for ``jax.jit(f).lower(x).compile(...)``; without those that ``XLA_FLAGS`` has:
         the user's own win.
     """
-    level_1 = isinstance(program, str) and program in LEVEL_1.get(jax.default_backend(), ())
-    options = {"xla_backend_optimization_level": 1} if level_1 else {}
+    levels = LEVELS.get(jax.default_backend(), {}) if isinstance(program, str) else {}
+    options = {"xla_backend_optimization_level": levels[program]} if program in levels else {}
     own = os.environ.get("XLA_FLAGS", "")
     return {name: x for name, x in options.items() if name not in own}
 

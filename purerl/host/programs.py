@@ -104,7 +104,8 @@ class Driver:
             return
         begin, threads = time.perf_counter(), 2 if jax.process_count() == 1 else 1
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            jobs = [pool.submit(self._init.lower(self.rows).compile, compiler_options("once"))]
+            start = compiler_options("once" if self.train.loop.warm_up_length else "start")
+            jobs = [pool.submit(self._init.lower(self.rows).compile, start)]
             count = jax.eval_shape(lambda: Clock(jnp.int32(0)))
             given = self.rows, *self.template(), count
             arguments = jax.tree.map(

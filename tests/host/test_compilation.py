@@ -123,6 +123,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path, no_cache_of_ja
 
 def test_flags_of_the_users_win(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
+    assert compilation.compiler_options("start") == {"xla_backend_optimization_level": 0}
     assert compilation.compiler_options("once") == {"xla_backend_optimization_level": 1}
     assert compilation.compiler_options("trpo") == {"xla_backend_optimization_level": 1}
     assert compilation.compiler_options("ppo_clip") == compilation.compiler_options() == {}
