@@ -72,6 +72,11 @@ def make_train(
     env = make_env(env)
     if config.evaluations:
         config.episode_limit(env)
+    # A state may hold a key: of those that it is given, or of its own, and both are of one kind.
+    reset, step = env.reset, env.step
+    env = env._replace(
+        reset=lambda key: unrolled(reset(key)), step=lambda *args: unrolled(step(*args))
+    )
     regime: Any = off_policy if isinstance(algorithm, OffPolicyAlgorithm) else on_policy
     loop = regime.make_loop(algorithm, env, config)
     if env.outside is not None:

@@ -572,3 +572,40 @@ def test_discrete_actions_are_what_the_space_says():
     _, metrics = spied()
     assert isinstance(NOISY.action_space, Discrete)
     assert set(np.unique(metrics.info["rollout"].action)) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("of", ["the run", "its own"])
+def test_a_state_may_hold_a_key(of):
+    """Of an environment: one that it is given, or one that it makes; of the learner too."""
+
+    def reset(key):
+        held = key if of == "the run" else jax.random.key(7)
+        return jnp.zeros(2), (held, jnp.int32(0))
+
+    def step(state, action, key, fresh):
+        held, drawn = jax.random.split(state[0])
+        obs, over = jax.random.uniform(drawn, (2,)), state[1] == 3
+        ended = jax.tree.map(
+            lambda new, old: jnp.where(over, new, old), fresh, (obs, (held, state[1] + 1))
+        )
+        return Step(ended[0], obs, obs[0], over, jnp.array(False)), ended[1]
+
+    env = Env("keyed", reset, step, Discrete(2), (2,), 4)
+    inner = learner(env)
+
+    def update(state, rollout, key, **kw):
+        learned, info = inner.update(state[0], rollout, key, **kw)
+        return (learned, jax.random.split(state[1])[0]), info
+
+    algorithm = inner._replace(
+        init=lambda obs, key: (inner.init(obs, key), jax.random.key(5)),
+        act=lambda state, obs, key, **kw: inner.act(state[0], obs, key, **kw),
+        update=update,
+        ahead=None,
+    )
+    train = make(2, algorithm, env, evaluations=1)
+    state, _ = jax.jit(lambda key: train.advance(train.init(key), 2))(jax.random.key(0))
+    plain = jax.random.key(0).dtype
+    assert state.key.dtype == state.learner[1].dtype == plain
+    assert state.actors.env_state[0].dtype == plain
+    assert jnp.isfinite(jax.jit(train.evaluate)(state).mean_return)
