@@ -126,9 +126,8 @@ def _follow(network: Network, params: PyTree, x: PyTree, axis: PyTree) -> Finder
 
     def program(size: int) -> Any:
         def resized(leaf, i):
-            shape = jnp.shape(leaf)
-            shape = (*shape[:i], size, *shape[i + 1 :])
-            return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf))
+            before, after = jnp.shape(leaf)[:i], jnp.shape(leaf)[i + 1 :]
+            return jax.ShapeDtypeStruct((*before, size, *after), jnp.result_type(leaf))
 
         return jax.make_jaxpr(network)(params, jax.tree.map(resized, x, axes)).jaxpr
 
