@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from purerl.host.presets import preset
+
 Variants = dict[str, dict[str, Any]]
 
 BREAKOUT: Variants = {
@@ -70,6 +72,15 @@ ACKTR_HOPPER: Variants = {
     "normalized advantage, kl_clip 0.01, target_kl 0.002": _NORMALIZED | _ADAPTIVE,
 }
 
+# Where the KL clip binds hard from the first step on (benchmarks/kl_clip.py).
+_OF_MUJOCO = preset("acktr", "envpool:Hopper-v5") | {"steps": 100_000, "evaluation_episodes": 16}
+ACKTR_DOUBLE_PENDULUM: Variants = {
+    "defaults": {},
+    "no momentum": {"momentum": 0.0},
+    "normalized rewards": {"normalize_reward": True},
+    "MuJoCo's preset": _OF_MUJOCO,
+}
+
 QUESTIONS: dict[str, tuple[str, str, Variants]] = {
     # Seeds end anywhere between 10 and 89 bricks.
     "breakout": ("ppo_clip", "Breakout-MinAtar", BREAKOUT),
@@ -90,6 +101,7 @@ QUESTIONS: dict[str, tuple[str, str, Variants]] = {
             for name, changes in ACKTR_HOPPER.items()
         },
     ),
+    "acktr_double_pendulum": ("acktr", "brax:inverted_double_pendulum", ACKTR_DOUBLE_PENDULUM),
     # Not asked yet.
     "trpo_hopper": ("trpo", "envpool:Hopper-v5", TRPO_ACCURACY),
     "trpo_halfcheetah": ("trpo", "envpool:HalfCheetah-v5", TRPO_ACCURACY),
