@@ -53,7 +53,8 @@ FREE |= {"partition-id", "replica-id", "while", "conditional"}
 def purerl_program(name: str, seeds: int, changes: dict[str, Any]) -> tuple[Any, Any, int]:
     """Iterations of an algorithm on CartPole-v1, its arguments' shapes, and T."""
     import purerl
-    from purerl.pieces import packing, threefry
+    from purerl import threefry
+    from purerl.pieces import packing
 
     # They ask for the backend of this process.
     packing.pays, threefry.pays = lambda: True, lambda: False

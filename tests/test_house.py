@@ -15,7 +15,17 @@ from purerl.envs.families import FAMILIES
 ROOT = pathlib.Path(purerl.__file__).parent
 # Each may import from itself and from those before it.
 ORDER = (
-    *("config", "records", "checks", "envs", "policies", "pieces", "second_order", "replay"),
+    *(
+        "config",
+        "records",
+        "threefry",
+        "checks",
+        "envs",
+        "policies",
+        "pieces",
+        "second_order",
+        "replay",
+    ),
     *("algorithms", "training", "host", "__init__", "cli", "__main__"),
 )
 HEAVY = (

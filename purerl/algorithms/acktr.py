@@ -40,6 +40,7 @@ from purerl.pieces.rows import mean
 from purerl.policies import acting, networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, OnPolicyBatch, PyTree, Rollout
 from purerl.second_order import kfac
+from purerl.threefry import as_others_draw
 
 FisherActions = Literal["taken", "sampled"]
 TRUST = {kfac.ALL: "trust", "actor": "trust", "critic": "critic_trust"}  # in the info, by region
@@ -112,7 +113,7 @@ def score(
     distribution, value = output
     action_key, sign_key = jax.random.split(key)
     if action is None:
-        action = distribution.sample(action_key)
+        action = distribution.sample(as_others_draw(distribution, action_key))
     of_policy = jax.grad(lambda d: jnp.sum(d.log_prob(action), where=valid))(distribution)
     sign = jax.random.rademacher(sign_key, value.shape, value.dtype)
     sign = sign if valid is None else sign * valid

@@ -44,6 +44,7 @@ from purerl.config import Config, Number, Schedule, Shape, check_kind, field, sc
 from purerl.pieces import advantages, gradient, losses, returns, rows, sequences
 from purerl.policies import acting, memory as memories, networks, q_networks
 from purerl.records import ActionSpace, Info, OnPolicyAlgorithm, PyTree, Rollout, flatten_time
+from purerl.threefry import as_others_draw
 
 Estimator = Literal["total_return", "return_to_go", "baseline", "q_critic", "advantage", "td_error"]
 Advantage = Literal["gae", "q_minus_v"]
@@ -148,7 +149,8 @@ def expected_q(
         return jnp.sum(jnp.exp(log_probs).T * q, axis=-1)
 
     def of_sample(key):
-        return acting.apply_network(network, params, obs, distribution.sample(key))[1]
+        action = distribution.sample(as_others_draw(distribution, key))
+        return acting.apply_network(network, params, obs, action)[1]
 
     return jnp.mean(jax.vmap(of_sample)(jax.random.split(key, samples)), axis=0)
 

@@ -30,6 +30,7 @@ from purerl.records import (
     action_mask,
     num_rows,
 )
+from purerl.threefry import as_others_draw, rolled
 
 # By the action space: which distribution fits, and what the actions are, in words.
 FITTING = {
@@ -111,7 +112,7 @@ class Legal(NamedTuple):
 
     def init(self, key: jax.Array, obs: PyTree, *args: Any) -> PyTree:
         """As the network does it."""
-        return self.network.init(key, obs, *args)
+        return self.network.init(as_others_draw(self.network, key), obs, *args)
 
     def apply(self, params: PyTree, obs: PyTree, *args: Any, **kwargs: Any) -> Any:
         """As the network does it, without what an ``action_mask`` in ``obs`` forbids."""
@@ -214,7 +215,7 @@ def init_params(
         if isinstance(action_space, MultiDiscrete) and isinstance(policy, MultiCategorical):
             counts = action_space.counts
             yield "logits", policy.logits, (*batch, len(counts), max(counts))
-        action, shape = policy.sample(key), batch + getattr(action_space, "shape", ())
+        action, shape = policy.sample(rolled(key)), batch + getattr(action_space, "shape", ())
         yield "sampled actions", action, shape
         yield "best actions", policy.mode(), shape
         yield "log_prob", policy.log_prob(action), batch
@@ -260,7 +261,7 @@ def _init(network: Any, inputs: Any, key: jax.Array, outputs: Any, space: Action
                     f"observations of shape {shape_of(obs)} and actions of {space}."
                 )
 
-    params = network.init(key, *inputs)
+    params = network.init(as_others_draw(network, key), *inputs)
     module = getattr(network, "network", network)
     kept = set(params) - {"params"} if isinstance(module, nn.Module) else None
     if kept:
@@ -327,7 +328,11 @@ def make_act(network: Any) -> Callable[..., Any]:
 
     def act(state, obs, key, *, greedy=False, progress=1.0, memory=None, start=None):
         distribution, after = _act_on(network, state.params, obs, memory, start)
-        action = distribution.mode() if greedy else distribution.sample(key)
+        action = (
+            distribution.mode()
+            if greedy
+            else distribution.sample(as_others_draw(distribution, key))
+        )
         return action, {"log_prob": distribution.log_prob(action), **after}
 
     return act
@@ -345,8 +350,8 @@ def make_ahead(network: Any) -> Ahead:
     def noise(state, obs, key, length):
         shapes = jax.eval_shape(lambda: _act_on(network, state.params, obs, None, None)[0])
         if not hasattr(shapes, "from_noise"):
-            return jax.random.split(key, length)
-        return shapes.noise(key, (length,))
+            return jax.random.split(as_others_draw(shapes, key), length)
+        return shapes.noise(as_others_draw(shapes, key), (length,))
 
     def act(state, obs, noise, *, progress=1.0, memory=None, start=None):
         distribution, after = _act_on(network, state.params, obs, memory, start)

@@ -1,5 +1,6 @@
 """A whole run as pure functions of a key, from an algorithm, an environment and sizes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,8 +12,8 @@ from purerl.envs.make import make_env
 from purerl.envs.record import Env
 from purerl.pieces.gradient import all_finite
 from purerl.pieces.packing import packed_scan
-from purerl.pieces.threefry import rolled, unrolled
 from purerl.records import Clock, OffPolicyAlgorithm, OnPolicyAlgorithm
+from purerl.threefry import rolled, unrolled
 from purerl.training import off_policy, on_policy, state as states
 from purerl.training.evaluation import Evaluation, evaluate
 from purerl.training.sizes import LoopConfig, OffPolicyLoopConfig, OnPolicyLoopConfig
@@ -72,19 +73,22 @@ def make_train(
     env = make_env(env)
     if config.evaluations:
         config.episode_limit(env)
-    # A state may hold a key: of those that it is given, or of its own, and both are of one kind.
+    own = any(callable(x) and not str(x.__module__).startswith("purerl.") for x in algorithm)
+    # What is not of this package sees JAX's keys alone: an algorithm of one's own has the run to
+    # itself, and a key that an environment's state holds is of the run's kind outside of it.
+    drawing = (lambda tree: tree) if own else unrolled
     reset, step = env.reset, env.step
     env = env._replace(
-        reset=lambda key: unrolled(reset(key)), step=lambda *args: unrolled(step(*args))
+        reset=lambda key: drawing(reset(rolled(key))),
+        step=lambda *args: drawing(step(*rolled(args))),
     )
     regime: Any = off_policy if isinstance(algorithm, OffPolicyAlgorithm) else on_policy
     loop = regime.make_loop(algorithm, env, config)
     if env.outside is not None:
-        return _assemble(algorithm, env, config, loop)._replace(**_refusals(env))
-    own = not str(getattr(algorithm.update, "__module__", None)).startswith("purerl.")
+        return _assemble(algorithm, env, config, loop, drawing)._replace(**_refusals(env))
     if own and not isinstance(jnp.zeros(()), jax.core.Tracer):  # else it is traced anyway
         jax.eval_shape(lambda: loop.iterate(loop.init(jax.random.key(0))))
-    return _assemble(algorithm, env, config, loop)
+    return _assemble(algorithm, env, config, loop, drawing)
 
 
 def _sizes(algorithm: Any, sizes: dict[str, Any]) -> Any:
@@ -106,19 +110,21 @@ def _sizes(algorithm: Any, sizes: dict[str, Any]) -> Any:
     return config(**sizes)
 
 
-def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) -> Train:
-    """The functions of a run, from its start and one iteration."""
+def _assemble(
+    algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop, drawing: Callable[[Any], Any]
+) -> Train:
+    """The functions of a run, from its start and one iteration; ``drawing`` keys as these draw."""
     real = jnp.result_type(float)
     evaluate_at = sizes.evaluate_at
     episodes, limit = sizes.episodes(env), sizes.max_episode_steps
 
     def init(key: jax.Array) -> TrainState:
         check_key(key)
-        return rolled(loop.init(unrolled(key)))
+        return rolled(loop.init(drawing(key)))
 
     @jax.jit  # traced once for all functions that call it; XLA inlines it
     def iterate(state: TrainState) -> tuple[TrainState, Metrics]:
-        return rolled(loop.iterate(unrolled(state)))
+        return rolled(loop.iterate(drawing(state)))
 
     def advance(state: TrainState, iterations: int) -> tuple[TrainState, Metrics]:
         return packed_scan(lambda state, _: iterate(state), state, None, iterations)
@@ -139,7 +145,7 @@ def _assemble(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) ->
         return jax.lax.fori_loop(0, count.iteration, step, (state, totals))
 
     def evaluate_state(state: TrainState) -> Evaluation:
-        state = unrolled(state)
+        state = drawing(state)
 
         def policy(obs, key, *remembered):
             obs, given = state.normalizer.observe(obs, sizes), {"greedy": sizes.greedy_evaluation}

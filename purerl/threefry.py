@@ -56,6 +56,21 @@ def rolled(tree: PyTree) -> PyTree:
     return _replaced(tree, UNROLLED, NAME)
 
 
+def as_others_draw(whose: Any, key: jax.Array) -> jax.Array:
+    """A key for an object: JAX's own unless the object is of this package.
+
+    Code of others may compare a key's kind, put one beside its own, or draw what JAX draws by its
+    own kind alone (Poisson's numbers).
+
+    Args:
+        whose: What draws with it, such as a network or a distribution.
+        key: Of either kind.
+    """
+    module = type(whose).__module__
+    ours = module.startswith("purerl.") and module != "purerl.policies.adapters"
+    return key if ours else rolled(key)
+
+
 def _replaced(tree: PyTree, old: Any, new: Any) -> PyTree:
     """Keys of a kind as keys of another, of the same words."""
 
