@@ -70,15 +70,19 @@ ACKTR_HOPPER: Variants = {
     "normalized advantage": _NORMALIZED,
     "normalized advantage, kl_clip 0.01": _NORMALIZED | _WIDE,
     "normalized advantage, kl_clip 0.01, target_kl 0.002": _NORMALIZED | _ADAPTIVE,
+    "normalized advantage, kl_clip 0.01, no momentum": _NORMALIZED | _WIDE | {"momentum": 0.0},
 }
 
 # Where the KL clip binds hard from the first step on (benchmarks/kl_clip.py).
 _OF_MUJOCO = preset("acktr", "envpool:Hopper-v5") | {"steps": 100_000, "evaluation_episodes": 16}
+_MOMENTUM = {"momentum": 0.9}  # the default before this was asked
 ACKTR_DOUBLE_PENDULUM: Variants = {
-    "defaults": {},
+    "momentum 0.9": _MOMENTUM,
     "no momentum": {"momentum": 0.0},
-    "normalized rewards": {"normalize_reward": True},
-    "MuJoCo's preset": _OF_MUJOCO,
+    "no momentum, normalized rewards": {"momentum": 0.0, "normalize_reward": True},
+    "no momentum, normalized advantage": {"momentum": 0.0, "normalize_advantage": True},
+    "no momentum, lambda 0.95": {"momentum": 0.0, "gae_lambda": 0.95},
+    "MuJoCo's preset": _OF_MUJOCO | _MOMENTUM,
 }
 
 QUESTIONS: dict[str, tuple[str, str, Variants]] = {
@@ -97,7 +101,7 @@ QUESTIONS: dict[str, tuple[str, str, Variants]] = {
         "acktr",
         "envpool:Hopper-v5",
         {
-            name: {"kl_clip": 0.001, "normalize_advantage": False} | changes
+            name: {"kl_clip": 0.001, "normalize_advantage": False, "momentum": 0.9} | changes
             for name, changes in ACKTR_HOPPER.items()
         },
     ),

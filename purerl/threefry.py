@@ -9,6 +9,8 @@ It can go when a CPU compiles JAX's own as fast.
 
 import functools
 import math
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -69,6 +71,31 @@ def as_others_draw(whose: Any, key: jax.Array) -> jax.Array:
     module = type(whose).__module__
     ours = module.startswith("purerl.") and module != "purerl.policies.adapters"
     return key if ours else rolled(key)
+
+
+_of_either: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
+
+
+def takes_either(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, marked as one that is known to draw with keys of either kind.
+
+    Args:
+        function: Such as a step of an environment whose source is known.
+    """
+    _of_either.add(function)
+    return function
+
+
+def as_others_take(
+    function: Callable[..., Any], drawing: Callable[[PyTree], PyTree]
+) -> Callable[..., Any]:
+    """A function of an environment as a run calls it: JAX's own keys go in, unless it takes either.
+
+    Args:
+        function: Of arrays.
+        drawing: Makes what comes out, such as a state that holds a key, of the run's kind.
+    """
+    return function if function in _of_either else lambda *args: drawing(function(*rolled(args)))
 
 
 def _replaced(tree: PyTree, old: Any, new: Any) -> PyTree:

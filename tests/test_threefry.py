@@ -8,7 +8,8 @@ import pytest
 
 import purerl
 from purerl.envs.record import Env, Step
-from purerl.threefry import UNROLLED, rolled, threefry, unrolled
+from purerl.envs.trial import random_action
+from purerl.threefry import UNROLLED, as_others_take, rolled, threefry, unrolled
 
 DRAWS = {
     "split": lambda key: jax.random.key_data(rolled(jax.random.split(key))),
@@ -103,6 +104,29 @@ class Queue:
             return Step(begun[0], obs, obs[0], over, jnp.array(False)), begun[1]
 
         return Env("queue", reset, step, purerl.Discrete(2), (2,), 4)
+
+
+@pytest.mark.parametrize("name", [name for name in purerl.list_envs() if ":" not in name])
+def test_gymnaxs_environments_take_keys_of_either_kind(name):
+    env = purerl.make_env(name)
+    given = lambda drawing: as_others_take(drawing, lambda tree: tree)  # noqa: E731
+    assert given(env.reset) is env.reset and given(env.step) is env.step  # noqa: PT018
+
+    def play(key):
+        obs, state = env.reset(key)
+        action = random_action(env.action_space, None, key)
+        return (
+            (obs, state),
+            env.step(state, action, key),
+            env.step(state, action, key, (obs, state)),
+        )
+
+    key = jax.random.key(4)
+    both = jax.eval_shape(play, key), rolled(jax.eval_shape(lambda: play(unrolled(key))))
+    assert both[0] == both[1]
+    if name in ("CartPole-v1", "Breakout-MinAtar", "Catch-bsuite"):
+        theirs, ours = jax.jit(play)(key), rolled(jax.jit(play)(unrolled(key)))
+        jax.tree.map(np.testing.assert_array_equal, theirs, ours)
 
 
 @pytest.mark.parametrize("algorithm", purerl.ALGORITHMS)

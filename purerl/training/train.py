@@ -13,7 +13,7 @@ from purerl.envs.record import Env
 from purerl.pieces.gradient import all_finite
 from purerl.pieces.packing import packed_scan
 from purerl.records import Clock, OffPolicyAlgorithm, OnPolicyAlgorithm
-from purerl.threefry import rolled, unrolled
+from purerl.threefry import as_others_take, rolled, unrolled
 from purerl.training import off_policy, on_policy, state as states
 from purerl.training.evaluation import Evaluation, evaluate
 from purerl.training.sizes import LoopConfig, OffPolicyLoopConfig, OnPolicyLoopConfig
@@ -77,11 +77,8 @@ def make_train(
     # What is not of this package sees JAX's keys alone: an algorithm of one's own has the run to
     # itself, and a key that an environment's state holds is of the run's kind outside of it.
     drawing = (lambda tree: tree) if own else unrolled
-    reset, step = env.reset, env.step
-    env = env._replace(
-        reset=lambda key: drawing(reset(rolled(key))),
-        step=lambda *args: drawing(step(*rolled(args))),
-    )
+    reset, step = (as_others_take(function, drawing) for function in (env.reset, env.step))
+    env = env._replace(reset=reset, step=step)
     regime: Any = off_policy if isinstance(algorithm, OffPolicyAlgorithm) else on_policy
     loop = regime.make_loop(algorithm, env, config)
     if env.outside is not None:
