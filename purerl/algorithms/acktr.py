@@ -6,7 +6,7 @@ Kronecker-factored approximation". The loss is A2C's; an update of a rollout is
 1. the gradient :math:`\nabla_\theta L`;
 2. the Kronecker factors of the Fisher matrix :math:`\hat F`, into moving averages (section 3.1);
 3. the direction :math:`\Delta = \hat F^{-1} \nabla_\theta L`, by an inverse of some updates' age;
-4. a step within the trust region (section 3.3), and momentum:
+4. a step within the trust region (section 3.3), or a moving average of such steps:
 
 .. math::
     \theta \leftarrow \theta - \eta \, \Delta, \qquad
@@ -21,8 +21,10 @@ that the critic's steps do not depend on the unit of the rewards. With a shared 
 in the paper) weighs the two against each other, in one joint Fisher matrix and trust region.
 
 Differs from:
-    The constants are those of OpenAI baselines. Drawn returns are one standard deviation off, with
-    a random sign, instead of normal: the Fisher matrix is the same, its estimate has less noise.
+    The constants are those of OpenAI baselines but for its momentum, 0.9: without, learning is
+    faster on CartPole, Acrobot and Pendulum (benchmarks/kl_clip.py). Drawn returns are one standard
+    deviation off, with a random sign, instead of normal: the Fisher matrix is the same, its
+    estimate has less noise.
 """
 
 import dataclasses
@@ -291,7 +293,7 @@ class ACKTRConfig(Config):
     learning_rate: Schedule = field(0.25, "eta_max.", "(0, inf)")
     learning_rate_schedule: Shape = field("linear", "How it falls to 0 at the run's end.")
     target_kl: Number | None = field(None, "KL of a step that eta_max adapts to.", "(0, inf)")
-    momentum: Number = field(0.9, "Weight of the past in the moving average of steps.", "[0, 1)")
+    momentum: Number = field(0.0, "Weight of the past in the moving average of steps.", "[0, 1)")
     kl_clip: Number = field(0.001, "Twice the largest predicted KL of a step, in nats.", "(0, inf)")
     critic_kl_clip: Number | None = field(0.01, "Of a separate critic; None: none.", "(0, inf)")
     critic_std: Number | None = field(None, "sigma, in units of the return.", "(0, inf)")
