@@ -18,9 +18,9 @@ PUBLISHED = tomllib.loads((HERE / "published.toml").read_text())
 SUMMARY = ("ppo_clip", "trpo", "acktr", "a2c", "dqn")  # columns of the README's table
 EXPERIMENTS = (
     *("variants/breakout", "variants/a2c_pendulum", "variants/acrobot", "variants/acktr_hopper"),
-    "variants/acktr_double_pendulum",
+    *("variants/acktr_double_pendulum", "variants/ppo_double_pendulum"),
     *("seeds_needed", "breakout_plateaus"),
-    *("trust_region", "ppo_kfac", "kl_clip", "second_order_worth"),
+    *("trust_region", "ppo_kfac", "kl_clip", "acktr_momentum", "second_order_worth"),
 )
 Results = dict[str, dict[str, Any]]  # by the name of their cell
 

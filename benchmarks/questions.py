@@ -82,7 +82,19 @@ ACKTR_DOUBLE_PENDULUM: Variants = {
     "no momentum, normalized rewards": {"momentum": 0.0, "normalize_reward": True},
     "no momentum, normalized advantage": {"momentum": 0.0, "normalize_advantage": True},
     "no momentum, lambda 0.95": {"momentum": 0.0, "gae_lambda": 0.95},
+    "no momentum, both normalized": {"momentum": 0.0, "normalize_reward": True}
+    | {"normalize_advantage": True},
+    "no momentum, normalized rewards, lambda 0.95": {"momentum": 0.0, "normalize_reward": True}
+    | {"gae_lambda": 0.95},
+    "no momentum, normalized rewards, 300 k steps": {"momentum": 0.0, "normalize_reward": True}
+    | {"steps": 300_000},
     "MuJoCo's preset": _OF_MUJOCO | _MOMENTUM,
+}
+
+_PPO = {"steps": 100_000}
+PPO_DOUBLE_PENDULUM: Variants = {
+    "defaults": _PPO,
+    "normalized rewards": _PPO | {"normalize_reward": True},
 }
 
 QUESTIONS: dict[str, tuple[str, str, Variants]] = {
@@ -106,6 +118,8 @@ QUESTIONS: dict[str, tuple[str, str, Variants]] = {
         },
     ),
     "acktr_double_pendulum": ("acktr", "brax:inverted_double_pendulum", ACKTR_DOUBLE_PENDULUM),
+    # What it is beside.
+    "ppo_double_pendulum": ("ppo_clip", "brax:inverted_double_pendulum", PPO_DOUBLE_PENDULUM),
     # Not asked yet.
     "trpo_hopper": ("trpo", "envpool:Hopper-v5", TRPO_ACCURACY),
     "trpo_halfcheetah": ("trpo", "envpool:HalfCheetah-v5", TRPO_ACCURACY),
