@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+import docstring_parser
 import jax
 
 from purerl import config as configs
@@ -183,9 +184,11 @@ def _path(value: Any) -> str:
 
 @functools.cache
 def _config_class(builder: Callable[..., Any]) -> type[configs.Config]:
-    """A configuration whose fields are the options of a function."""
+    """A configuration whose fields are the options of a function, with its docstring's words."""
     options = [*inspect.signature(builder).parameters.values()][1:]  # the first: the action space
     hints, fields = typing.get_type_hints(builder), []
+    said = docstring_parser.parse(inspect.getdoc(builder) or "").params
+    meanings = {part.arg_name: " ".join((part.description or "").split()) for part in said}
     for option in options:
         where, default = f"{_path(builder)}: option {option.name}", option.default
         if default is option.empty:
@@ -198,7 +201,8 @@ def _config_class(builder: Callable[..., Any]) -> type[configs.Config]:
                 hint = tuple[type(default[0]) if default else str, ...]  # type: ignore[misc]
             if hint is float or float in typing.get_args(hint):
                 hint = hint | jax.Array  # it may be swept
-            declared = configs.field(default, "Of the algorithm.", "(-inf, inf)")
+            meaning = meanings.get(option.name) or "Of the algorithm."
+            declared = configs.field(default, meaning, "(-inf, inf)")
             fields.append((option.name, hint, declared))
     return dataclasses.make_dataclass(
         f"{short_name(builder)}_config",

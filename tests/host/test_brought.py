@@ -273,6 +273,31 @@ def test_what_does_not_fit_is_told(package, algorithm, env, error, wanted):
         purerl.make_experiment(algorithm, env)
 
 
+def branching(action_space, *, network=None, rate: float = 1e-2, gain: float = 1.0):
+    """An algorithm whose code asks for a number.
+
+    Args:
+        action_space: Of the environment.
+        network: Of one's own.
+        rate: How fast
+            it learns.
+        gain: Nothing.
+    """
+    inner = purerl.a2c(purerl.A2CConfig(learning_rate=rate), action_space, network)
+    return inner._replace(init=inner.init if gain > 0 else None)
+
+
+def test_an_option_means_what_the_docstring_says():
+    specs = purerl.make_experiment(branching, "CartPole-v1").config.specs
+    assert specs["rate"].meaning == "How fast it learns."
+
+
+def test_a_swept_number_that_code_asks_for_is_named():
+    sizes = {"steps": 512, "num_envs": 4, "rollout_length": 16, "evaluations": 0}
+    with pytest.raises(TypeError, match=r"all values of gain, and code of yours asks for one"):
+        purerl.sweep(branching, "CartPole-v1", grid={"gain": (0.5, 1.0)}, **sizes)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "env", "changes", "wanted"),
     [

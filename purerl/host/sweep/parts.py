@@ -277,8 +277,17 @@ class _Sweep:
 
     def _compiled(self, group: Group, first: int, last: int) -> Driver:
         _, values, keys = self._rows(group, first, last)
-        driver = make_driver(group.experiment, values, keys, self.options)
-        driver.compile()
+        try:
+            driver = make_driver(group.experiment, values, keys, self.options)
+            driver.compile()
+        except ASKED as error:
+            if not values:
+                raise
+            raise TypeError(
+                f"sweep: one program trains all values of {', '.join(values)}, and code of yours "
+                "asks for one of them, as `if` and float() do; write jnp.where and jnp.asarray, or "
+                "make it an int or a str, for each of which there is a program."
+            ) from error
         self.compilations += 1
         return driver
 
@@ -292,6 +301,14 @@ class _Sweep:
         if jax.process_index() == 0:
             self.folder.create(description, self.options.to_json())
         from_hosts(np.zeros(()))
+
+
+# What JAX raises where Python asks for a number that is not known yet.
+ASKED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 
 def largest(compiled: Callable[[int], Driver], rows: int, devices: int) -> Driver:
