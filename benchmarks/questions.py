@@ -88,7 +88,7 @@ ACKTR_DOUBLE_PENDULUM: Variants = {
     | {"gae_lambda": 0.95},
     "no momentum, normalized rewards, 300 k steps": {"momentum": 0.0, "normalize_reward": True}
     | {"steps": 300_000},
-    "MuJoCo's preset": _OF_MUJOCO | _MOMENTUM,
+    "MuJoCo's preset with momentum 0.9": _OF_MUJOCO | _MOMENTUM,
 }
 
 _PPO = {"steps": 100_000}
