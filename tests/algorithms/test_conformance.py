@@ -45,9 +45,9 @@ def a2c(space, rate, gamma, entropy, own, network=TINY):
     return purerl.a2c(purerl.A2CConfig(network=network, **numbers), space)
 
 
-def acktr(space, rate, gamma, entropy, own):
+def acktr(space, rate, gamma, entropy, own, **more):
     numbers = {"learning_rate": rate, "gamma": gamma, "entropy_coef": entropy, "kl_clip": own}
-    config = purerl.ACKTRConfig(network=TINY, cold_start=0, inverse_every=2, **numbers)
+    config = purerl.ACKTRConfig(network=TINY, cold_start=0, inverse_every=2, **numbers, **more)
     return purerl.acktr(config, space)
 
 
@@ -57,11 +57,11 @@ def policy_gradient(space, rate, gamma, entropy, own, network=TINY, **choices):
     return purerl.policy_gradient(config, space)
 
 
-def trust_region(build, config, space, rate, gamma, damping, own, network=TINY):
+def trust_region(build, config, space, rate, gamma, damping, own, network=TINY, **more):
     sizes = {"cg_iterations": 4, "critic_epochs": 2, "critic_minibatches": 2}
     numbers = {"gamma": gamma, "damping": 0.1 + damping, "max_kl": 0.1 * own}
     numbers["critic_learning_rate"] = rate
-    return build(config(network=network, **sizes, **numbers), space)
+    return build(config(network=network, **sizes, **numbers, **more), space)
 
 
 def dqn(space, rate, tau, norm, own, **switches):
@@ -76,6 +76,7 @@ EVERYTHING = {"double": True, "dueling": True, "prioritized": True, "n_step": 3,
 ALGORITHMS = {
     "a2c": a2c,
     "acktr": acktr,
+    "acktr ekfac": functools.partial(acktr, damping_kind="ekfac", momentum=0.5),
     "dqn": dqn,
     "dqn_everything": functools.partial(dqn, **EVERYTHING),
     "npg": functools.partial(trust_region, purerl.npg, purerl.NPGConfig),
@@ -86,6 +87,7 @@ ALGORITHMS = {
     "return_to_go": functools.partial(policy_gradient, estimator="return_to_go"),
     "trpo": functools.partial(trust_region, purerl.trpo, purerl.TRPOConfig),
 }
+ALGORITHMS["trpo samples"] = functools.partial(ALGORITHMS["trpo"], solver="samples")
 # With a memory: all of those that have one, with the parts of each.
 REMEMBERS = {
     "a2c": functools.partial(a2c, network=GRU),
@@ -96,6 +98,7 @@ REMEMBERS = {
     "q_minus_v": functools.partial(ALGORITHMS["q_minus_v"], network=GRU),
     "return_to_go": functools.partial(ALGORITHMS["return_to_go"], network=LSTM),
     "trpo": functools.partial(ALGORITHMS["trpo"], network=GRU),
+    "trpo samples": functools.partial(ALGORITHMS["trpo samples"], network=GRU),
 }
 ALGORITHMS |= {f"{name} memory": build for name, build in REMEMBERS.items()}
 # Learning rate, gamma, the entropy's coefficient, a number of its own.
@@ -357,6 +360,7 @@ def test_learning_rate_as_a_function_of_progress_under_jit_and_vmap(name, space)
 CHUNKED = [
     ("a2c", "discrete"),
     ("acktr", "box"),
+    ("acktr ekfac", "discrete"),
     ("dqn_everything", "discrete"),
     ("npg", "discrete"),
     ("ppo_clip", "box"),
@@ -365,6 +369,7 @@ CHUNKED = [
     ("return_to_go", "discrete"),
     ("trpo", "discrete"),
     ("trpo memory", "box"),
+    ("trpo samples memory", "box"),
 ]
 
 

@@ -337,10 +337,11 @@ def test_zero_advantage_changes_nothing():
 
 @pytest.mark.parametrize("kind", [purerl.TRPOConfig, purerl.NPGConfig])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_non_finite_advantage_is_refused(kind, bad):
+@pytest.mark.parametrize("solver", ["cg", "samples"])
+def test_non_finite_advantage_is_refused(kind, bad, solver):
     oracle = Oracle("gaussian")
     batch = oracle.batch._replace(advantage=oracle.batch.advantage.at[3].set(bad))
-    params, info = step(oracle, kind, batch)
+    params, info = step(oracle, kind, batch, solver=solver)
     assert not info["finite"]
     assert not info["accepted"]
     assert same_bits(params, oracle.params)
@@ -399,7 +400,7 @@ def test_surrogate_has_no_gradient_but_the_parameters(x64):
 # Many at once.
 
 
-def sixteen(kind=purerl.TRPOConfig):
+def sixteen(kind=purerl.TRPOConfig, solver="cg"):
     """Batches of which the fourth is NaN, the fifth has no advantage, the sixth is enormous."""
     oracle = Oracle("gaussian")
     rng = np.random.default_rng(0)
@@ -408,13 +409,17 @@ def sixteen(kind=purerl.TRPOConfig):
     advantage[4] = 0
     advantage[5] *= 1e6
     advantage = jnp.asarray(advantage, jnp.result_type(float))
-    one = lambda a: step(oracle, kind, oracle.batch._replace(advantage=a), max_kl=0.5)  # noqa: E731
+    numbers = {"max_kl": 0.5, "solver": solver}
+    one = lambda a: step(oracle, kind, oracle.batch._replace(advantage=a), **numbers)  # noqa: E731
     return oracle, one, jax.jit(jax.vmap(one)), advantage
 
 
-@pytest.mark.parametrize("kind", [purerl.TRPOConfig, purerl.NPGConfig])
-def test_sixteen_steps_at_once_are_sixteen_alone(kind, x64):
-    oracle, one, many, advantage = sixteen(kind)
+@pytest.mark.parametrize(
+    ("kind", "solver"),
+    [(purerl.TRPOConfig, "cg"), (purerl.TRPOConfig, "samples"), (purerl.NPGConfig, "cg")],
+)
+def test_sixteen_steps_at_once_are_sixteen_alone(kind, solver, x64):
+    oracle, one, many, advantage = sixteen(kind, solver)
     params, info = many(advantage)
     for i in range(16):
         alone, alone_info = one(advantage[i])
@@ -428,9 +433,10 @@ def test_sixteen_steps_at_once_are_sixteen_alone(kind, x64):
         assert len(set(info["step_fraction"].tolist())) > 2  # searches of different lengths
 
 
-def test_a_bad_neighbour_is_not_felt():
+@pytest.mark.parametrize("solver", ["cg", "samples"])
+def test_a_bad_neighbour_is_not_felt(solver):
     """Bit for bit, whatever stands beside."""
-    _, _, many, advantage = sixteen()
+    _, _, many, advantage = sixteen(solver=solver)
     params, _ = many(advantage)
     others, _ = many(advantage.at[3].set(advantage[0]).at[4].set(advantage[1]))
     for i in (0, 1, 2, 5, 9, 15):

@@ -171,7 +171,7 @@ def test_statistics_that_are_not_finite_leave_the_curvature_as_it_was():
     gradient = jax.tree.map(lambda p: normal(*p.shape, seed=5), params)
     score = normal(B, 3, seed=1)
 
-    def update(state, spoil):
+    def update(state, spoil, gradient=gradient):
         def statistics(basis):
             factors = fisher_factors(layers, tapped, score, basis=basis)
             return factors._replace(moments=tuple(spoil(m) for m in factors.moments))
@@ -180,5 +180,12 @@ def test_statistics_that_are_not_finite_leave_the_curvature_as_it_was():
 
     _, before = update(kfac.init(params), lambda m: m)
     natural, after = update(before, lambda m: m.at[0, 0].set(jnp.nan))
-    assert same((after.factors.a, after.weight), (before.factors.a, before.weight))
+    kept = lambda state: (state.factors.a, state.factors.g, state.factors.rest, state.weight)  # noqa: E731
+    assert same(kept(after), kept(before))
+    for new, old in zip(after.factors.moments, before.factors.moments, strict=True):
+        np.testing.assert_allclose(new, old, rtol=1e-4)  # in the basis of the same factors again
     assert np.isfinite(flat((natural, after))).all()
+    bad = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), gradient)
+    _, refused = update(before, lambda m: m, bad)
+    assert same((refused.factors, refused.weight), (before.factors, before.weight))
+    assert same(refused.inverse, before.inverse)
