@@ -36,7 +36,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "and statistics": NO_INVERSES,
     "and inverses": NO_STATISTICS,
     "full, damped in the eigenbasis": FULL | {"damping_kind": "eigenbasis"},
+    "full, EKFAC": FULL | {"damping_kind": "ekfac"},
     "default: statistics of every 4th step": {},
+    "the same with EKFAC": {"damping_kind": "ekfac"},
     "light: that every 10 updates, inverses every 50": {"stats_every": 10, "inverse_every": 50},
 }
 

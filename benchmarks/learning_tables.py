@@ -21,6 +21,7 @@ EXPERIMENTS = (
     *("variants/acktr_double_pendulum", "variants/ppo_double_pendulum"),
     *("seeds_needed", "breakout_plateaus"),
     *("trust_region", "ppo_kfac", "kl_clip", "acktr_momentum", "second_order_worth"),
+    *("sample_space", "kfac_cost"),
 )
 Results = dict[str, dict[str, Any]]  # by the name of their cell
 

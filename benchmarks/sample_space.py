@@ -4,9 +4,10 @@
 
 One direction ``(F + c I)^-1 g`` of a policy with two hidden layers: by ten iterations of conjugate
 gradient on products with F; by a Cholesky decomposition of the inner products of B scores, which is
-``solver="samples"``; and by ten iterations of conjugate gradient on those. P is the number of the
-policy's parameters. All from the same gradient, in turns; the table has the median ratios to the
-first (below 1: the samples are cheaper) and the milliseconds.
+``solver="samples"``; by ten iterations of conjugate gradient on those; and by advantages that make
+the plain gradient the natural one (RAT). P is the number of the policy's parameters. All from the
+same gradient, in turns; the table has the median ratios to the first (below 1: the samples are
+cheaper) and the milliseconds.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ def problem(batch: int, width: int, features: int):
     import jax
 
     from purerl.algorithms.trpo import make_surrogate
-    from purerl.second_order.sample_space import score_matrix, solve_by_samples
+    from purerl.second_order import sample_space
 
     config = purerl.NetworkConfig(hidden_sizes=(width, width))
     network = purerl.ActorCritic(purerl.Box((6,)), config)
@@ -68,10 +69,10 @@ def problem(batch: int, width: int, features: int):
 
     def scores_of(params):
         log_prob = lambda p, x: network.apply(p, x[0])[0].log_prob(x[1])  # noqa: E731
-        return score_matrix(log_prob, params, (obs, action))
+        return sample_space.score_matrix(log_prob, params, (obs, action))
 
     def by_samples(params, g):
-        return solve_by_samples(scores_of(params), g, 0.1).x
+        return sample_space.solve_by_samples(scores_of(params), g, 0.1).x
 
     def by_iterations(params, g):
         scores = scores_of(params)
@@ -79,9 +80,15 @@ def problem(batch: int, width: int, features: int):
         u = purerl.conjugate_gradient(lambda v: scores.gram @ v, scores.push(g), **options).x
         return jax.tree.map(lambda v, w: (v - w) / 0.1, g, scores.pull(u))
 
+    def by_advantages(params, g):
+        del g
+        changed = sample_space.transform_advantages(scores_of(params), advantage, 0.1)
+        return jax.grad(make_surrogate(network))(params, sample._replace(advantage=changed))
+
     leaves = {k: v for k, v in params["params"].items() if k not in ("critic", "value_head")}
     size = sum(x.size for x in jax.tree.leaves(leaves))
     functions = {"cg": by_products, "samples": by_samples, "iterations": by_iterations}
+    functions["advantages"] = by_advantages
     return size, functions, (params, g)
 
 
@@ -107,16 +114,17 @@ def measure(batch: int, width: int, options: Options) -> dict[str, Any]:
 
 
 def table(cells: list[dict[str, Any]], batches: tuple[int, ...]) -> str:
-    """Ratios of Cholesky's and of iterations' time by samples (and milliseconds, the last by
-    conjugate gradient on products with F), a row a network.
+    """Ratios of the time by samples: Cholesky's, iterations', advantages'; and milliseconds, the
+    last by conjugate gradient on products with F. A row is a network.
     """
     rows = [f"| P (width) | {' | '.join(f'B = {b}' for b in batches)} |"]
     rows.append("|---" * (len(batches) + 1) + "|")
     for width, line in itertools.groupby(cells, key=lambda cell: cell["width"]):
         found = list(line)
+        ways = ("samples", "iterations", "advantages")
         texts = [
-            f"{c['samples_ratio']:.2f}, {c['iterations_ratio']:.2f} "
-            f"({c['samples']:.1f}, {c['iterations']:.1f}, {c['cg']:.1f})"
+            ", ".join(f"{c[way + '_ratio']:.2f}" for way in ways)
+            + f" ({', '.join(f'{c[way]:.1f}' for way in (*ways, 'cg'))})"
             for c in found
         ]
         rows.append(f"| {found[0]['params']:,} ({width}) | {' | '.join(texts)} |")

@@ -7,8 +7,9 @@ ACKTR with damping in the eigenbasis and with EKFAC, TRPO on a quarter of the sa
 gradient and by their scores, PPO with K-FAC on MuJoCo, at the presets; the defaults are taken from
 ``learning.py``'s results, PPO on the other tasks from ``ppo_kfac.json``. The table has the first
 evaluation's step at which a seed's mean return reaches the target (interquartile mean over the
-seeds that do, and how many do), and the return at the end. Seconds are of all seeds, on machines
-that did other things too.
+seeds that do, and how many do), the seconds after which all seeds together have made so many, and
+the return at the end. Seconds are of training and evaluating, on machines that did other things
+too; those of a row of ``learning.py`` were measured on another day.
 """
 
 import dataclasses
@@ -93,14 +94,17 @@ def row(cell: dict[str, Any]) -> str:
     import numpy as np
 
     reached, seeds = steps_to(cell, TARGETS[cell["env"]]), len(cell["returns"])
-    steps = "-"
+    steps = seconds = "-"
     if len(reached) > 1:
         low, high = purerl.iqm_interval(np.array(reached, float))
         steps = f"{purerl.iqm(np.array(reached, float)):,.0f} [{low:,.0f}, {high:,.0f}]"
+        share = cell["seconds"] / cell["steps"][-1]
+        middle, low, high = (x * share for x in (purerl.iqm(np.array(reached, float)), low, high))
+        seconds = f"{middle:.1f} [{low:.1f}, {high:.1f}]"
     last = np.array(cell["returns"])[:, -1]
     low, high = purerl.iqm_interval(last)
     return (
-        f"| {cell['env']} | {cell['name']} | {steps} | {len(reached)} of {seeds} "
+        f"| {cell['env']} | {cell['name']} | {steps} | {seconds} | {len(reached)} of {seeds} "
         f"| {purerl.iqm(last):.1f} [{low:.1f}, {high:.1f}] | {last.min():.1f} "
         f"| {cell['seconds']:.0f} |"
     )
@@ -141,10 +145,9 @@ def main(options: Options) -> None:
             print(row(cell), file=sys.stderr, flush=True)
             cells = [c for c in cells if c not in same] + [cell]
             path.write_text(json.dumps({"cells": cells}) + "\n")
-    head = (
-        "| environment | variant | steps to the target | seeds that reach it | return at the end "
-    )
-    rows = [head + "| min | s |", "|---" * 7 + "|", *map(row, with_others(cells))]
+    head = "| environment | variant | steps to the target | seconds | seeds that reach it "
+    head += "| return at the end | min | s in all |"
+    rows = [head, "|---" * 8 + "|", *map(row, with_others(cells))]
     path.with_suffix(".md").write_text("\n".join(rows) + "\n")
     print("\n".join(rows))
 
