@@ -39,7 +39,7 @@ class Options:
     """Trust region of one minibatch's step; actor and critic have one each."""
     damping: float = 0.01
     """K-FAC's epsilon."""
-    momentum: float = 0.9
+    momentum: float = 0.0
     """Weight of the past in the moving average of steps."""
     output: Path = HERE / "results" / "ppo_kfac.json"
     """Result file; the table goes beside it."""
