@@ -97,9 +97,6 @@ PPO_DOUBLE_PENDULUM: Variants = {
     "normalized rewards": _PPO | {"normalize_reward": True},
 }
 
-# Its preset was chosen with momentum; elsewhere ACKTR is better without.
-ACKTR_BREAKOUT: Variants = {"momentum 0.9": _MOMENTUM, "no momentum": {"momentum": 0.0}}
-
 QUESTIONS: dict[str, tuple[str, str, Variants]] = {
     # Seeds end anywhere between 10 and 89 bricks.
     "breakout": ("ppo_clip", "Breakout-MinAtar", BREAKOUT),
@@ -121,7 +118,6 @@ QUESTIONS: dict[str, tuple[str, str, Variants]] = {
         },
     ),
     "acktr_double_pendulum": ("acktr", "brax:inverted_double_pendulum", ACKTR_DOUBLE_PENDULUM),
-    "acktr_breakout": ("acktr", "Breakout-MinAtar", ACKTR_BREAKOUT),
     # What it is beside.
     "ppo_double_pendulum": ("ppo_clip", "brax:inverted_double_pendulum", PPO_DOUBLE_PENDULUM),
     # Not asked yet.
