@@ -144,7 +144,7 @@ def plot(cells: list[dict[str, Any]], path: Path) -> None:
             [c["batch"] for c in found], [c["samples_ratio"] for c in found], "o-", label=label
         )
     axes.axhline(1.0, color="gray", linewidth=1)
-    axes.set(xlabel="B", ylabel="time by samples / by ten iterations of conjugate gradient")
+    axes.set(xlabel="B", ylabel="time by samples / by conjugate gradient")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)
