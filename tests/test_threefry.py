@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments.classic_control.cartpole import CartPole
+from gymnax.wrappers.purerl import FlattenObservationWrapper, GymnaxWrapper
 
 import purerl
 from purerl.envs.record import Env, Step
@@ -127,6 +129,22 @@ def test_gymnaxs_environments_take_keys_of_either_kind(name):
     if name in ("CartPole-v1", "Breakout-MinAtar", "Catch-bsuite"):
         theirs, ours = jax.jit(play)(key), rolled(jax.jit(play)(unrolled(key)))
         jax.tree.map(np.testing.assert_array_equal, theirs, ours)
+
+
+class Drawing(CartPole):
+    """An environment of somebody else's, made of gymnax's."""
+
+    def step_env(self, key, state, action, params):
+        jaxs_own(key)
+        return super().step_env(key, state, action, params)
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, GymnaxWrapper, FlattenObservationWrapper])
+def test_an_environment_of_others_in_a_wrapper_of_gymnaxs_sees_the_keys_of_jax(wrap):
+    env = purerl.make_env(wrap(Drawing()))
+    algorithm = purerl.a2c(purerl.A2CConfig(), env.action_space)
+    train = purerl.make_train(algorithm, env, 256, num_envs=4, rollout_length=16, evaluations=0)
+    jax.eval_shape(lambda key: train.advance(train.init(key), 1)[0], jax.random.key(0))
 
 
 @pytest.mark.parametrize("algorithm", purerl.ALGORITHMS)

@@ -154,7 +154,8 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     interval = max(limit, 1) if limit is not None and only_limit else 1
     resets: Any = "auto" if of_gymnax else "own"
     about = action_space, seen.shape, limit, interval, obs_range, resets, to_env_action
-    if type(env).__module__.startswith("gymnax."):  # tests draw with all of these
+    # Tests draw with all of these. A wrapper of gymnax's may hold an environment of others.
+    if type(env).__module__.startswith("gymnax.environments."):
         reset, step = takes_either(reset), takes_either(step)
     return Env(name, reset, step, *about, pictures(env, env_params))
 

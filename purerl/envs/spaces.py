@@ -192,7 +192,7 @@ def _counts(space: Any) -> tuple[list[int], list[int]]:
 
 
 def _size_of(space: Any) -> tuple[int, ...]:
-    return tuple(space.shape) if type(space).__name__ != "MultiBinary" else _as_tuple(space.n)
+    return _as_tuple(space.n if type(space).__name__ == "MultiBinary" else space.shape)
 
 
 def _as_tuple(n: Any) -> tuple[int, ...]:
