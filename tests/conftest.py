@@ -3,12 +3,14 @@
 import gc
 import os
 import pathlib
+import shutil
 
 import jax
 import pytest
 from threadpoolctl import threadpool_limits
 
 import purerl
+from purerl.host.compilation import cache_folder
 
 # Traces are millions of small objects, with which garbage collection spent a tenth of the time.
 gc.set_threshold(50_000, 20, 50)
@@ -21,7 +23,10 @@ SLOWEST = (
     *("test_chunks", "test_sharding", "test_envs", "test_buffers", "test_trpo", "test_memory"),
 )
 
-CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
+# Compiled programs, for the next run of the tests too, whichever clone it is of.
+HOME = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_folder(f"{HOME}/purerl-tests"))
+CACHE_LIMIT = 1 << 30  # bytes
 
 # Compiling is what takes the time. Set before JAX is used, and for child processes too: level 1
 # and, where XLA still has them, the emitters of fusions that compile fast and run slower. Tests
@@ -38,11 +43,16 @@ threadpool_limits(1, user_api="blas")  # as purerl.use_all_cores does
 if jax.__version_info__ >= (0, 10):  # as it does, too
     jax.config.update("jax_use_shardy_partitioner", False)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update(
-    "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-)
+jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_include_full_tracebacks_in_locations", False)  # traces faster
+
+
+def pytest_configure(config):
+    """An old cache begins anew: JAX's own bound has a price at each program."""
+    if not hasattr(config, "workerinput") and pathlib.Path(CACHE).exists():
+        if sum(file.stat().st_size for file in pathlib.Path(CACHE).iterdir()) > CACHE_LIMIT:
+            shutil.rmtree(CACHE)
 
 
 @pytest.hookimpl(trylast=True)
