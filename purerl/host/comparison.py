@@ -1,6 +1,7 @@
 """Algorithms beside one another: the runs of each on each task, and what they say together."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -92,10 +93,13 @@ class Comparison:
         return aligned(rows)
 
     def _pairs(self) -> str:
-        rows = [["row better than column", *self.curves]]
-        for i, (name, line) in enumerate(zip(self.curves, self.improvements(), strict=True)):
-            rows.append([name, *("-" if i == j else interval(*x) for j, x in enumerate(line))])
-        return aligned(rows)
+        # A line a pair: a matrix of intervals would be wider than a screen from four on.
+        rows = [["better", "than", "probability [95 %]"]]
+        names, found = [*self.curves], self.improvements()
+        for i, j in itertools.combinations(range(len(names)), 2):
+            better, other = (i, j) if found[i, j, 0] >= 0.5 else (j, i)
+            rows.append([names[better], names[other], interval(*found[better, other], digits=2)])
+        return aligned(rows, left=2)
 
     def _said(self) -> str:
         ends = (f"{number(low)} to {number(high)} on {x}" for x, (low, high) in self.ranges.items())

@@ -83,7 +83,8 @@ def test_the_table_says_iqm_interval_ends_and_who_is_better(four):
     assert line.split()[1:3] == ["200", "3"]
     assert line.split()[-2:] == ["1.00", "5.00"]
     assert f"{task_iqm([[0.1, 0.2, 0.5], [1, 0]]):.3f} [" in text
-    assert "0.29 [" in text
+    pair = text.split("better  than  probability")[1].splitlines()[1]  # the better one first
+    assert pair.split()[:3] == ["b", "a", "0.71"]
     assert "scores 0 to 1 are returns of 0.00 to 10.0 on X, -30.0 to -10.0 on Y" in text
 
 
