@@ -50,9 +50,10 @@ jax.config.update("jax_include_full_tracebacks_in_locations", False)  # traces f
 
 def pytest_configure(config):
     """An old cache begins anew: JAX's own bound has a price at each program."""
-    if not hasattr(config, "workerinput") and pathlib.Path(CACHE).exists():
-        if sum(file.stat().st_size for file in pathlib.Path(CACHE).iterdir()) > CACHE_LIMIT:
-            shutil.rmtree(CACHE)
+    folder = pathlib.Path(CACHE)
+    files = folder.iterdir() if folder.exists() and not hasattr(config, "workerinput") else ()
+    if sum(file.stat().st_size for file in files) > CACHE_LIMIT:
+        shutil.rmtree(CACHE)
 
 
 @pytest.hookimpl(trylast=True)
