@@ -2,8 +2,6 @@
 
 import gc
 import os
-import pathlib
-import shutil
 
 import jax
 import pytest
@@ -25,7 +23,7 @@ SLOWEST = (
 
 # Compiled programs, for the next run of the tests too, whichever clone it is of.
 HOME = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_folder(f"{HOME}/purerl-tests"))
+CACHE = cache_folder(f"{HOME}/purerl-tests")
 CACHE_LIMIT = 1 << 30  # bytes
 
 # Compiling is what takes the time. Set before JAX is used, and for child processes too: level 1
@@ -43,17 +41,19 @@ threadpool_limits(1, user_api="blas")  # as purerl.use_all_cores does
 if jax.__version_info__ >= (0, 10):  # as it does, too
     jax.config.update("jax_use_shardy_partitioner", False)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", CACHE)
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_include_full_tracebacks_in_locations", False)  # traces faster
 
 
 def pytest_configure(config):
     """An old cache begins anew: JAX's own bound has a price at each program."""
-    folder = pathlib.Path(CACHE)
-    files = folder.iterdir() if folder.exists() and not hasattr(config, "workerinput") else ()
+    files = [*CACHE.glob("*")] if not hasattr(config, "workerinput") else []
     if sum(file.stat().st_size for file in files) > CACHE_LIMIT:
-        shutil.rmtree(CACHE)
+        for file in files:
+            file.unlink()
 
 
 @pytest.hookimpl(trylast=True)
