@@ -112,6 +112,13 @@ LATE_DOUBLE_PENDULUM: Variants = {
     }.items()
 }
 
+# The same of ACKTR, whose steps may be as small as its advantages.
+ACKTR_LATE_DOUBLE_PENDULUM: Variants = {
+    "preset": _HALF,
+    "raw advantages": _HALF | {"normalize_advantage": False},
+    "rollouts of 512": _HALF | {"rollout_length": 512},
+}
+
 QUESTIONS: dict[str, tuple[str, str, Variants]] = {
     # Seeds end anywhere between 10 and 89 bricks.
     "breakout": ("ppo_clip", "Breakout-MinAtar", BREAKOUT),
@@ -137,6 +144,11 @@ QUESTIONS: dict[str, tuple[str, str, Variants]] = {
     "ppo_double_pendulum": ("ppo_clip", "brax:inverted_double_pendulum", PPO_DOUBLE_PENDULUM),
     # Where its IQM after 1 M steps was 2,236, and 7,000 were wanted.
     "late_double_pendulum": ("trpo", "envpool:InvertedDoublePendulum-v5", LATE_DOUBLE_PENDULUM),
+    "acktr_late_double_pendulum": (
+        "acktr",
+        "envpool:InvertedDoublePendulum-v5",
+        ACKTR_LATE_DOUBLE_PENDULUM,
+    ),
     # Not asked yet.
     "trpo_hopper": ("trpo", "envpool:Hopper-v5", TRPO_ACCURACY),
     "trpo_halfcheetah": ("trpo", "envpool:HalfCheetah-v5", TRPO_ACCURACY),
