@@ -17,7 +17,7 @@ import numpy as np
 from purerl.host import devices, pacing
 from purerl.host.options import STOP, RunOptions, Stopped, Terminated
 from purerl.host.programs import Driver, Report
-from purerl.host.report.log import Log, make_rows, named, train_return
+from purerl.host.report.log import Log, check_info, make_rows, named, train_return
 from purerl.host.report.progress import Progress
 from purerl.host.report.writers import make_writers
 from purerl.host.store.checkpoint import Checkpoints, without_late_noise
@@ -76,7 +76,7 @@ class Session:
         self.chunks = pacing.ChunkLength(options.chunk_seconds, longest, self.driver.chunk)
         self.log = Log(make_writers(options.writers) if self.main and self.folder else [])
         self.row_at = 0  # iterations at the last row of the log
-        self.added: list[str] = []  # columns by the user's function
+        self.added: list[str] | None = None  # columns by the user's function, after its first row
         self.steps: list[int] = []  # of the evaluations
         self.returns: list[np.ndarray] = []  # [S] each
         self.failed = np.zeros(self.driver.seeds, bool)
@@ -115,6 +115,7 @@ class Session:
         if folder is not None and begun:
             newest = self._open(folder, stack).newest()
         if newest is None or newest["iteration"] < driver.train.iterations:
+            check_info(driver.template()[1].info, self.names)
             if driver.programs is None and self.shown:
                 label = driver.experiment.label
                 print(f"compiling {label} for {driver.seeds} seeds", file=sys.stderr)
@@ -144,6 +145,9 @@ class Session:
         stack.callback(self.progress.close)
         if newest is not None:
             self.progress.say(f"resumed at step {step:,} of each seed")
+            if self.added and self.on_row is None:
+                columns = ", ".join(self.added)
+                self.progress.say(f"on_row is not given again, so {columns} will be NaN")
         elif begun:
             print("there was no checkpoint yet: the run begins again", file=sys.stderr)
         self.signals.saved_at = self.mark = time.perf_counter()
@@ -177,6 +181,7 @@ class Session:
         self.row_at, self.steps = host["row"], host["steps"]
         self.returns = [np.array(x) for x in host["returns"]]
         self.failed = np.array(host["failed"])
+        self.added = host.get("added")
 
     def _train(self) -> None:
         """Chunk after chunk; the next one is begun before the results of the last one are read: no
@@ -249,13 +254,15 @@ class Session:
         self._note("log", self.log.write(rows | self._told(rows)))
 
     def _told(self, rows: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Columns that the user's function adds to rows; it may end the run."""
+        """Columns that the user's function adds to rows, the same at each; it may end the run."""
+        empty = dict.fromkeys(self.added or [], np.nan)
         if self.on_row is None:
-            return {}
-        answer = STOP if self.stopped == "hook" else self.on_row(dict(rows))
+            answer: Any = empty
+        else:
+            answer = STOP if self.stopped == "hook" else self.on_row(dict(rows))
         if answer is STOP:
             self.stopped = self.stopped or "hook"
-            answer = dict.fromkeys(self.added, np.nan)
+            answer = empty
         seeds = self.driver.seeds
         wanted = f"wanted None, purerl.STOP, or a dict of columns [{seeds}]"
         if not isinstance(answer, dict | None):
@@ -265,8 +272,13 @@ class Session:
             if np.shape(x) not in ((), (seeds,)) or name in rows:
                 raise ValueError(f"on_row: column {name!r} of shape {np.shape(x)}, {wanted}.")
             columns[name] = np.broadcast_to(np.asarray(x), seeds)
-        self.added = list(columns)
-        return columns
+        if self.added is not None and set(columns) != set(self.added):
+            raise ValueError(
+                f"on_row returned the columns {list(columns)}, and {self.added} at the row before; "
+                "a log has the same columns at each row, so put NaN where there is nothing to say."
+            )
+        self.added = self.added or list(columns)
+        return {name: columns[name] for name in self.added}
 
     def _record(self, done: int) -> dict[str, Any]:
         """The run after so many iterations, JSON-ready."""
@@ -281,6 +293,7 @@ class Session:
             "steps": self.steps[:],
             "returns": [x.tolist() for x in self.returns],
             "failed": self.failed.tolist(),
+            "added": self.added,
         }
 
     def _save(self, done: int, state: Any, totals: Any) -> None:

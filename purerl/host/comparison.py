@@ -98,7 +98,8 @@ class Comparison:
         names, found = [*self.curves], self.improvements()
         for i, j in itertools.combinations(range(len(names)), 2):
             better, other = (i, j) if found[i, j, 0] >= 0.5 else (j, i)
-            rows.append([names[better], names[other], interval(*found[better, other], digits=2)])
+            probability, low, high = found[better, other]
+            rows.append([names[better], names[other], interval(probability, low, high, 2)])
         return aligned(rows, left=2)
 
     def _said(self) -> str:

@@ -69,7 +69,8 @@ def _read(source: Any, top: int) -> Iterator[tuple[str, str, Curve]]:
         made = source.experiment
         seconds = source.steps * len(source.returns) / source.steps_per_second
         curve = Curve(source.steps, source.returns, seconds)
-        yield short_name(made.algorithm), short_name(made.env), curve
+        task = _named(made.env, made.env_params, made.loop.max_episode_steps)
+        yield short_name(made.algorithm), task, curve
         return
     path = pathlib.Path(source).expanduser()
     if path.suffix == ".json":
@@ -79,12 +80,28 @@ def _read(source: Any, top: int) -> Iterator[tuple[str, str, Curve]]:
     config = folder.read_config()
     if "experiments" in config:
         made = config["experiments"][0]
-        algorithm, task = short_name(made["algorithm"]), short_name(made["env"])
+        algorithm, task = short_name(made["algorithm"]), _task(made)
         for label, of_point in load_sweep(path).curves(top).items():
             yield f"{algorithm} {label}", task, Curve(*of_point)
     else:
         curve = Curve(*folder.read_curve(), folder.read_seconds())
-        yield short_name(config["algorithm"]), short_name(config["env"]), curve
+        yield short_name(config["algorithm"]), _task(config), curve
+
+
+def _task(made: Mapping[str, Any]) -> str:
+    """An environment's name, with what was asked of it: CartPole-v1 of 50 steps is another task.
+
+    Args:
+        made: An experiment, as ``config.json`` holds it.
+    """
+    limit = made.get("loop", {}).get("max_episode_steps")  # older formats have them elsewhere
+    return _named(made["env"], made.get("env_params", {}), limit)
+
+
+def _named(env: Any, params: Mapping[str, Any], limit: int | None) -> str:
+    asked = {**params} if limit is None else {**params, "max_episode_steps": limit}
+    said = ", ".join(f"{name}={x}" for name, x in sorted(asked.items()))
+    return short_name(env) + (f" ({said})" if said else "")
 
 
 def _result_file(path: pathlib.Path) -> tuple[str, str, Curve]:
@@ -97,10 +114,10 @@ def _result_file(path: pathlib.Path) -> tuple[str, str, Curve]:
     if not isinstance(data, dict) or (missing := [name for name in wanted if name not in data]):
         lacks = f"it has no {', '.join(missing)}" if isinstance(data, dict) else "it is no object"
         raise ValueError(f"{path} is no result of benchmarks/learning.py: {lacks}.")
-    task = short_name(data["experiment"]["env"])
+    env, task = short_name(data["experiment"]["env"]), _task(data["experiment"])
     steps, returns = np.array(data["steps"], int), np.array(data["returns"], float)
     seconds = steps * len(returns) / data["steps_per_second"]
-    label = data["name"].removesuffix("-" + task.rpartition(":")[2])
+    label = data["name"].removesuffix("-" + env.rpartition(":")[2])
     return label, task, Curve(steps, returns, seconds, data.get("last", 1))
 
 

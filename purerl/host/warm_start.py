@@ -8,7 +8,7 @@ import numpy as np
 
 from purerl.checks import described
 from purerl.host.devices import gathered
-from purerl.host.experiment import Experiment
+from purerl.host.experiment import PARTS, Experiment
 from purerl.host.store.arrays import by_name, checksums
 from purerl.host.store.folder import RunFolder, differences
 from purerl.host.store.policy import learned_part, learned_shapes, load_learned
@@ -50,7 +50,11 @@ def learned_of(
     path = None
     if isinstance(start_from, str | pathlib.Path):
         path = str(RunFolder(start_from).path.resolve())
-        _, state, _ = load_learned(RunFolder(start_from))
+        begun = RunFolder(start_from).read_config()
+        # An object that no import path names is the one that is trained here, or does not fit.
+        objects = [name for name in PARTS if isinstance(begun.get(name), dict)]
+        given = {name: getattr(experiment, name) for name in objects}
+        _, state, _ = load_learned(RunFolder(start_from), **given)
     elif isinstance(getattr(start_from, "state", None), TrainState):
         state = jax.device_get(gathered(learned_part(start_from.state)))
     else:
@@ -58,7 +62,7 @@ def learned_of(
             f"start_from is a {type(start_from).__name__}, wanted the folder of a run, or its "
             "RunResult."
         )
-    found = max(len(x) for x in jax.tree.leaves(state) if x.ndim)
+    found = max((len(x) for x in jax.tree.leaves(state) if x.ndim), default=seeds)
     if found not in (1, seeds):
         raise ValueError(
             f"start_from has {found} seeds, wanted {seeds}, or one for all; take some with "

@@ -154,8 +154,9 @@ def take_seeds(tree: Any, seeds: Any) -> Any:
         >>> one["x"].item(), one["clock"].iteration.item()
         (1.0, 7)
     """
-    if not isinstance(seeds, jax.core.Tracer):  # JAX clips what is beyond, NumPy refuses it
-        seeds = np.arange(_leading_axis(_split(tree)[0], "take_seeds"))[seeds]
+    batched = _split(tree)[0]
+    if batched and not isinstance(seeds, jax.core.Tracer):  # JAX clips what is beyond
+        seeds = np.arange(_leading_axis(batched, "take_seeds"))[seeds]
     return jax.tree.map(lambda x: x if is_clock(x) else x[seeds], tree, is_leaf=is_clock)
 
 

@@ -301,7 +301,8 @@ def play(
 
 
 def checked_update(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> Any:
-    """Returns ``updated``; raises TypeError or ValueError unless it is what a loop needs.
+    """Returns ``updated``, ``finite`` as an array; raises TypeError or ValueError unless it is what
+    a loop needs.
 
     Args:
         before: The algorithm's state that it was given.
@@ -321,7 +322,13 @@ def checked_update(before: PyTree, updated: Any, **owed: tuple[int, ...]) -> Any
             f"the algorithm's update changes its state: {'; '.join(changed[:3])}; return what init "
             "returns, with astype where an operation promotes."
         )
-    return updated
+    finite = jnp.asarray(updated[1]["finite"])
+    if finite.dtype != bool:  # of a number ~ is no "not"
+        raise TypeError(
+            f"the algorithm's update owes 'finite' as a bool, and it is {finite.dtype}: "
+            f"{_OWED['finite']}; jnp.isfinite(...).all() is one."
+        )
+    return updated[0], updated[1] | {"finite": finite}
 
 
 def _check_memory(before: PyTree, extras: Info) -> None:

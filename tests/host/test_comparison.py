@@ -8,6 +8,7 @@ import pytest
 
 import purerl
 from purerl.cli import main
+from purerl.host.curves import read_curves
 from purerl.host.report.aggregate import task_iqm
 from purerl.host.result import RunResult
 
@@ -41,7 +42,8 @@ def run_folder(folder, algorithm, env, returns):
 
 def in_memory(algorithm, env, returns):
     steps, returns = np.array(STEPS[: len(returns[0])]), np.array(returns)
-    experiment = types.SimpleNamespace(algorithm=algorithm, env=env)
+    loop = types.SimpleNamespace(max_episode_steps=None)
+    experiment = types.SimpleNamespace(algorithm=algorithm, env=env, env_params={}, loop=loop)
     failed = np.zeros(len(returns), bool)
     return RunResult(None, steps, returns, failed, {}, 20.0, experiment=experiment)
 
@@ -211,3 +213,18 @@ def test_curves_from_elsewhere_have_no_seconds():
     (axes,) = compared.plot_seconds().axes
     assert [text.get_text() for text in axes.texts] == ["seconds not known"]
     assert len(compared.plot_steps().axes[0].lines) == 2
+
+
+def test_an_environment_of_other_parameters_is_another_task(tmp_path):
+    """CartPole-v1 of 50 steps has other returns, wherever they are read from."""
+    asked = {"env": "X", "env_params": {"goal": 3}, "loop": {"max_episode_steps": 50}}
+    file = result_file(tmp_path, "a", "X", LOW, experiment=asked)
+    folder = run_folder(tmp_path / "run", "b", "X", LOW)
+    (folder / "config.json").write_text(json.dumps({"algorithm": "b"} | asked))
+    result = in_memory("c", "X", LOW)
+    result.experiment.env_params, result.experiment.loop.max_episode_steps = {"goal": 3}, 50
+    plain = in_memory("a", "X", LOW)
+    curves = read_curves((file, folder, result, plain), 1)
+    tasks = {name: [*of] for name, of in curves.items()}
+    named = "X (goal=3, max_episode_steps=50)"
+    assert tasks == {"a": [named, "X"], "b": [named], "c": [named]}

@@ -60,6 +60,11 @@ INTS = jnp.zeros(4, jnp.int32)
         ({"update": updating(lambda s: s)}, r"update returned a .*wanted \(state, info\)"),
         ({"update": updating(lambda s: (s, {}))}, r"owes 'finite' of shape \(\) .* missing"),
         ({"update": updating(lambda s: (s, {"finite": s > 0}))}, r"'finite'.* it is \(3,\)"),
+        ({"update": updating(lambda s: (s, {"finite": 1}))}, "'finite' as a bool, .* it is int32"),
+        (
+            {"update": updating(lambda s: (s, {"finite": jnp.float32(1)}))},
+            r"'finite' as a bool, and it is float32: .*jnp\.isfinite",
+        ),
         (
             {"update": updating(lambda s: (s.astype(jnp.float16), {"finite": YES}))},
             r"changes its state:  from float32\[3\] to float16\[3\]; return what init",
@@ -189,3 +194,10 @@ def test_sampled_evaluations_act_as_at_the_end_of_the_run():
     train = make_train(learner, env, 1000, greedy_evaluation=False, **OFF)
     state = jax.jit(train.init)(jax.random.key(0))
     assert jax.jit(train.evaluate)(state).mean_return == 2
+
+
+def test_a_bool_of_python_is_a_bool():
+    train = make_train(
+        algorithm(update=updating(lambda s: (s, {"finite": True}))), NOISY, 48, **SIZES
+    )
+    assert not jax.jit(train.train)(jax.random.key(0)).failed

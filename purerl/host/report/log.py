@@ -1,7 +1,7 @@
 """Rows of a run's log, and names of its seeds."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,21 @@ from purerl.host.report.writers import Rows, Writer
 from purerl.training.evaluation import Evaluation
 
 EVALUATED = ("return", "length", "unfinished")  # columns: the fields of an Evaluation
+TRAINED = ("train_return", "train_episodes", "refused", "failed", "seconds")
+
+
+def check_info(info: Iterable[str], names: Iterable[str]) -> None:
+    """Raises ValueError if an entry of an algorithm's info is called like another column.
+
+    Args:
+        info: Names of its entries.
+        names: Columns that name a seed.
+    """
+    if taken := {"seed", "point", "step", *EVALUATED, *TRAINED, *names} & {*info}:
+        raise ValueError(
+            f"the info of the algorithm's update has {', '.join(sorted(taken))}, which the log has "
+            "a column of already; give it another name."
+        )
 
 
 def named(names: dict[str, np.ndarray], which: np.ndarray) -> str:

@@ -62,7 +62,8 @@ class TextWriter:
         lines = self.path.read_text().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
         rows = zip(whole, self._steps(whole), strict=True)
-        kept = [line for line, at in rows if at <= step]
+        # With no row goes the header: what begins again may have other columns.
+        kept = [line for line, at in rows if at <= step] if step >= 0 else []
         temporary = self.path.with_suffix(self.path.suffix + ".part")
         temporary.write_text("".join(kept))
         temporary.replace(self.path)

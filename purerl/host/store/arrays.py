@@ -18,7 +18,7 @@ def checksums(tree: PyTree) -> list[int]:
         tree: Leaves ``[S, ...]``; Clocks, the same for all, count for each.
     """
     leaves = [jax.random.key_data(x) if is_key(x) else x for x in jax.tree.leaves(tree)]
-    seeds = max(len(x) for x in leaves if x.ndim)
+    seeds = max((len(x) for x in leaves if x.ndim), default=0)
     sums = dict.fromkeys(range(seeds), 0)  # of the seeds on this host
     for leaf in leaves:
         rows = _rows(leaf) if leaf.ndim else dict.fromkeys(sums, np.asarray(leaf).data)

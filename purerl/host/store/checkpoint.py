@@ -245,8 +245,11 @@ class Checkpoints:
             wanted, {name: sharding[name] for name in wanted}
         )
         args = ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
-        with self._reading(iteration):
-            found = self._manager.restore(iteration, args=ocp.args.Composite(state=args))["state"]
+        found: Any = {}
+        if wanted:  # a learner may hold nothing, for which Orbax has no template
+            with self._reading(iteration):
+                composite = ocp.args.Composite(state=args)
+                found = self._manager.restore(iteration, args=composite)["state"]
 
         def leaf(path: Any, x: Any) -> Any:
             return found[jax.tree_util.keystr(path)] if x.size else jnp.zeros(x.shape, x.dtype)

@@ -12,6 +12,7 @@ import numpy as np
 from purerl.config import check_choice
 from purerl.host.acting import Policy
 from purerl.host.compilation import cached_programs, compiler_options
+from purerl.host.devices import is_key
 from purerl.host.experiment import Experiment
 from purerl.host.players.driver import evaluate_played
 from purerl.host.store.checkpoint import Checkpoints
@@ -242,11 +243,13 @@ def _together(folder: RunFolder, learned: dict[int, TrainState], seeds: Sequence
             f"{folder.path}: the sweep was stopped before it came to seed {missing[0]} of this "
             "point; resume it."
         )
-    return jax.tree.map(
-        lambda *x: x[0] if is_clock(x[0]) else np.concatenate(x),
-        *[learned[seed] for seed in seeds],
-        is_leaf=is_clock,
-    )
+
+    def joined(*x: Any) -> Any:
+        if is_clock(x[0]):
+            return x[0]
+        return jnp.concatenate(x) if is_key(x[0]) else np.concatenate(x)
+
+    return jax.tree.map(joined, *[learned[seed] for seed in seeds], is_leaf=is_clock)
 
 
 def _number(name: str, x: Any, count: int) -> int:
