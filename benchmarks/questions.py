@@ -112,12 +112,13 @@ LATE_DOUBLE_PENDULUM: Variants = {
     }.items()
 }
 
-# The same of ACKTR, whose steps may be as small as its advantages.
+# What keeps TRPO's up, and of ACKTR that its steps may be as small as its advantages.
+_BOUNDED = {"log-std at least -1": _HALF | {"min_log_std": -1.0}}
 ACKTR_LATE_DOUBLE_PENDULUM: Variants = {
     "preset": _HALF,
     "raw advantages": _HALF | {"normalize_advantage": False},
-    "rollouts of 512": _HALF | {"rollout_length": 512},
-}
+} | _BOUNDED
+PPO_LATE_DOUBLE_PENDULUM: Variants = {"preset": _HALF} | _BOUNDED
 
 QUESTIONS: dict[str, tuple[str, str, Variants]] = {
     # Seeds end anywhere between 10 and 89 bricks.
@@ -148,6 +149,11 @@ QUESTIONS: dict[str, tuple[str, str, Variants]] = {
         "acktr",
         "envpool:InvertedDoublePendulum-v5",
         ACKTR_LATE_DOUBLE_PENDULUM,
+    ),
+    "ppo_late_double_pendulum": (
+        "ppo_clip",
+        "envpool:InvertedDoublePendulum-v5",
+        PPO_LATE_DOUBLE_PENDULUM,
     ),
     # Not asked yet.
     "trpo_hopper": ("trpo", "envpool:Hopper-v5", TRPO_ACCURACY),
