@@ -19,6 +19,8 @@ SUMMARY = ("ppo_clip", "trpo", "acktr", "a2c", "dqn")  # columns of the README's
 EXPERIMENTS = (
     *("variants/breakout", "variants/a2c_pendulum", "variants/acrobot", "variants/acktr_hopper"),
     *("variants/acktr_double_pendulum", "variants/ppo_double_pendulum"),
+    *("variants/late_double_pendulum", "variants/acktr_late_double_pendulum"),
+    "variants/ppo_late_double_pendulum",
     *("seeds_needed", "breakout_plateaus"),
     *("trust_region", "ppo_kfac", "kl_clip", "acktr_momentum", "second_order_worth"),
     *("sample_space", "kfac_cost"),
