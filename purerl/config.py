@@ -59,7 +59,7 @@ class Spec(NamedTuple):
     def wanted(self) -> str:
         """Type and range in words: ``a number in (0, inf), or None``."""
         if typing.get_origin(self.kind) is Literal:
-            words = "one of " + ", ".join(typing.get_args(self.kind))
+            words = "one of " + ", ".join(map(str, typing.get_args(self.kind)))
         else:
             words = NOUNS.get(self.kind, f"a {self.kind.__name__}")
             words += f" in {self.interval}" if self.kind in INTERVALS else ""
@@ -299,7 +299,7 @@ def see(page: str) -> str:
     return f"See docs/{page}."
 
 
-def check_choice(what: str, value: Any, choices: Collection[str]) -> None:
+def check_choice(what: str, value: Any, choices: Collection[Any]) -> None:
     """Raises ValueError, with close matches, unless ``value`` is one of ``choices``.
 
     Args:
@@ -311,7 +311,7 @@ def check_choice(what: str, value: Any, choices: Collection[str]) -> None:
         raise ValueError(f"{what} {value!r}. {suggest(value, choices)}")
 
 
-def suggest(name: Any, choices: Collection[str], show: Callable[[str], str] = str) -> str:
+def suggest(name: Any, choices: Collection[Any], show: Callable[[Any], str] = str) -> str:
     """One sentence that lists the choices closest to ``name``, or all of them.
 
     Close are those that begin with it, whose words do ("lr": learning_rate), or that are spelled
@@ -326,7 +326,7 @@ def suggest(name: Any, choices: Collection[str], show: Callable[[str], str] = st
         >>> suggest("lr", ["clip", "learning_rate"])
         'Did you mean learning_rate?'
     """
-    asked, folded = str(name).lower(), {choice.lower(): choice for choice in choices}
+    asked, folded = str(name).lower(), {str(choice).lower(): choice for choice in choices}
     close = difflib.get_close_matches(asked, folded, n=3, cutoff=0.8)
     close += [x for x in folded if asked and x.startswith(asked)]
     close += [x for x in folded if "".join(word[:1] for word in x.split("_")) == asked]

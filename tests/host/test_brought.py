@@ -1,10 +1,13 @@
 """What users bring: an algorithm, an environment and a network, written outside the package."""
 
+import functools
+import inspect
 import json
 import pathlib
 import subprocess
 import sys
 import time
+from typing import Literal
 
 import gymnax
 import numpy as np
@@ -290,6 +293,70 @@ def branching(action_space, *, network=None, rate: float = 1e-2, gain: float = 1
 def test_an_option_means_what_the_docstring_says():
     specs = purerl.make_experiment(branching, "CartPole-v1").config.specs
     assert specs["rate"].meaning == "How fast it learns."
+
+
+TWO = np.sqrt(4)
+
+
+def only_checked(action_space: "Checked", *, rate: "Number" = TWO) -> "Checked":  # noqa: F821
+    """Annotated with names that are imported under ``TYPE_CHECKING``."""
+    return purerl.a2c(purerl.A2CConfig(), action_space)
+
+
+def of_levels(action_space, *, level: Literal[1, 5] = 1):
+    return purerl.a2c(purerl.A2CConfig(), action_space)
+
+
+class Builder:
+    def __call__(self, action_space, *, rate: float = 0.5):
+        """Builds it.
+
+        Args:
+            rate: How fast it learns.
+        """
+        return purerl.a2c(purerl.A2CConfig(learning_rate=rate), action_space)
+
+
+@pytest.mark.parametrize(
+    ("builder", "name", "default", "refused"),
+    [
+        (functools.partial(branching, rate=0.5), "rate", 0.5, "x"),
+        (Builder(), "rate", 0.5, "x"),
+        (only_checked, "rate", 2.0, "x"),
+        (of_levels, "level", 1, 2),
+    ],
+)
+def test_what_builds_an_algorithm(builder, name, default, refused):
+    made = purerl.make_experiment(builder, "CartPole-v1")
+    assert getattr(made.config, name) == default
+    with pytest.raises(ValueError, match=rf"{name}.*{refused}"):
+        made.replace(**{name: refused})
+
+
+def test_partials_and_objects_are_named_and_documented_as_their_functions():
+    for builder, label in ((functools.partial(branching, rate=0.5), "branching"), (Builder(), "B")):
+        made = purerl.make_experiment(builder, "CartPole-v1")
+        assert made.label.startswith(label)
+        assert made.config.specs["rate"].meaning == "How fast it learns."
+
+
+@pytest.mark.parametrize("name", ["check", "specs"])
+def test_options_whose_names_are_taken_are_refused(name):
+    def builder(action_space, **options):
+        return purerl.a2c(purerl.A2CConfig(), action_space)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    first = inspect.Parameter("action_space", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [first, inspect.Parameter(name, kind, default=False)]
+    builder.__signature__ = inspect.Signature(parameters)
+    with pytest.raises(ValueError, match=rf"option {name} has a name that .*; rename it"):
+        purerl.make_experiment(builder, "CartPole-v1")
+
+
+def test_a_record_with_a_partial_update_has_a_label():
+    record = purerl.a2c(purerl.A2CConfig(), purerl.Discrete(2))
+    record = record._replace(update=functools.partial(record.update))
+    assert purerl.make_experiment(record, "CartPole-v1").label == "a2c on CartPole-v1"
 
 
 def test_a_swept_number_that_code_asks_for_is_named():
