@@ -9,9 +9,13 @@ import sys
 import time
 from typing import Literal
 
+import equinox
 import gymnax
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from run_folders import child_environment, driven, final
 
 import purerl
@@ -295,6 +299,30 @@ def test_an_option_means_what_the_docstring_says():
     assert specs["rate"].meaning == "How fast it learns."
 
 
+class OfNnx(nnx.Module):
+    def __init__(self, rngs):
+        self.heads = nnx.Linear(4, 3, rngs=rngs)
+
+
+class OfEquinox(equinox.Module):
+    heads: equinox.nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("network", "wrap"),
+    [
+        (OfNnx, "purerl.from_nnx"),
+        (OfNnx(nnx.Rngs(0)), "purerl.from_nnx"),
+        (lambda space: OfNnx(nnx.Rngs(0)), "purerl.from_nnx"),
+        (OfEquinox, "purerl.from_equinox"),
+        (OfEquinox(equinox.nn.Linear(4, 3, key=jax.random.key(0))), "purerl.from_equinox"),
+    ],
+)
+def test_networks_that_must_be_wrapped(network, wrap):
+    with pytest.raises(TypeError, match=rf"network is Of\w+ of \S+, wanted init.*; wrap .*{wrap}"):
+        purerl.make_experiment("ppo_clip", "CartPole-v1", network=network)
+
+
 TWO = np.sqrt(4)
 
 
@@ -406,6 +434,63 @@ def test_environment_parameters_are_the_environments(package):
     assert made.replace(gamma=0.5).environment is made.environment  # made once
     with pytest.raises(ValueError, match=r"reward=-1, wanted more than 0"):
         made.replace(env_params={"reward": -1})
+
+
+def reward_of(state):
+    return 1.0
+
+
+class Taking:
+    """Of gymnax's CartPole, with parameters of its own."""
+
+    def __new__(cls, goal=(1.0,), reward_fn=reward_of):
+        assert type(goal + (0.0,)) in (tuple, np.ndarray)  # noqa: RUF005
+        return gymnax.make("CartPole-v1")[0]
+
+
+def again(experiment, **given):
+    data = json.loads(json.dumps(experiment.to_json()))
+    return purerl.Experiment.from_json(data, **given)
+
+
+def test_parameters_of_an_environment_come_back_as_they_were():
+    params = {"goal": [1, (2.0, None)], "reward_fn": reward_of}
+    made = purerl.make_experiment("a2c", Taking, env_params=params)
+    found = again(made)
+    assert found.environment.obs_shape == (4,)
+    assert found.env_params == made.env_params == {"goal": (1, (2.0, None)), "reward_fn": reward_of}
+    array = made.replace(env_params={"goal": jnp.arange(3, dtype=jnp.int16)})
+    for one in (array, again(array)):
+        assert type(one.env_params["goal"]) is np.ndarray
+        assert one.env_params["goal"].dtype == np.int16
+        np.testing.assert_array_equal(one.env_params["goal"], [0, 1, 2])
+    assert again(array).to_json() == array.to_json()
+
+
+def test_functions_without_a_name_are_given_again():
+    rewards = {"reward_fn": lambda state: 2.0}
+    made = purerl.make_experiment("a2c", Taking, env_params={"goal": (3,), **rewards})
+    with pytest.raises(
+        ValueError, match=r"begun with <lambda>, .* in env_params\['reward_fn'\]; gi"
+    ):
+        again(made)
+    assert again(made, env_params=rewards).env_params == made.env_params
+    with pytest.raises(ValueError, match="goal need not be given again"):
+        again(made, env_params=rewards | {"goal": (4,)})
+
+
+@pytest.mark.parametrize(
+    ("params", "wanted"),
+    [
+        ({"goal": {1}}, r"env_params\['goal'\] is a set, wanted a number, .*; make the env"),
+        ({"goal": (1, 1j)}, r"env_params\['goal'\]\[1\] is a complex, wanted"),
+        ({"goal": {3: 4}}, r"env_params\['goal'\] has the name 3, wanted texts"),
+        ({"goal": np.array([None])}, r"env_params\['goal'\] is a ndarray, wanted a number"),
+    ],
+)
+def test_parameters_that_no_description_can_hold(params, wanted):
+    with pytest.raises(ValueError, match=wanted):
+        purerl.make_experiment("a2c", Taking, env_params=params)
 
 
 def test_a_schedule_that_is_a_function_is_given_again(tmp_path):
