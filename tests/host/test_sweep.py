@@ -18,7 +18,7 @@ from purerl.cli import main
 from purerl.host.report import frame
 from purerl.host.resources import fitting
 from purerl.host.sweep.parts import largest
-from purerl.host.sweep.points import grid, make_groups
+from purerl.host.sweep.points import described, grid, make_groups
 
 # All sweeps that are trained here have four rows of this size, so that they share one program.
 SMALL = {
@@ -85,6 +85,24 @@ def test_points_share_a_program_where_their_differences_can_be_traced():
     assert len(make_groups([make(**point) for point in networks])) == 3
     optional = [make(max_grad_norm=x) for x in (None, 0.5, 1.0)]  # without a clip: other shapes
     assert [len(group.points) for group in make_groups(optional)] == [1, 2]
+
+
+def small_network(space):
+    return purerl.ActorCritic(space)
+
+
+def test_points_may_vary_what_is_brought(tmp_path):
+    """By its import path, or by a name and a number."""
+    object_, other = (lambda space: purerl.ActorCritic(space) for _ in range(2))
+    networks = [small_network, object_, other, object_, None, purerl.NetworkConfig()]
+    told = [point["network"] for point in described([{"network": x} for x in networks])]
+    assert told[:5] == [f"{__name__}:small_network", *(f"<lambda> {i}" for i in (0, 1, 0)), None]
+    assert told[5]["hidden_sizes"] == [64, 64]
+    params = {"env_params": {"f": small_network}}
+    assert described([params]) == [{"env_params": {"f": {"$function": told[0]}}}]
+    (tmp_path / "taken").touch()
+    with pytest.raises(FileExistsError):  # all that is told was told
+        purerl.sweep(make, {"network": [small_network, object_]}, out=tmp_path)
 
 
 def test_schedules_are_swept_as_a_number_times_a_shape():

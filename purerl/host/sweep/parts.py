@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from purerl.config import check_integer, plain, python_number
+from purerl.config import check_integer, python_number
 from purerl.host.chunks import OnRow, Session
 from purerl.host.compilation import cached_programs
 from purerl.host.devices import agreed, from_hosts, make_layout
@@ -25,7 +25,7 @@ from purerl.host.runs import finish, open_folder, split
 from purerl.host.store.checkpoint import INEXACT, read_host
 from purerl.host.store.folder import RunFolder, check_same, read_sweep
 from purerl.host.store.provenance import circumstances
-from purerl.host.sweep.points import Group, grid as combinations, make_groups
+from purerl.host.sweep.points import Group, described, grid as combinations, make_groups
 from purerl.host.sweep.result import SweepResult, collect
 from purerl.training.seeds import use_all_cores
 
@@ -109,7 +109,7 @@ def sweep(
     use_all_cores()
     experiments = [make(**point) for point in points]
     description = {
-        "points": plain(points),
+        "points": described(points),
         "experiments": [experiment.to_json() for experiment in experiments],
         "seeds": seeds,
         "seed": seed,
