@@ -38,7 +38,10 @@ RESERVED = {
     *OnPolicyLoopConfig.specs,
     *OffPolicyLoopConfig.specs,
     *RunOptions.specs,
-    *("seeds", "seed", "out", "overwrite", "resume", "env_params", "start_from", "on_row"),
+    # Arguments of run, sweep and resume, and what else the command line takes.
+    *("experiment", "algorithm", "env", "env_params", "values", "path", "driver", "help"),
+    *("seeds", "seed", "out", "overwrite", "resume", "start_from", "on_row", "distributed"),
+    *("grid", "sample", "samples", "top", "memory_bytes"),
     *(name for name in dir(configs.Config) if not name.startswith("_")),
 }
 

@@ -1,5 +1,6 @@
 """What users bring: an algorithm, an environment and a network, written outside the package."""
 
+import dataclasses
 import functools
 import inspect
 import json
@@ -20,6 +21,7 @@ from run_folders import child_environment, driven, final
 
 import purerl
 from purerl.cli import main
+from purerl.host import brought, command_line
 
 ALGORITHM = '''
 """Advantage-weighted regression in thirty lines (Peng et al. 2019)."""
@@ -368,7 +370,15 @@ def test_partials_and_objects_are_named_and_documented_as_their_functions():
         assert made.config.specs["rate"].meaning == "How fast it learns."
 
 
-@pytest.mark.parametrize("name", ["check", "specs"])
+def test_what_runs_sweeps_and_commands_take_is_reserved():
+    functions = purerl.run, purerl.sweep, purerl.resume, purerl.resume_sweep, purerl.make_experiment
+    taken = {name for one in functions for name in inspect.signature(one).parameters}
+    parts = (command_line.Start, command_line.Points, command_line.ResumeSweep)
+    taken |= {field.name for part in parts for field in dataclasses.fields(part)}
+    assert taken - brought.RESERVED == {"network", "options", "changes"}  # it has a network
+
+
+@pytest.mark.parametrize("name", ["check", "specs", "samples", "top"])
 def test_options_whose_names_are_taken_are_refused(name):
     def builder(action_space, **options):
         return purerl.a2c(purerl.A2CConfig(), action_space)

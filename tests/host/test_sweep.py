@@ -315,7 +315,7 @@ def test_overwriting_loses_nothing_before_the_new_sweep_trains(swept, tmp_path):
         with pytest.raises((ValueError, TypeError)):
             purerl.sweep(make, bad, **options)
     with pytest.raises(ValueError, match="one seed a device needs about"):
-        purerl.sweep(make, {"learning_rate": RATES}, memory=1000, **options)
+        purerl.sweep(make, {"learning_rate": RATES}, memory_bytes=1000, **options)
     assert (purerl.load_sweep(copy).returns == swept[1].returns).all()
     rates = {"learning_rate": np.array(RATES, np.float32)}
     again = purerl.sweep(make, rates, **(options | {"seed": np.int64(0)}))
@@ -332,6 +332,15 @@ def test_points_with_values_of_different_names():
     names = {"point", "learning_rate", "gamma", "step", "iqm", "low", "high", "min", "failed"}
     assert {frozenset(row) for row in result.ranked()} == {frozenset(names)}
     assert len(result.table().splitlines()) == 5
+
+
+def test_no_column_hides_a_swept_number():
+    result = made_up(points=[{"low": x, "step": x} for x in (0.1, 0.2, 0.3)])
+    assert [row["swept_low"] for row in result.ranked()] == [0.2, 0.1, 0.3]
+    assert "swept_low" in result.table()
+    columns = frame.evaluations(result.points, result.steps, result.returns, result.failed)
+    assert columns["swept_step"].tolist() == [0.1, 0.1, 0.2, 0.2, 0.3]
+    assert columns["step"].tolist() == [9, 18, 9, 18, 9]
 
 
 def test_a_sweep_that_was_stopped_ranks_what_is_finished_first():
@@ -406,9 +415,9 @@ def test_what_does_not_fit_is_trained_in_parts(swept, tmp_path):
     out = tmp_path / "parts"
     options = {"seeds": 2, "progress": False, "on_row": look}
     with pytest.raises(ValueError, match="one seed a device needs about") as error:
-        purerl.sweep(make, values, out=out, memory=1, **options)
+        purerl.sweep(make, values, out=out, memory_bytes=1, **options)
     of_a_seed = float(str(error.value).split("needs about ")[1].split()[0])
-    parts = purerl.sweep(make, values, out=out, memory=int(2.8 * of_a_seed), **options)
+    parts = purerl.sweep(make, values, out=out, memory_bytes=int(2.8 * of_a_seed), **options)
     assert parts.compilations == 2  # one to see what fits; both parts share the other
     assert sorted(path.name for path in (out / "group-000").iterdir()) == [
         "rows-000000-000002",
@@ -457,6 +466,10 @@ def test_a_sweep_says_what_it_takes():
         purerl.sweep(make, [])
     with pytest.raises(ValueError, match="give out, and no overwrite"):
         purerl.sweep(make, VALUES, resume=True)
+    with pytest.raises(ValueError, match="sweep: memory_bytes='8 GB' is no integer"):
+        purerl.sweep(make, VALUES, memory_bytes="8 GB")
+    with pytest.raises(ValueError, match=r"unknown memory 'grue'. Did you mean gru"):
+        purerl.sweep("a2c", "CartPole-v1", grid={"gamma": [0.9]}, memory="grue")
 
 
 def test_an_algorithm_by_name_with_a_grid(swept):
