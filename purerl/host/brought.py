@@ -82,6 +82,9 @@ def load(value: Any) -> Any:
             f"environment as family:name, where the families are {', '.join(families.FAMILIES)}. "
             f"{configs.see('own.md')}"
         ) from error
+    except Exception as error:
+        kind = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{value!r} cannot be imported: {kind}; mend {module}.") from error
     for part in name.split("."):
         if not hasattr(found, part):
             near = configs.suggest(part, [x for x in dir(found) if not x.startswith("_")])
