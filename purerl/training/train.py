@@ -83,12 +83,11 @@ def make_train(
     env = env._replace(reset=reset, step=step)
     regime: Any = off_policy if isinstance(algorithm, OffPolicyAlgorithm) else on_policy
     loop = regime.make_loop(algorithm, env, config)
-    if env.outside is not None:
-        return _assemble(algorithm, env, config, loop, drawing)._replace(**_refusals(env))
     if own and not isinstance(jnp.zeros(()), jax.core.Tracer):  # else it is traced anyway
         jax.eval_shape(lambda: loop.iterate(loop.init(jax.random.key(0))))
         _check_greedy(algorithm, env, config, loop)
-    return _assemble(algorithm, env, config, loop, drawing)
+    train = _assemble(algorithm, env, config, loop, drawing)
+    return train if env.outside is None else train._replace(**_refusals(env))
 
 
 def _check_greedy(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) -> None:

@@ -91,8 +91,9 @@ def column(state, obs, key, *, greedy=False, progress=1.0):
 def test_what_an_algorithm_owes_in_evaluation(act, error, message):
     off = off_policy({"td_error": jnp.zeros(8)}, act)
     for learner, sizes in ((algorithm(act=act), SIZES), (off, OFF)):
-        with pytest.raises(error, match=message):
-            make_train(learner, NOISY, 1000, **sizes)
+        for env in (NOISY, "gymnasium:CartPole-v1"):  # one is played by the host
+            with pytest.raises(error, match=message):
+                make_train(learner, env, 1000, **sizes)
 
 
 @pytest.mark.parametrize("info", [{}, {"td_error": jnp.zeros(7)}, {"td_error": jnp.zeros(())}])
