@@ -1,6 +1,7 @@
 """What users bring: an algorithm, an environment and a network, written outside the package."""
 
 import dataclasses
+import enum
 import functools
 import inspect
 import json
@@ -337,6 +338,15 @@ def of_levels(action_space, *, level: Literal[1, 5] = 1):
     return purerl.a2c(purerl.A2CConfig(), action_space)
 
 
+class Level(enum.StrEnum):
+    LOW = "low"
+    HIGH = "high"
+
+
+def of_words(action_space, *, level: Level = Level.LOW, others: tuple[Level, ...] = ()):
+    return purerl.a2c(purerl.A2CConfig(), action_space)
+
+
 class Builder:
     def __call__(self, action_space, *, rate: float = 0.5):
         """Builds it.
@@ -354,6 +364,7 @@ class Builder:
         (Builder(), "rate", 0.5, "x"),
         (only_checked, "rate", 2.0, "x"),
         (of_levels, "level", 1, 2),
+        (of_words, "level", Level.LOW, "middle"),
     ],
 )
 def test_what_builds_an_algorithm(builder, name, default, refused):
@@ -361,6 +372,17 @@ def test_what_builds_an_algorithm(builder, name, default, refused):
     assert getattr(made.config, name) == default
     with pytest.raises(ValueError, match=rf"{name}.*{refused}"):
         made.replace(**{name: refused})
+
+
+def test_enumerations_come_back_as_they_were():
+    made = purerl.make_experiment(of_words, "CartPole-v1", level="high", others=["low"])
+    assert again(made) == made
+    for config in (made.config, again(made).config):
+        assert (config.level, config.others) == (Level.HIGH, (Level.LOW,))
+        assert all(type(x) is Level for x in (config.level, *config.others))
+    words = ["--level", "high", "--others", "low", "high"]
+    read = command_line.read("purerl", words, made.config)
+    assert (read["level"], read["others"]) == ("high", ("low", "high"))
 
 
 def test_partials_and_objects_are_named_and_documented_as_their_functions():

@@ -110,7 +110,7 @@ def sweep(
         raise ValueError("sweep got no points; give names with values, or a list of points.")
     use_all_cores()
     experiments = [make(**point) for point in points]
-    description = {
+    description: dict[str, Any] = {
         "points": described(points),
         "experiments": [experiment.to_json() for experiment in experiments],
         "seeds": seeds,
