@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from purerl.config import Config, plain, suggest
+from purerl.config import Config, plain, see, suggest
 from purerl.envs import families
 from purerl.envs.make import make_env
 from purerl.envs.record import Env
@@ -103,6 +103,13 @@ class Experiment:
         for name, value in changes.items():
             if name not in known:
                 label = brought.short_name(self.algorithm)
+                if name == "network":
+                    raise ValueError(
+                        f"{label} has no configuration of a network: a NetworkConfig is for "
+                        "algorithms of purerl.ALGORITHMS; give network=a network, such as "
+                        "purerl.ActorCritic(action_space, config), or a function of the action "
+                        f"space that returns one. {see('own.md#a-network')}"
+                    )
                 raise ValueError(f"{label} has no option {name!r}. {suggest(name, sorted(known))}")
             chosen[known[name]][name] = value
         config = dataclasses.replace(self.config, **chosen["config"])

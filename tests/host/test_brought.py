@@ -374,6 +374,12 @@ def test_what_builds_an_algorithm(builder, name, default, refused):
         made.replace(**{name: refused})
 
 
+def test_a_configuration_of_a_network_is_for_algorithms_of_the_library():
+    config = purerl.NetworkConfig(hidden_sizes=(4,))
+    with pytest.raises(ValueError, match=r"branching has no configuration of a network.*ActorCrit"):
+        purerl.make_experiment(branching, "CartPole-v1", network=config)
+
+
 def test_enumerations_come_back_as_they_were():
     made = purerl.make_experiment(of_words, "CartPole-v1", level="high", others=["low"])
     assert again(made) == made

@@ -466,6 +466,11 @@ def test_a_sweep_says_what_it_takes():
         purerl.sweep(make, [])
     with pytest.raises(ValueError, match="give out, and no overwrite"):
         purerl.sweep(make, VALUES, resume=True)
+    for values in ({"learning_rate": 1e-3}, {"activation": "relu"}, {"hidden_sizes": {}}):
+        with pytest.raises(
+            TypeError, match=r"sweep: the values of \w+ are .*, wanted a list; .*\["
+        ):
+            purerl.sweep(make, values)
     with pytest.raises(ValueError, match="sweep: memory_bytes='8 GB' is no integer"):
         purerl.sweep(make, VALUES, memory_bytes="8 GB")
     with pytest.raises(ValueError, match=r"unknown memory 'grue'. Did you mean gru"):

@@ -26,7 +26,16 @@ def grid(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
     Args:
         values: By name.
+
+    Raises:
+        TypeError: If those of a name are a text, or not several.
     """
+    for name, several in values.items():
+        if isinstance(several, str | Mapping) or not np.iterable(several):
+            raise TypeError(
+                f"sweep: the values of {name} are {several!r}, wanted a list; of one value give "
+                f"[{several!r}]."
+            )
     return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
 
 
