@@ -250,7 +250,7 @@ def _config_class(builder: Callable[..., Any]) -> type[configs.Config]:
             raise ValueError(f"{where} has no default, wanted {SIGNATURE}.")
         if option.name in RESERVED:
             raise ValueError(
-                f"{where} has a name that a run, a sweep or the command line uses; rename it."
+                f"{where} is a name that configurations, runs or commands use; rename it."
             )
         if option.name != "network":
             hint = _hint(option, names)

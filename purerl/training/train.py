@@ -100,7 +100,12 @@ def _check_greedy(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop
         )
     best = algorithm._replace(act=functools.partial(algorithm.act, greedy=True), ahead=None)
     key = jax.random.key(0)
-    jax.eval_shape(lambda: states.play(best, env, sizes, loop.init(key), key, 1, 1.0))
+    try:
+        jax.eval_shape(lambda: states.play(best, env, sizes, loop.init(key), key, 1, 1.0))
+    except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError):  # JAX's own take other arguments
+            raise
+        raise type(error)(f"with greedy=True, as in evaluation: {error}") from error
 
 
 def _sizes(algorithm: Any, sizes: dict[str, Any]) -> Any:

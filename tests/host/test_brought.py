@@ -415,7 +415,7 @@ def test_options_whose_names_are_taken_are_refused(name):
     first = inspect.Parameter("action_space", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [first, inspect.Parameter(name, kind, default=False)]
     builder.__signature__ = inspect.Signature(parameters)
-    with pytest.raises(ValueError, match=rf"option {name} has a name that .*; rename it"):
+    with pytest.raises(ValueError, match=rf"option {name} is a name that .*; rename it"):
         purerl.make_experiment(builder, "CartPole-v1")
 
 

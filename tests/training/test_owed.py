@@ -84,7 +84,7 @@ def column(state, obs, key, *, greedy=False, progress=1.0):
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [
-        (column, ValueError, r"act returned actions of shape \(4, 1\), wanted \(4,\)"),
+        (column, ValueError, r"greedy=True, as in evaluation: .* actions of shape \(4, 1\)"),
         (lambda state, obs, key, *, progress=1.0: act(state, obs, key), TypeError, "no greedy, by"),
     ],
 )
