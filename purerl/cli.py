@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0; 1 if a run was stopped because a seed failed, all seeds failed, or something
-        could not be written; 2 for bad input (one line; with PURERL_TRACEBACK=1 set, the whole
-        traceback); 130 after Ctrl-C; 143 after SIGTERM.
+        could not be written; 2 for bad input, or an error in the user's own code (one line; with
+        PURERL_TRACEBACK=1 set, the whole traceback); 130 after Ctrl-C; 143 after SIGTERM.
     """
     name, *words = list(sys.argv[1:] if arguments is None else arguments) or [""]
     last = words[0] if name in ("train", "sweep") and words else name
@@ -57,18 +57,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         check_choice("unknown command", name, COMMANDS)
         return COMMANDS[name](words)
-    except (ValueError, TypeError, OverflowError, OSError) as error:
-        if os.environ.get("PURERL_TRACEBACK"):
-            raise
-        print(f"purerl {name}: {error}{_place(error)}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"purerl {name}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        place = _place(error)
+        if os.environ.get("PURERL_TRACEBACK") or not (place or _is_told(error)):
+            raise
+        kind = "" if _is_told(error) else f"{type(error).__name__}: "
+        print(f"purerl {name}: {kind}{' '.join(str(error).split())}{place}", file=sys.stderr)
+        return 2
 
 
-def _place(error: BaseException) -> str:
-    """The line of the user's own code that led to an error, if one did."""
+def _is_told(error: Exception) -> bool:
+    """Whether it is of the kinds that say what was wrong with the input."""
+    from purerl.host.players.player import PlayedError
+
+    return isinstance(error, ValueError | TypeError | OverflowError | OSError | PlayedError)
+
+
+def _place(error: BaseException | None) -> str:
+    """The line of the user's own code that led to an error, or to its cause, if one did."""
     import pathlib
     import sysconfig
     import traceback
@@ -76,10 +85,17 @@ def _place(error: BaseException) -> str:
     paths = sysconfig.get_paths()
     libraries = [pathlib.Path(paths[kind]) for kind in ("stdlib", "purelib", "platlib")]
     others = [pathlib.Path(__file__).parent, *libraries]
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = pathlib.Path(frame.filename)
+    places: list[tuple[str | None, int | None]] = []  # the innermost last
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        places += [(frame.filename, frame.lineno) for frame in frames]
+        if isinstance(error, SyntaxError):
+            places.append((error.filename, error.lineno))
+        error = error.__cause__
+    for name, line in reversed(places):
+        path = pathlib.Path(name or "")
         if path.is_file() and not any(path.is_relative_to(other) for other in others):
-            return f" ({path}, line {frame.lineno}; PURERL_TRACEBACK=1 shows the way to it)"
+            return f" ({path}, line {line}; PURERL_TRACEBACK=1 shows the way to it)"
     return ""
 
 

@@ -17,6 +17,7 @@ them in; everything else is static.
 
 import dataclasses
 import difflib
+import enum
 import math
 import types
 import typing
@@ -39,7 +40,8 @@ class Spec(NamedTuple):
 
     Attributes:
         meaning: What it is, with its unit, as a sentence.
-        kind: float, int, bool, str, a ``Literal``, or a class of configurations.
+        kind: float, int, bool, str, a ``Literal``, an enumeration of texts or integers, or a class
+            of configurations.
         interval: Where a number must be: "(0, inf)", "[0, 1]".
         several: Whether it is a tuple of these.
         optional: Whether it may be None.
@@ -56,10 +58,18 @@ class Spec(NamedTuple):
     schedule: bool
 
     @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values of a ``Literal`` or an enumeration; nothing of other kinds."""
+        if isinstance(self.kind, enum.EnumType):
+            members: Iterable[enum.Enum] = self.kind
+            return tuple(member.value for member in members)
+        return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
+
+    @property
     def wanted(self) -> str:
         """Type and range in words: ``a number in (0, inf), or None``."""
-        if typing.get_origin(self.kind) is Literal:
-            words = "one of " + ", ".join(typing.get_args(self.kind))
+        if self.choices:
+            words = "one of " + ", ".join(map(str, self.choices))
         else:
             words = NOUNS.get(self.kind, f"a {self.kind.__name__}")
             words += f" in {self.interval}" if self.kind in INTERVALS else ""
@@ -92,11 +102,12 @@ class Spec(NamedTuple):
             listed = isinstance(value, Iterable) and getattr(value, "ndim", 1) == 1
             if listed and not isinstance(value, str):
                 one = self._replace(several=False)
-                numbers = self.kind in INTERVALS  # what else it holds is for others to check
-                return tuple(one.check(where, f"one of {name}", x) if numbers else x for x in value)
-        elif typing.get_origin(self.kind) is Literal:
-            check_choice(f"{where}: unknown {name}", value, typing.get_args(self.kind))
-            return value
+                # What else it holds is for others to check.
+                known = self.kind in INTERVALS or self.choices
+                return tuple(one.check(where, f"one of {name}", x) if known else x for x in value)
+        elif self.choices:
+            check_choice(f"{where}: unknown {name}", value, self.choices)
+            return self.kind(value) if isinstance(self.kind, enum.EnumType) else value
         elif self.kind is int:
             return check_integer(where, name, value, self.interval)
         elif self.kind is float and type(value) in (int, float):
@@ -299,7 +310,7 @@ def see(page: str) -> str:
     return f"See docs/{page}."
 
 
-def check_choice(what: str, value: Any, choices: Collection[str]) -> None:
+def check_choice(what: str, value: Any, choices: Collection[Any]) -> None:
     """Raises ValueError, with close matches, unless ``value`` is one of ``choices``.
 
     Args:
@@ -311,7 +322,7 @@ def check_choice(what: str, value: Any, choices: Collection[str]) -> None:
         raise ValueError(f"{what} {value!r}. {suggest(value, choices)}")
 
 
-def suggest(name: Any, choices: Collection[str], show: Callable[[str], str] = str) -> str:
+def suggest(name: Any, choices: Collection[Any], show: Callable[[Any], str] = str) -> str:
     """One sentence that lists the choices closest to ``name``, or all of them.
 
     Close are those that begin with it, whose words do ("lr": learning_rate), or that are spelled
@@ -326,7 +337,7 @@ def suggest(name: Any, choices: Collection[str], show: Callable[[str], str] = st
         >>> suggest("lr", ["clip", "learning_rate"])
         'Did you mean learning_rate?'
     """
-    asked, folded = str(name).lower(), {choice.lower(): choice for choice in choices}
+    asked, folded = str(name).lower(), {str(choice).lower(): choice for choice in choices}
     close = difflib.get_close_matches(asked, folded, n=3, cutoff=0.8)
     close += [x for x in folded if asked and x.startswith(asked)]
     close += [x for x in folded if "".join(word[:1] for word in x.split("_")) == asked]

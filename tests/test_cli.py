@@ -12,6 +12,7 @@ import pytest
 import purerl
 from purerl.cli import main
 from purerl.host import command_line
+from purerl.host.players.player import PlayedError
 
 SMALL = [
     *("--steps", "64", "--num-envs", "2", "--rollout-length", "8", "--evaluations", "1"),
@@ -247,6 +248,44 @@ def test_an_error_in_the_users_own_code_says_where(inside, line, capsys, tmp_pat
     shown = capsys.readouterr().err
     assert f"({tmp_path / name}.py, line {line}; PURERL_TRACEBACK=1 shows" in shown
     assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted", "line"),
+    [
+        ("def awr(space)\n    pass", "cannot be imported: SyntaxError: expected ':'", 1),
+        ("x = 1\nx['a']", "cannot be imported: TypeError: 'int' object is not subs", 2),
+        ("import jax\nraise RuntimeError('a\\nb')", "imported: RuntimeError: a b; mend own_", 2),
+        ("def awr(action_space):\n    return {}['a']", "train: KeyError: 'a' (", 2),
+    ],
+)
+def test_any_error_of_the_users_own_code_is_one_line(source, wanted, line, capsys, tmp_path):
+    name = f"own_{abs(hash(source))}"
+    (tmp_path / f"{name}.py").write_text(f"{source}\n")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        assert main(["train", f"{name}:awr", "CartPole-v1"]) == 2
+    finally:
+        sys.path.remove(str(tmp_path))
+    shown = capsys.readouterr().err
+    assert wanted in shown
+    assert f"({tmp_path / name}.py, line {line}; PURERL_TRACEBACK=1 shows" in shown
+    assert shown.count("\n") == 1
+
+
+def test_an_environment_that_fails_while_it_is_played_is_one_line(seen, capsys, monkeypatch):
+    def fail(*args, **options):
+        raise PlayedError("environment 0 of seed 1 failed at step 3")
+
+    monkeypatch.setattr("purerl.host.runs.run", fail)
+    assert main(["train", "a2c", "CartPole-v1", *SMALL]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("purerl train: environment 0 of seed 1 failed at step 3")
+    assert shown.count("\n") == 1
+    monkeypatch.setattr("purerl.host.runs.run", lambda *args, **options: 1 / 0)
+    monkeypatch.setenv("PURERL_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "a2c", "CartPole-v1", *SMALL])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import types
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -27,12 +28,21 @@ from purerl.training.state import Train
 
 Algorithm = OnPolicyAlgorithm | OffPolicyAlgorithm
 SIGNATURE = "a function (action_space, *, network=None, **options with defaults)"
+# How networks of others, which are not functions of parameters, become that.
+WRAPS = {
+    "flax.nnx": "purerl.from_nnx(lambda rngs: ...)",
+    "equinox": "purerl.from_equinox(lambda key: ...)",
+}
 # Names that mean something else where an algorithm's options are given.
 RESERVED = {
     *OnPolicyLoopConfig.specs,
     *OffPolicyLoopConfig.specs,
     *RunOptions.specs,
-    *("seeds", "seed", "out", "overwrite", "resume", "env_params", "start_from", "on_row"),
+    # Arguments of run, sweep and resume, and what else the command line takes.
+    *("experiment", "algorithm", "env", "env_params", "values", "path", "driver", "help"),
+    *("seeds", "seed", "out", "overwrite", "resume", "start_from", "on_row", "distributed"),
+    *("grid", "sample", "samples", "top", "memory_bytes"),
+    *(name for name in dir(configs.Config) if not name.startswith("_")),
 }
 
 
@@ -72,6 +82,9 @@ def load(value: Any) -> Any:
             f"environment as family:name, where the families are {', '.join(families.FAMILIES)}. "
             f"{configs.see('own.md')}"
         ) from error
+    except Exception as error:
+        kind = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{value!r} cannot be imported: {kind}; mend {module}.") from error
     for part in name.split("."):
         if not hasattr(found, part):
             near = configs.suggest(part, [x for x in dir(found) if not x.startswith("_")])
@@ -132,14 +145,29 @@ def network(network: Any, action_space: ActionSpace) -> Any:
     made = load(network)
     if made is None:
         return None
+    _check_wrapped(made)
     if inspect.isclass(made) or (callable(made) and not hasattr(made, "apply")):
         made = made(action_space)
+        _check_wrapped(made)
     if not (hasattr(made, "init") and hasattr(made, "apply")):
         raise TypeError(
             f"network is {made!r}, wanted a purerl.NetworkConfig, a network with init(key, obs) "
             "and apply(params, obs), or a function of the action space that returns one."
         )
     return made
+
+
+def _check_wrapped(made: Any) -> None:
+    """Raises TypeError for a module of flax.nnx or equinox, or a class of them."""
+    kind = made if inspect.isclass(made) else type(made)
+    if hasattr(kind, "init") and hasattr(kind, "apply"):
+        return
+    for family, wrap in WRAPS.items():
+        if any(f"{cls.__module__}.".startswith(f"{family}.") for cls in kind.__mro__):
+            raise TypeError(
+                f"network is {kind.__name__} of {family}, wanted init(key, obs) and apply(params, "
+                f"obs); wrap what makes it: {wrap}. {configs.see('own.md#a-network')}"
+            )
 
 
 def recorded(value: Any, shapes: Callable[[], Any]) -> Any:
@@ -173,30 +201,59 @@ def short_name(value: Any) -> str:
     if isinstance(value, str):
         return value if families.is_named(value) else value.rpartition(":")[2]
     if isinstance(value, Algorithm):
-        return value.update.__qualname__.split(".")[0].strip("_")
+        return _qualname(value.update).split(".")[0].strip("_")
+    value = _whole(value)
     name = getattr(value, "name", None) or getattr(value, "__name__", None)
     return name if isinstance(name, str) else type(value).__name__
 
 
+def _whole(value: Any) -> Any:
+    """The function that a partial gives some arguments to; everything else as it is."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    return value
+
+
+def _qualname(value: Any) -> str:
+    value = _whole(value)
+    return getattr(value, "__qualname__", type(value).__name__)
+
+
 def _path(value: Any) -> str:
-    return f"{value.__module__}.{getattr(value, '__qualname__', type(value).__name__)}"
+    return f"{_whole(value).__module__}.{_qualname(value)}"
+
+
+def _hint(option: inspect.Parameter, names: dict[str, Any]) -> Any:
+    """The type of an option: as it is annotated, or else its default's."""
+    of_default = type(configs.python_number(option.default))
+    if option.annotation is option.empty:
+        return of_default
+    holder = types.SimpleNamespace(__annotations__={"hint": option.annotation})
+    try:
+        return typing.get_type_hints(holder, names)["hint"]
+    except NameError:  # a name that only type checkers import
+        return of_default
 
 
 @functools.cache
 def _config_class(builder: Callable[..., Any]) -> type[configs.Config]:
     """A configuration whose fields are the options of a function, with its docstring's words."""
     options = [*inspect.signature(builder).parameters.values()][1:]  # the first: the action space
-    hints, fields = typing.get_type_hints(builder), []
-    said = docstring_parser.parse(inspect.getdoc(builder) or "").params
+    code = inspect.unwrap(_whole(builder))
+    code = code if inspect.isroutine(code) or inspect.isclass(code) else type(code).__call__
+    names, fields = getattr(code, "__globals__", {}), []
+    said = docstring_parser.parse(inspect.getdoc(code) or "").params
     meanings = {part.arg_name: " ".join((part.description or "").split()) for part in said}
     for option in options:
         where, default = f"{_path(builder)}: option {option.name}", option.default
         if default is option.empty:
             raise ValueError(f"{where} has no default, wanted {SIGNATURE}.")
         if option.name in RESERVED:
-            raise ValueError(f"{where} has the name of an option of the run; rename it.")
+            raise ValueError(
+                f"{where} is a name that configurations, runs or commands use; rename it."
+            )
         if option.name != "network":
-            hint = hints.get(option.name, type(default))
+            hint = _hint(option, names)
             if hint is tuple:
                 hint = tuple[type(default[0]) if default else str, ...]  # type: ignore[misc]
             if hint is float or float in typing.get_args(hint):

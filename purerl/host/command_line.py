@@ -98,7 +98,7 @@ def read(program: str, words: list[str], *defaults: Any) -> dict[str, Any]:
     """
     options = _dataclass("Options", {type(x).__name__: _words_for(x) for x in defaults})
     _check_names(words, options)
-    how = (tyro.conf.OmitArgPrefixes,)
+    how = (tyro.conf.OmitArgPrefixes, tyro.conf.EnumChoicesFromValues)
     return _flat(tyro.cli(options, prog=program, description="", args=words, config=how))
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from purerl.config import Config, plain, suggest
+from purerl.config import Config, plain, see, suggest
 from purerl.envs import families
 from purerl.envs.make import make_env
 from purerl.envs.record import Env
-from purerl.host import brought
+from purerl.host import brought, env_params as parameters
 from purerl.host.presets import preset
 from purerl.policies.acting import beginnings
 from purerl.policies.networks import NetworkConfig
@@ -46,6 +46,9 @@ class Experiment:
     loop: LoopConfig
     network: Any = None
     env_params: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "env_params", parameters.settled(self.env_params))
 
     @property
     def label(self) -> str:
@@ -100,6 +103,13 @@ class Experiment:
         for name, value in changes.items():
             if name not in known:
                 label = brought.short_name(self.algorithm)
+                if name == "network":
+                    raise ValueError(
+                        f"{label} has no configuration of a network: a NetworkConfig is for "
+                        "algorithms of purerl.ALGORITHMS; give network=a network, such as "
+                        "purerl.ActorCritic(action_space, config), or a function of the action "
+                        f"space that returns one. {see('own.md#a-network')}"
+                    )
                 raise ValueError(f"{label} has no option {name!r}. {suggest(name, sorted(known))}")
             chosen[known[name]][name] = value
         config = dataclasses.replace(self.config, **chosen["config"])
@@ -133,7 +143,8 @@ class Experiment:
         return {
             "format": FORMAT,
             **{name: brought.recorded(getattr(self, name), tell) for name, tell in tells.items()},
-            **{name: plain(getattr(self, name)) for name in ("config", "loop", "env_params")},
+            **{name: plain(getattr(self, name)) for name in ("config", "loop")},
+            "env_params": parameters.described(self.env_params),
         }
 
     @classmethod
@@ -143,8 +154,9 @@ class Experiment:
         Args:
             data: As read from a run's ``config.json``; the code that its import paths name is
                 imported.
-            **given: ``algorithm``, ``env``, ``network``, where they were objects, and what was a
-                function of progress.
+            **given: ``algorithm``, ``env``, ``network``, where they were objects; what was a
+                function of progress; of ``env_params`` those with functions that no import path
+                names.
 
         Raises:
             ValueError: If the algorithm or a field is unknown to this version of purerl, or what
@@ -162,12 +174,14 @@ class Experiment:
             parts[name] = brought.named(part)
         loop = OffPolicyLoopConfig if "replay_obs" in data["loop"] else OnPolicyLoopConfig
         config = brought.algorithm_entry(parts["algorithm"]).config
+        own = dict(given.pop("env_params", {}))
         made = cls(
             **parts,
             config=_from_dict(config, data["config"], given),
             loop=_from_dict(loop, data["loop"], given),
-            env_params=data["env_params"],
+            env_params=parameters.restored(data["env_params"], own),
         )
+        given |= own
         if given:
             raise ValueError(
                 f"{', '.join(given)} need not be given again. {suggest(next(iter(given)), PARTS)}"
@@ -193,7 +207,8 @@ def make_experiment(
             an environment; an object with gymnax's interface; or a :class:`purerl.Env`.
         network: A :class:`purerl.NetworkConfig` of the default network; a network; or an import
             path of a function of the action space that makes one.
-        env_params: Fields of the environment's parameters, or keyword arguments of what makes it.
+        env_params: Fields of the environment's parameters, or keyword arguments of what makes it:
+            numbers, texts, arrays, functions, tuples (of a list, too, it gets a tuple) and dicts.
         **changes: Fields of the loop, of the algorithm's configuration, or of its network's.
 
     Returns:
@@ -219,7 +234,7 @@ def make_experiment(
         network=brought.named(network),
         config=brought.algorithm_entry(algorithm).config(),
         loop=OnPolicyLoopConfig(),
-        env_params=dict(env_params or {}),
+        env_params=env_params or {},
     )
     if isinstance(default.parts()[0], OffPolicyAlgorithm):
         default = default._copy(loop=OffPolicyLoopConfig())

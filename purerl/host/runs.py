@@ -122,7 +122,8 @@ def resume(
         driver: As in :func:`run`.
         **options: Fields of :class:`purerl.RunOptions` that are to be others than at its beginning
             (writers of your own are to be given again); ``algorithm``, ``env``, ``network``, where
-            it was begun with objects; functions of progress.
+            it was begun with objects; functions of progress, and ``env_params`` with functions that
+            no import path names.
 
     Returns:
         The result of the whole run, as :func:`run` gives it.

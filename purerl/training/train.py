@@ -1,5 +1,7 @@
 """A whole run as pure functions of a key, from an algorithm, an environment and sizes."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -81,11 +83,29 @@ def make_train(
     env = env._replace(reset=reset, step=step)
     regime: Any = off_policy if isinstance(algorithm, OffPolicyAlgorithm) else on_policy
     loop = regime.make_loop(algorithm, env, config)
-    if env.outside is not None:
-        return _assemble(algorithm, env, config, loop, drawing)._replace(**_refusals(env))
     if own and not isinstance(jnp.zeros(()), jax.core.Tracer):  # else it is traced anyway
         jax.eval_shape(lambda: loop.iterate(loop.init(jax.random.key(0))))
-    return _assemble(algorithm, env, config, loop, drawing)
+        _check_greedy(algorithm, env, config, loop)
+    train = _assemble(algorithm, env, config, loop, drawing)
+    return train if env.outside is None else train._replace(**_refusals(env))
+
+
+def _check_greedy(algorithm: Any, env: Env, sizes: LoopConfig, loop: states.Loop) -> None:
+    """Raises what :func:`states.play` does unless ``act`` does what evaluation asks of it."""
+    taken = inspect.signature(algorithm.act).parameters.values()
+    if not any(x.name == "greedy" or x.kind is x.VAR_KEYWORD for x in taken):
+        raise TypeError(
+            "the algorithm's act takes no greedy, by which evaluation and policies act; wanted "
+            "act(state, obs, key, *, greedy=False, progress=1.0)."
+        )
+    best = algorithm._replace(act=functools.partial(algorithm.act, greedy=True), ahead=None)
+    key = jax.random.key(0)
+    try:
+        jax.eval_shape(lambda: states.play(best, env, sizes, loop.init(key), key, 1, 1.0))
+    except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError):  # JAX's own take other arguments
+            raise
+        raise type(error)(f"with greedy=True, as in evaluation: {error}") from error
 
 
 def _sizes(algorithm: Any, sizes: dict[str, Any]) -> Any:

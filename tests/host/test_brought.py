@@ -1,18 +1,28 @@
 """What users bring: an algorithm, an environment and a network, written outside the package."""
 
+import dataclasses
+import enum
+import functools
+import inspect
 import json
 import pathlib
 import subprocess
 import sys
 import time
+from typing import Literal
 
+import equinox
 import gymnax
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from run_folders import child_environment, driven, final
 
 import purerl
 from purerl.cli import main
+from purerl.host import brought, command_line
 
 ALGORITHM = '''
 """Advantage-weighted regression in thirty lines (Peng et al. 2019)."""
@@ -292,6 +302,129 @@ def test_an_option_means_what_the_docstring_says():
     assert specs["rate"].meaning == "How fast it learns."
 
 
+class OfNnx(nnx.Module):
+    def __init__(self, rngs):
+        self.heads = nnx.Linear(4, 3, rngs=rngs)
+
+
+class OfEquinox(equinox.Module):
+    heads: equinox.nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("network", "wrap"),
+    [
+        (OfNnx, "purerl.from_nnx"),
+        (OfNnx(nnx.Rngs(0)), "purerl.from_nnx"),
+        (lambda space: OfNnx(nnx.Rngs(0)), "purerl.from_nnx"),
+        (OfEquinox, "purerl.from_equinox"),
+        (OfEquinox(equinox.nn.Linear(4, 3, key=jax.random.key(0))), "purerl.from_equinox"),
+    ],
+)
+def test_networks_that_must_be_wrapped(network, wrap):
+    with pytest.raises(TypeError, match=rf"network is Of\w+ of \S+, wanted init.*; wrap .*{wrap}"):
+        purerl.make_experiment("ppo_clip", "CartPole-v1", network=network)
+
+
+TWO = np.sqrt(4)
+
+
+def only_checked(action_space: "Checked", *, rate: "Number" = TWO) -> "Checked":  # noqa: F821
+    """Annotated with names that are imported under ``TYPE_CHECKING``."""
+    return purerl.a2c(purerl.A2CConfig(), action_space)
+
+
+def of_levels(action_space, *, level: Literal[1, 5] = 1):
+    return purerl.a2c(purerl.A2CConfig(), action_space)
+
+
+class Level(enum.StrEnum):
+    LOW = "low"
+    HIGH = "high"
+
+
+def of_words(action_space, *, level: Level = Level.LOW, others: tuple[Level, ...] = ()):
+    return purerl.a2c(purerl.A2CConfig(), action_space)
+
+
+class Builder:
+    def __call__(self, action_space, *, rate: float = 0.5):
+        """Builds it.
+
+        Args:
+            rate: How fast it learns.
+        """
+        return purerl.a2c(purerl.A2CConfig(learning_rate=rate), action_space)
+
+
+@pytest.mark.parametrize(
+    ("builder", "name", "default", "refused"),
+    [
+        (functools.partial(branching, rate=0.5), "rate", 0.5, "x"),
+        (Builder(), "rate", 0.5, "x"),
+        (only_checked, "rate", 2.0, "x"),
+        (of_levels, "level", 1, 2),
+        (of_words, "level", Level.LOW, "middle"),
+    ],
+)
+def test_what_builds_an_algorithm(builder, name, default, refused):
+    made = purerl.make_experiment(builder, "CartPole-v1")
+    assert getattr(made.config, name) == default
+    with pytest.raises(ValueError, match=rf"{name}.*{refused}"):
+        made.replace(**{name: refused})
+
+
+def test_a_configuration_of_a_network_is_for_algorithms_of_the_library():
+    config = purerl.NetworkConfig(hidden_sizes=(4,))
+    with pytest.raises(ValueError, match=r"branching has no configuration of a network.*ActorCrit"):
+        purerl.make_experiment(branching, "CartPole-v1", network=config)
+
+
+def test_enumerations_come_back_as_they_were():
+    made = purerl.make_experiment(of_words, "CartPole-v1", level="high", others=["low"])
+    assert again(made) == made
+    for config in (made.config, again(made).config):
+        assert (config.level, config.others) == (Level.HIGH, (Level.LOW,))
+        assert all(type(x) is Level for x in (config.level, *config.others))
+    words = ["--level", "high", "--others", "low", "high"]
+    read = command_line.read("purerl", words, made.config)
+    assert (read["level"], read["others"]) == ("high", ("low", "high"))
+
+
+def test_partials_and_objects_are_named_and_documented_as_their_functions():
+    for builder, label in ((functools.partial(branching, rate=0.5), "branching"), (Builder(), "B")):
+        made = purerl.make_experiment(builder, "CartPole-v1")
+        assert made.label.startswith(label)
+        assert made.config.specs["rate"].meaning == "How fast it learns."
+
+
+def test_what_runs_sweeps_and_commands_take_is_reserved():
+    functions = purerl.run, purerl.sweep, purerl.resume, purerl.resume_sweep, purerl.make_experiment
+    taken = {name for one in functions for name in inspect.signature(one).parameters}
+    parts = (command_line.Start, command_line.Points, command_line.ResumeSweep)
+    taken |= {field.name for part in parts for field in dataclasses.fields(part)}
+    assert taken - brought.RESERVED == {"network", "options", "changes"}  # it has a network
+
+
+@pytest.mark.parametrize("name", ["check", "specs", "samples", "top"])
+def test_options_whose_names_are_taken_are_refused(name):
+    def builder(action_space, **options):
+        return purerl.a2c(purerl.A2CConfig(), action_space)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    first = inspect.Parameter("action_space", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [first, inspect.Parameter(name, kind, default=False)]
+    builder.__signature__ = inspect.Signature(parameters)
+    with pytest.raises(ValueError, match=rf"option {name} is a name that .*; rename it"):
+        purerl.make_experiment(builder, "CartPole-v1")
+
+
+def test_a_record_with_a_partial_update_has_a_label():
+    record = purerl.a2c(purerl.A2CConfig(), purerl.Discrete(2))
+    record = record._replace(update=functools.partial(record.update))
+    assert purerl.make_experiment(record, "CartPole-v1").label == "a2c on CartPole-v1"
+
+
 def test_a_swept_number_that_code_asks_for_is_named():
     sizes = {"steps": 512, "num_envs": 4, "rollout_length": 16, "evaluations": 0}
     with pytest.raises(TypeError, match=r"all values of gain, and code of yours asks for one"):
@@ -339,6 +472,63 @@ def test_environment_parameters_are_the_environments(package):
     assert made.replace(gamma=0.5).environment is made.environment  # made once
     with pytest.raises(ValueError, match=r"reward=-1, wanted more than 0"):
         made.replace(env_params={"reward": -1})
+
+
+def reward_of(state):
+    return 1.0
+
+
+class Taking:
+    """Of gymnax's CartPole, with parameters of its own."""
+
+    def __new__(cls, goal=(1.0,), reward_fn=reward_of):
+        assert type(goal + (0.0,)) in (tuple, np.ndarray)  # noqa: RUF005
+        return gymnax.make("CartPole-v1")[0]
+
+
+def again(experiment, **given):
+    data = json.loads(json.dumps(experiment.to_json()))
+    return purerl.Experiment.from_json(data, **given)
+
+
+def test_parameters_of_an_environment_come_back_as_they_were():
+    params = {"goal": [1, (2.0, None)], "reward_fn": reward_of}
+    made = purerl.make_experiment("a2c", Taking, env_params=params)
+    found = again(made)
+    assert found.environment.obs_shape == (4,)
+    assert found.env_params == made.env_params == {"goal": (1, (2.0, None)), "reward_fn": reward_of}
+    array = made.replace(env_params={"goal": jnp.arange(3, dtype=jnp.int16)})
+    for one in (array, again(array)):
+        assert type(one.env_params["goal"]) is np.ndarray
+        assert one.env_params["goal"].dtype == np.int16
+        np.testing.assert_array_equal(one.env_params["goal"], [0, 1, 2])
+    assert again(array).to_json() == array.to_json()
+
+
+def test_functions_without_a_name_are_given_again():
+    rewards = {"reward_fn": lambda state: 2.0}
+    made = purerl.make_experiment("a2c", Taking, env_params={"goal": (3,), **rewards})
+    with pytest.raises(
+        ValueError, match=r"begun with <lambda>, .* in env_params\['reward_fn'\]; gi"
+    ):
+        again(made)
+    assert again(made, env_params=rewards).env_params == made.env_params
+    with pytest.raises(ValueError, match="goal need not be given again"):
+        again(made, env_params=rewards | {"goal": (4,)})
+
+
+@pytest.mark.parametrize(
+    ("params", "wanted"),
+    [
+        ({"goal": {1}}, r"env_params\['goal'\] is a set, wanted a number, .*; make the env"),
+        ({"goal": (1, 1j)}, r"env_params\['goal'\]\[1\] is a complex, wanted"),
+        ({"goal": {3: 4}}, r"env_params\['goal'\] has the name 3, wanted texts"),
+        ({"goal": np.array([None])}, r"env_params\['goal'\] is a ndarray, wanted a number"),
+    ],
+)
+def test_parameters_that_no_description_can_hold(params, wanted):
+    with pytest.raises(ValueError, match=wanted):
+        purerl.make_experiment("a2c", Taking, env_params=params)
 
 
 def test_a_schedule_that_is_a_function_is_given_again(tmp_path):

@@ -18,7 +18,7 @@ from purerl.cli import main
 from purerl.host.report import frame
 from purerl.host.resources import fitting
 from purerl.host.sweep.parts import largest
-from purerl.host.sweep.points import grid, make_groups
+from purerl.host.sweep.points import described, grid, make_groups
 
 # All sweeps that are trained here have four rows of this size, so that they share one program.
 SMALL = {
@@ -85,6 +85,24 @@ def test_points_share_a_program_where_their_differences_can_be_traced():
     assert len(make_groups([make(**point) for point in networks])) == 3
     optional = [make(max_grad_norm=x) for x in (None, 0.5, 1.0)]  # without a clip: other shapes
     assert [len(group.points) for group in make_groups(optional)] == [1, 2]
+
+
+def small_network(space):
+    return purerl.ActorCritic(space)
+
+
+def test_points_may_vary_what_is_brought(tmp_path):
+    """By its import path, or by a name and a number."""
+    object_, other = (lambda space: purerl.ActorCritic(space) for _ in range(2))
+    networks = [small_network, object_, other, object_, None, purerl.NetworkConfig()]
+    told = [point["network"] for point in described([{"network": x} for x in networks])]
+    assert told[:5] == [f"{__name__}:small_network", *(f"<lambda> {i}" for i in (0, 1, 0)), None]
+    assert told[5]["hidden_sizes"] == [64, 64]
+    params = {"env_params": {"f": small_network}}
+    assert described([params]) == [{"env_params": {"f": {"$function": told[0]}}}]
+    (tmp_path / "taken").touch()
+    with pytest.raises(FileExistsError):  # all that is told was told
+        purerl.sweep(make, {"network": [small_network, object_]}, out=tmp_path)
 
 
 def test_schedules_are_swept_as_a_number_times_a_shape():
@@ -297,7 +315,7 @@ def test_overwriting_loses_nothing_before_the_new_sweep_trains(swept, tmp_path):
         with pytest.raises((ValueError, TypeError)):
             purerl.sweep(make, bad, **options)
     with pytest.raises(ValueError, match="one seed a device needs about"):
-        purerl.sweep(make, {"learning_rate": RATES}, memory=1000, **options)
+        purerl.sweep(make, {"learning_rate": RATES}, memory_bytes=1000, **options)
     assert (purerl.load_sweep(copy).returns == swept[1].returns).all()
     rates = {"learning_rate": np.array(RATES, np.float32)}
     again = purerl.sweep(make, rates, **(options | {"seed": np.int64(0)}))
@@ -314,6 +332,15 @@ def test_points_with_values_of_different_names():
     names = {"point", "learning_rate", "gamma", "step", "iqm", "low", "high", "min", "failed"}
     assert {frozenset(row) for row in result.ranked()} == {frozenset(names)}
     assert len(result.table().splitlines()) == 5
+
+
+def test_no_column_hides_a_swept_number():
+    result = made_up(points=[{"low": x, "step": x} for x in (0.1, 0.2, 0.3)])
+    assert [row["swept_low"] for row in result.ranked()] == [0.2, 0.1, 0.3]
+    assert "swept_low" in result.table()
+    columns = frame.evaluations(result.points, result.steps, result.returns, result.failed)
+    assert columns["swept_step"].tolist() == [0.1, 0.1, 0.2, 0.2, 0.3]
+    assert columns["step"].tolist() == [9, 18, 9, 18, 9]
 
 
 def test_a_sweep_that_was_stopped_ranks_what_is_finished_first():
@@ -388,9 +415,9 @@ def test_what_does_not_fit_is_trained_in_parts(swept, tmp_path):
     out = tmp_path / "parts"
     options = {"seeds": 2, "progress": False, "on_row": look}
     with pytest.raises(ValueError, match="one seed a device needs about") as error:
-        purerl.sweep(make, values, out=out, memory=1, **options)
+        purerl.sweep(make, values, out=out, memory_bytes=1, **options)
     of_a_seed = float(str(error.value).split("needs about ")[1].split()[0])
-    parts = purerl.sweep(make, values, out=out, memory=int(2.8 * of_a_seed), **options)
+    parts = purerl.sweep(make, values, out=out, memory_bytes=int(2.8 * of_a_seed), **options)
     assert parts.compilations == 2  # one to see what fits; both parts share the other
     assert sorted(path.name for path in (out / "group-000").iterdir()) == [
         "rows-000000-000002",
@@ -439,6 +466,15 @@ def test_a_sweep_says_what_it_takes():
         purerl.sweep(make, [])
     with pytest.raises(ValueError, match="give out, and no overwrite"):
         purerl.sweep(make, VALUES, resume=True)
+    for values in ({"learning_rate": 1e-3}, {"activation": "relu"}, {"hidden_sizes": {}}):
+        with pytest.raises(
+            TypeError, match=r"sweep: the values of \w+ are .*, wanted a list; .*\["
+        ):
+            purerl.sweep(make, values)
+    with pytest.raises(ValueError, match="sweep: memory_bytes='8 GB' is no integer"):
+        purerl.sweep(make, VALUES, memory_bytes="8 GB")
+    with pytest.raises(ValueError, match=r"unknown memory 'grue'. Did you mean gru"):
+        purerl.sweep("a2c", "CartPole-v1", grid={"gamma": [0.9]}, memory="grue")
 
 
 def test_an_algorithm_by_name_with_a_grid(swept):

@@ -81,6 +81,26 @@ def test_what_an_algorithm_owes(changes, message):
         make_train(algorithm(**changes), NOISY, 1000, **SIZES)
 
 
+def column(state, obs, key, *, greedy=False, progress=1.0):
+    action, extras = act(state, obs, key)
+    return action[:, None] if greedy else action, extras
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "message"),
+    [
+        (column, ValueError, r"greedy=True, as in evaluation: .* actions of shape \(4, 1\)"),
+        (lambda state, obs, key, *, progress=1.0: act(state, obs, key), TypeError, "no greedy, by"),
+    ],
+)
+def test_what_an_algorithm_owes_in_evaluation(act, error, message):
+    off = off_policy({"td_error": jnp.zeros(8)}, act)
+    for learner, sizes in ((algorithm(act=act), SIZES), (off, OFF)):
+        for env in (NOISY, "gymnasium:CartPole-v1"):  # one is played by the host
+            with pytest.raises(error, match=message):
+                make_train(learner, env, 1000, **sizes)
+
+
 @pytest.mark.parametrize("info", [{}, {"td_error": jnp.zeros(7)}, {"td_error": jnp.zeros(())}])
 def test_an_off_policy_algorithm_owes_td_errors(info):
     silent = acting(INTS, {})  # log_prob is not needed

@@ -5,6 +5,21 @@ from typing import Any
 
 import numpy as np
 
+# Columns of a sweep's table, of its rows, and of the log.
+COLUMNS = {
+    *("rank", "point", "seed", "step", "return", "iqm", "low", "high", "min", "failed"),
+    *("length", "unfinished", "train_return", "train_episodes", "refused", "seconds"),
+}
+
+
+def column(name: str) -> str:
+    """The column of a hyper-parameter: its name, but ``swept_NAME`` where that is another column's.
+
+    Args:
+        name: Of the hyper-parameter.
+    """
+    return f"swept_{name}" if name in COLUMNS else name
+
 
 def evaluations(
     points: Sequence[dict[str, Any]], steps: np.ndarray, returns: np.ndarray, failed: np.ndarray
@@ -48,7 +63,8 @@ def point_columns(points: Sequence[dict[str, Any]], which: np.ndarray) -> dict[s
     for name in dict.fromkeys(name for point in points for name in point):
         values = [points[i].get(name) for i in which]
         numbers = all(isinstance(x, int | float) for x in values)
-        columns[name] = np.array(values) if numbers else np.fromiter(values, object, len(values))
+        made = np.array(values) if numbers else np.fromiter(values, object, len(values))
+        columns[column(name)] = made
     return columns
 
 

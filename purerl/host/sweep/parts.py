@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from purerl.config import check_integer, plain, python_number
+from purerl.config import check_integer, python_number
+from purerl.host import resources
 from purerl.host.chunks import OnRow, Session
 from purerl.host.compilation import cached_programs
 from purerl.host.devices import agreed, from_hosts, make_layout
@@ -20,12 +21,11 @@ from purerl.host.options import RunOptions
 from purerl.host.players.driver import make_driver
 from purerl.host.programs import Driver
 from purerl.host.report import frame
-from purerl.host.resources import fitting, memory_bytes, tree_bytes
 from purerl.host.runs import finish, open_folder, split
 from purerl.host.store.checkpoint import INEXACT, read_host
 from purerl.host.store.folder import RunFolder, check_same, read_sweep
 from purerl.host.store.provenance import circumstances
-from purerl.host.sweep.points import Group, grid as combinations, make_groups
+from purerl.host.sweep.points import Group, described, grid as combinations, make_groups
 from purerl.host.sweep.result import SweepResult, collect
 from purerl.training.seeds import use_all_cores
 
@@ -43,7 +43,7 @@ def sweep(
     out: str | pathlib.Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    memory: int | None = None,
+    memory_bytes: int | None = None,
     on_row: OnRow | None = None,
     **options: Any,
 ) -> SweepResult:
@@ -67,7 +67,7 @@ def sweep(
         out: Folder; None: nothing is written.
         overwrite: Whether a sweep in that folder may be deleted.
         resume: Go on with the sweep in that folder, if there is one; it must be this one.
-        memory: Bytes that one part may take on all devices together; by default nine tenths of what
+        memory_bytes: What one part may take on all devices together; by default nine tenths of what
             they have.
         on_row: As in :func:`purerl.run`; rows are points x seeds, and have their hyper-parameters.
         **options: Fields of :class:`purerl.RunOptions`; with ``grid`` also what
@@ -96,6 +96,8 @@ def sweep(
     chosen = RunOptions.of(options)
     seeds = check_integer("sweep", "seeds", seeds)
     seed = check_integer("sweep", "seed", seed, "[0, inf)")
+    if memory_bytes is not None:
+        check_integer("sweep", "memory_bytes", memory_bytes)
     make = experiment.replace if isinstance(experiment, Experiment) else experiment
     if not callable(make) or not isinstance(values, Mapping | Sequence) or isinstance(values, str):
         raise TypeError(
@@ -108,8 +110,8 @@ def sweep(
         raise ValueError("sweep got no points; give names with values, or a list of points.")
     use_all_cores()
     experiments = [make(**point) for point in points]
-    description = {
-        "points": plain(points),
+    description: dict[str, Any] = {
+        "points": described(points),
         "experiments": [experiment.to_json() for experiment in experiments],
         "seeds": seeds,
         "seed": seed,
@@ -120,7 +122,7 @@ def sweep(
         _check_resumed(description, config, chosen, str(folder.path))
     else:
         _check_groups(groups, seeds, chosen)
-    driven = _Sweep(description, folder, config is not None, chosen, memory, on_row)
+    driven = _Sweep(description, folder, config is not None, chosen, memory_bytes, on_row)
     with cached_programs(chosen.cache):
         records = list(driven.train(groups))
     result = collect(description["points"], seeds, records, driven.compilations)
@@ -193,7 +195,7 @@ class _Sweep:
     folder: RunFolder | None
     begun: bool  # whether the folder holds this sweep
     options: RunOptions
-    memory: int | None
+    memory: int | None  # in bytes
     on_row: OnRow | None
     compilations: int = 0
     driver: Driver | None = None
@@ -232,12 +234,12 @@ class _Sweep:
             return size
         devices = jax.device_count() if self.options.shard == "seeds" else 1
         driver = self.driver = largest(lambda count: self._compiled(group, 0, count), rows, devices)
-        memory = SPARE * memory_bytes() if self.memory is None else self.memory
+        memory = SPARE * resources.memory_bytes() if self.memory is None else self.memory
         devices = driver.layout.mesh.size if driver.layout.shard == "seeds" else 1
         needed = driver.program_bytes()
         if self.folder is not None:  # a checkpoint copies their state
-            needed += tree_bytes(driver.template()[0]) // devices
-        size = fitting(driver.seeds, rows, needed, memory / jax.device_count(), devices)
+            needed += resources.tree_bytes(driver.template()[0]) // devices
+        size = resources.fitting(driver.seeds, rows, needed, memory / jax.device_count(), devices)
         return int(from_hosts(np.array(size, np.int32)).min())
 
     def _train_part(

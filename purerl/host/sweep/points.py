@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from purerl.config import check_integer, plain
-from purerl.host.experiment import Experiment
+from purerl.host import brought, env_params
+from purerl.host.experiment import PARTS, Experiment
+from purerl.policies.networks import NetworkConfig
 
 
 class Group(NamedTuple):
@@ -24,7 +26,16 @@ def grid(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
     Args:
         values: By name.
+
+    Raises:
+        TypeError: If those of a name are a text, or not several.
     """
+    for name, several in values.items():
+        if isinstance(several, str | Mapping) or not np.iterable(several):
+            raise TypeError(
+                f"sweep: the values of {name} are {several!r}, wanted a list; of one value give "
+                f"[{several!r}]."
+            )
     return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
 
 
@@ -64,6 +75,28 @@ def samples(
         drawn = random.uniform(ends[0], ends[1], count)
         columns[name] = np.clip(np.exp(drawn) if log else drawn, low, high)
     return [{name: float(x[i]) for name, x in columns.items()} for i in range(count)]
+
+
+def described(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Points as folders and tables have them, JSON-ready.
+
+    Environments, networks and algorithms go by their import paths; objects that have none by a
+    short name, numbered in the order in which they first come.
+
+    Args:
+        points: Values by name.
+    """
+    numbers: dict[int, int] = {}  # of objects, by their identities
+
+    def one(name: str, value: Any) -> Any:
+        if name == "env_params":
+            return env_params.described(env_params.settled(value))
+        value = brought.named(value) if name in PARTS else value
+        if name not in PARTS or value is None or isinstance(value, str | dict | NetworkConfig):
+            return plain(value)
+        return f"{brought.short_name(value)} {numbers.setdefault(id(value), len(numbers))}"
+
+    return [{name: one(name, value) for name, value in point.items()} for point in points]
 
 
 def make_groups(experiments: list[Experiment]) -> list[Group]:

@@ -44,10 +44,11 @@ class SweepResult(NamedTuple):
     def ranked(self) -> list[dict[str, Any]]:
         """A row a point, the best first.
 
-        Each row holds the point's number and values, IQM of the last evaluation, interval, worst
-        seed, failed seeds; of a sweep that was stopped, also the step of that evaluation. Of equal
-        IQMs the one with the higher interval comes first. Points that are not finished come after
-        all that are, and in each part those with a seed without a finite return come last.
+        Each row holds the point's number and values (``swept_low`` for one whose name is a column's
+        here), IQM of the last evaluation, interval, worst seed, failed seeds; of a sweep that was
+        stopped, also the step of that evaluation. Of equal IQMs the one with the higher interval
+        comes first. Points that are not finished come after all that are, and in each part those
+        with a seed without a finite return come last.
         """
         rows = []
         names = dict.fromkeys(name for point in self.points for name in point)
@@ -60,7 +61,7 @@ class SweepResult(NamedTuple):
             rows.append(
                 {
                     "point": number,
-                    **{name: self.points[number].get(name) for name in names},
+                    **{frame.column(name): self.points[number].get(name) for name in names},
                     **({} if self.finished.all() else {"step": int(steps[reached - 1])}),
                     "iqm": float(iqm(last)),
                     "low": float(low),
