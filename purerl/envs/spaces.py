@@ -23,7 +23,8 @@ class Observations(NamedTuple):
 
     Attributes:
         convert: ``(where, obs) -> obs``; raises TypeError, which names ``where``, for another
-            shape than the space's.
+            shape than the space's. NumPy's arrays are new ones: an environment may write to its own
+            at the next step.
         shape: Of one that was converted; a dict or tuple of shapes where it is one of arrays.
         range: Of an array of integers that became floating point, its least and largest number.
     """
@@ -49,6 +50,39 @@ def observations(name: str, space: Any, *, arrays: types.ModuleType = jnp) -> Ob
         TypeError: If it is another space.
     """
     return _observations(name, "", space, arrays)
+
+
+def reader(space: Any, *, arrays: types.ModuleType = jnp) -> Callable[[Any], PyTree]:
+    """A function that makes arrays of an observation as an environment returned it.
+
+    They are where the space has arrays, so that a list is no tuple of numbers, and are new ones: an
+    environment may write to its own at the next step. What else an observation is, is left to
+    :attr:`Observations.convert`, which says what does not fit.
+
+    Args:
+        space: As :func:`observations` takes it.
+        arrays: ``jax.numpy``, or ``numpy``, whose arrays then come out.
+    """
+    kind = type(space).__name__
+    if kind == "Dict":
+        named = {k: reader(x, arrays=arrays) for k, x in space.spaces.items()}
+
+        def read_dict(obs: Any) -> PyTree:
+            if not isinstance(obs, Mapping):
+                return obs
+            return {k: read(obs[k]) for k, read in named.items() if k in obs}
+
+        return read_dict
+    if kind == "Tuple":
+        several = [reader(x, arrays=arrays) for x in space.spaces]
+
+        def read_tuple(obs: Any) -> PyTree:
+            if not isinstance(obs, tuple | list) or len(obs) != len(several):
+                return obs
+            return tuple(read(x) for read, x in zip(several, obs, strict=True))
+
+        return read_tuple
+    return arrays.array
 
 
 def _observations(name: str, path: str, space: Any, xp: Any) -> Observations:
@@ -117,8 +151,8 @@ def _numbers(name: str, space: Any, xp: Any) -> Observations:
     def convert(where: str, obs: Any) -> Any:
         _check_shape(where, obs, shape)
         x = xp.asarray(obs)
-        if not (as_bytes and x.dtype == np.uint8):
-            x = x.astype(_real(xp))
+        kept = as_bytes and x.dtype == np.uint8
+        x = x.astype(x.dtype if kept else _real(xp))  # NumPy copies
         return x if shape else x[..., None]
 
     low, high = getattr(space, "low", 0), getattr(space, "high", 1)

@@ -291,6 +291,40 @@ def test_no_jitted_function_plays_it():
         jax.jit(made.build().train)(jax.random.key(0))
 
 
+class Counter(gymnasium.Env):
+    """Observes the step and 9; cut off after three. It writes to one array, or returns lists."""
+
+    observation_space, action_space = spaces.Box(0, 9, (2,)), spaces.Discrete(2)
+
+    def __init__(self, listed=False):
+        self.obs, self.listed = np.zeros(2, np.float32), listed
+
+    def reset(self, *, seed=None, options=None):
+        self.obs[:] = 0, 9
+        return self._obs(), {}
+
+    def step(self, action):
+        self.obs[0] += 1
+        return self._obs(), 1.0, False, bool(self.obs[0] == 3), {}
+
+    def _obs(self):
+        return self.obs.tolist() if self.listed else self.obs
+
+
+def side_by_side(env, count=2, **params):
+    return purerl.make_env(env, **params).outside.make(count, np.arange(count))
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["writes to one array", "returns lists"])
+def test_what_an_environment_returned_stays_what_it_was(listed):
+    player = side_by_side(Counter, listed=listed)
+    first = player.reset()
+    moved = [player.step(np.zeros(2, int)) for _ in range(3)][-1]
+    np.testing.assert_array_equal(first, [[0, 9], [0, 9]])
+    np.testing.assert_array_equal(moved.next_obs, [[3, 9], [3, 9]])
+    np.testing.assert_array_equal(moved.obs, first)
+
+
 def test_finished_environments_are_left_alone():
     """Where whole first episodes are wanted, what has ended is not stepped any more."""
 
