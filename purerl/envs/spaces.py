@@ -39,7 +39,8 @@ def observations(name: str, space: Any, *, arrays: types.ModuleType = jnp) -> Ob
 
     Numbers become floating point; a discrete observation (from its start on), and each of a
     MultiDiscrete, one-hot; images and other bytes stay uint8, which networks scale by 1/255; a Dict
-    a dict, a Tuple a tuple, and what is called ``action_mask`` booleans.
+    a dict, a Tuple a tuple, and what is called ``action_mask`` one vector of booleans, also where it
+    is a Tuple, of a mask for each choice.
 
     Args:
         name: Of the environment, for messages.
@@ -87,6 +88,8 @@ def reader(space: Any, *, arrays: types.ModuleType = jnp) -> Callable[[Any], PyT
 
 def _observations(name: str, path: str, space: Any, xp: Any) -> Observations:
     kind, at = type(space).__name__, f"{name}{path}"
+    if path.endswith(f".{ACTION_MASK}"):
+        return _mask(at, space, xp)
     if kind == "Dict":
         parts = {k: _observations(name, f"{path}.{k}", x, xp) for k, x in space.spaces.items()}
 
@@ -103,22 +106,7 @@ def _observations(name: str, path: str, space: Any, xp: Any) -> Observations:
         return Observations(convert, {k: part.shape for k, part in parts.items()})
     if kind == "Tuple":
         several = [_observations(name, f"{path}[{i}]", x, xp) for i, x in enumerate(space.spaces)]
-
-        def convert_all(where: str, obs: Any) -> PyTree:
-            if not isinstance(obs, tuple | list) or len(obs) != len(several):
-                raise TypeError(f"{where}: an observation is no tuple of {len(several)}.")
-            pairs = zip(several, obs, strict=True)
-            return tuple(x.convert(f"{where}[{i}]", y) for i, (x, y) in enumerate(pairs))
-
-        return Observations(convert_all, tuple(part.shape for part in several))
-    if path.endswith(f".{ACTION_MASK}"):
-        shape = (int(np.prod(_size_of(space))),)
-
-        def as_mask(where: str, obs: Any) -> Any:
-            _check_shape(where, obs, _size_of(space))
-            return _flat(xp.asarray(obs), _size_of(space)).astype(bool)
-
-        return Observations(as_mask, shape)
+        return Observations(_each(several), tuple(part.shape for part in several))
     if kind in ("Discrete", "MultiDiscrete"):
         return _one_hot(space, xp)
     if kind == "MultiBinary" or kind == "Box":
@@ -127,6 +115,39 @@ def _observations(name: str, path: str, space: Any, xp: Any) -> Observations:
         f"{at} has observations of {kind}; Box, Discrete, MultiDiscrete, MultiBinary, Dict and "
         "Tuple fit, so convert them."
     )
+
+
+def _each(parts: list[Observations]) -> Callable[[str, Any], tuple[Any, ...]]:
+    """Converts the parts of a Tuple."""
+
+    def convert(where: str, obs: Any) -> tuple[Any, ...]:
+        if not isinstance(obs, tuple | list) or len(obs) != len(parts):
+            raise TypeError(f"{where}: an observation is no tuple of {len(parts)}.")
+        pairs = zip(parts, obs, strict=True)
+        return tuple(x.convert(f"{where}[{i}]", y) for i, (x, y) in enumerate(pairs))
+
+    return convert
+
+
+def _mask(at: str, space: Any, xp: Any) -> Observations:
+    """One vector of booleans; the masks of a Tuple one after the other."""
+    if type(space).__name__ == "Tuple":
+        parts = [_mask(f"{at}[{i}]", x, xp) for i, x in enumerate(space.spaces)]
+        each = _each(parts)
+
+        def joined(where: str, obs: Any) -> Any:
+            return xp.concatenate(each(where, obs), axis=-1)
+
+        return Observations(joined, (sum(part.shape[0] for part in parts),))
+    if (kind := type(space).__name__) not in ("Box", "MultiBinary", "MultiDiscrete"):
+        raise TypeError(f"{at} is a {kind}, wanted a MultiBinary or Box, or a Tuple of them.")
+    size = _size_of(space)
+
+    def convert(where: str, obs: Any) -> Any:
+        _check_shape(where, obs, size)
+        return _flat(xp.asarray(obs), size).astype(bool)
+
+    return Observations(convert, (int(np.prod(size)),))
 
 
 def _one_hot(space: Any, xp: Any) -> Observations:

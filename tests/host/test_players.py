@@ -88,9 +88,9 @@ def experiment(algorithm="a2c", env=Script, **options):
 QUIET = {"seeds": 2, "progress": False}
 
 
-def played(name, **options):
+def played(env, **options):
     """A driver that has collected two rollouts, and they, of both seeds ``[S, 2 T, N]``."""
-    made = experiment(env=MAKERS[name], **options)
+    made = experiment(env=env, **options)
     keys = jax.random.split(jax.random.key(0), 2)
     driver = PlayedDriver(made, {}, keys, purerl.RunOptions())
     driver.compile()
@@ -103,7 +103,7 @@ def played(name, **options):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_rollout_is_what_happened(name):
-    driver, rollout, statistics = played(name)
+    driver, rollout, statistics = played(MAKERS[name])
     driver.close()
     valid = np.ones(rollout.reward.shape, bool) if rollout.valid is None else rollout.valid
     assert (name == "NEXT_STEP") == (not valid.all())
@@ -137,7 +137,7 @@ def test_a_rollout_is_what_happened(name):
 def test_seeds_play_episodes_of_their_own_and_the_same_again():
     numbers = []
     for _ in range(2):
-        driver, rollout, _ = played("singles")
+        driver, rollout, _ = played(Script)
         driver.close()
         numbers.append(rollout.obs[..., 0, :, 0])
     np.testing.assert_array_equal(*numbers)
@@ -263,6 +263,29 @@ class Illegal(Script):
 
     def _obs(self):
         return {"at": self.time, "action_mask": np.full(2, self.time < 2, np.int8)}
+
+
+class OneIsLegal(gymnasium.Env):
+    """Of its two choices, whose masks are a tuple, it takes only 0 and 1."""
+
+    masks = spaces.Tuple([spaces.MultiBinary(3), spaces.MultiBinary(2)])
+    observation_space = spaces.Dict({"at": spaces.Box(0, 9, (2,)), "action_mask": masks})
+    action_space = spaces.MultiDiscrete([3, 2])
+
+    def reset(self, *, seed=None, options=None):
+        masks = np.array([1, 0, 0], np.int8), np.array([0, 1], np.int8)
+        return {"at": np.zeros(2, np.float32), "action_mask": masks}, {}
+
+    def step(self, action):
+        assert action.tolist() == [0, 1]
+        return self.reset()[0], 1.0, True, False, {}
+
+
+def test_a_tuple_of_masks_forbids_actions():
+    driver, rollout, _ = played(OneIsLegal, rollout_length=8)
+    driver.close()
+    assert rollout.obs["action_mask"].dtype == bool
+    assert rollout.obs["action_mask"].shape[-1] == 5
 
 
 def test_a_state_without_a_legal_action_is_named():
