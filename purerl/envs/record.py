@@ -97,6 +97,9 @@ class Env(NamedTuple):
         pictures: How it is drawn; None where it cannot be.
         outside: Of an environment that the host plays, since it is not written in JAX: how. Its
             ``reset`` then tells shapes only, and its ``step`` raises.
+        observe: ``(raw, many=False) -> obs``, from an observation as the environment itself gives
+            it, or from ``many`` with a leading axis, to what ``obs_shape`` says: a whole number
+            becomes one-hot. TypeError or ValueError: it is none. None: they are the same.
     """
 
     name: str
@@ -111,6 +114,7 @@ class Env(NamedTuple):
     to_env_action: Callable[[jax.Array], jax.Array] = lambda action: action
     pictures: Pictures | None = None
     outside: Outside | None = None
+    observe: Callable[..., PyTree] | None = None
 
 
 def is_shape(x: Any) -> bool:

@@ -4,6 +4,7 @@ Known by the names of their classes, since each package has its own. What is mad
 JAX's and on NumPy's arrays, of one environment or of many: leading axes are left alone.
 """
 
+import functools
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -39,8 +40,8 @@ def observations(name: str, space: Any, *, arrays: types.ModuleType = jnp) -> Ob
 
     Numbers become floating point; a discrete observation (from its start on), and each of a
     MultiDiscrete, one-hot; images and other bytes stay uint8, which networks scale by 1/255; a Dict
-    a dict, a Tuple a tuple, and what is called ``action_mask`` one vector of booleans, also where it
-    is a Tuple, of a mask for each choice.
+    a dict, a Tuple a tuple, and what is called ``action_mask`` one vector of booleans, also where
+    it is a Tuple, of a mask for each choice.
 
     Args:
         name: Of the environment, for messages.
@@ -84,6 +85,23 @@ def reader(space: Any, *, arrays: types.ModuleType = jnp) -> Callable[[Any], PyT
 
         return read_tuple
     return arrays.array
+
+
+def observer(space: Any) -> Callable[..., PyTree] | None:
+    """:attr:`purerl.Env.observe` of a space; None of a Box of arrays, which it leaves as they are.
+
+    Args:
+        space: As :func:`observations` takes it.
+    """
+    if type(space).__name__ == "Box" and space.shape:
+        return None
+    read = reader(space)
+    convert = functools.partial(observations("obs", space).convert, "obs")
+
+    def observe(raw: Any, many: bool = False) -> PyTree:
+        return (jax.vmap(convert) if many else convert)(read(raw))
+
+    return observe
 
 
 def _observations(name: str, path: str, space: Any, xp: Any) -> Observations:

@@ -104,4 +104,4 @@ def _with_observations(env: Env, shape: PyTree, see: Callable[..., PyTree]) -> E
         obs = jax.tree.map(lambda x, y: jnp.where(done, x, y), fresh_obs, next_obs)
         return result._replace(obs=obs, next_obs=see(result.next_obs, last)), (new, result.obs)
 
-    return env._replace(reset=reset, step=step, obs_shape=shape, obs_range=None)
+    return env._replace(reset=reset, step=step, obs_shape=shape, obs_range=None, observe=None)

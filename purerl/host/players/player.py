@@ -103,7 +103,8 @@ def played_env(
     told = notes if np.dtype(np.float64) in wide and not _x64() else ()
     outside = Outside(make, idle, told, filmed)
     about: Any = dict(to_env_action=to_env, resets="own", outside=outside)
-    return Env(name, reset, step, actions, seen.shape, limit, **about)
+    observe = spaces.observer(raw_obs)
+    return Env(name, reset, step, actions, seen.shape, limit, observe=observe, **about)
 
 
 def _x64() -> bool:
