@@ -348,6 +348,44 @@ def test_what_an_environment_returned_stays_what_it_was(listed):
     np.testing.assert_array_equal(moved.obs, first)
 
 
+def test_the_last_step_is_observed_of_what_the_host_plays():
+    env = purerl.observe_last_step(purerl.make_env(Script))
+    player = env.outside.make(2, np.arange(2))
+    nothing = {"last_action": [[0, 0]], "last_reward": [[0]]}
+
+    def last(obs, row=slice(None)):
+        return {name: obs[name][row].tolist() for name in nothing}
+
+    first = player.reset()
+    shapes = jax.tree.map(lambda x: (2, *x.shape), jax.eval_shape(env.reset, jax.random.key(0))[0])
+    assert jax.tree.map(np.shape, first) == shapes
+    assert last(first, [1]) == nothing
+    moved = player.step(np.array([0, 1]))
+    assert last(moved.obs) == {"last_action": [[1, 0], [0, 1]], "last_reward": [[1], [1]]}
+    player.step(np.array([1]), np.array([1]))
+    moved = player.step(np.array([0, 1]))  # the second one's third step, its last
+    assert last(moved.obs, [1]) == nothing
+    assert last(moved.obs, [0]) == {"last_action": [[1, 0]], "last_reward": [[2]]}
+    assert last(moved.next_obs, [1]) == {"last_action": [[0, 1]], "last_reward": [[3]]}
+
+
+def test_a_step_that_is_a_reset_is_no_last_step():
+    env = purerl.observe_last_step(purerl.make_env(MAKERS["NEXT_STEP"]))
+    player = env.outside.make(1, np.arange(1))
+    player.reset()
+    moved = [player.step(np.array([1])) for _ in range(4)]
+    assert [step.valid.tolist() for step in moved] == [[True]] * 3 + [[False]]
+    assert moved[2].next_obs["last_reward"].tolist() == [[3]]
+    assert moved[3].obs["last_action"].tolist() == [[0, 0]]
+
+
+def test_some_numbers_are_observed_of_what_the_host_plays():
+    env = purerl.observe_only(purerl.make_env(Script), [2])
+    player = env.outside.make(2, np.arange(2))
+    assert player.reset().tolist() == [[0], [0]]
+    assert player.step(np.array([0, 1])).obs.tolist() == [[1], [1]]
+
+
 def test_finished_environments_are_left_alone():
     """Where whole first episodes are wanted, what has ended is not stepped any more."""
 
