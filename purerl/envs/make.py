@@ -12,7 +12,8 @@ from purerl.envs import families
 from purerl.envs.record import Env
 from purerl.envs.trial import check_record, try_out
 
-_checked: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()  # their step functions
+# Of the records that are known to be right: step, reset, and what the check depends on besides.
+_right: list[tuple[weakref.ref[Any], weakref.ref[Any], tuple[Any, ...]]] = []
 
 
 def make_env(env: Any, /, **params: Any) -> Env:
@@ -79,13 +80,28 @@ def make_env(env: Any, /, **params: Any) -> Env:
             named = isinstance(env, str)
             env = _adapted(env, params, again)
             if named:  # the families' own are known to be right
-                _checked.add(env.step)
-        if env.step not in _checked:
+                _remember(env)
+        if not _is_right(env):
             check_record(env)
             if env.outside is None and (own or env.resets == "own"):
                 try_out(env)
-            _checked.add(env.step)
+            _remember(env)
         return env
+
+
+def _remember(env: Env) -> None:
+    _right.append((weakref.ref(env.step), weakref.ref(env.reset), _checked_fields(env)))
+
+
+def _is_right(env: Env) -> bool:
+    """Whether the same functions and fields were checked; functions need not be hashable."""
+    _right[:] = [known for known in _right if known[0]() is not None]
+    fields = _checked_fields(env)
+    return any(s() is env.step and r() is env.reset and x == fields for s, r, x in _right)
+
+
+def _checked_fields(env: Env) -> tuple[Any, ...]:
+    return env.action_space, env.obs_shape, env.max_episode_steps, env.resets
 
 
 def _adapted(env: Any, params: dict[str, Any], again: Callable[..., Any] | None) -> Env:

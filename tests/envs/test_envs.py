@@ -4,6 +4,7 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
+import equinox
 import gymnasium
 import gymnax
 import jax
@@ -404,6 +405,32 @@ def test_a_record_of_ones_own_is_checked_once(monkeypatch):
     env = walk()
     assert make_env(env) is env
     monkeypatch.setattr(make, "check_record", lambda env: pytest.fail("checked again"))
+    assert make_env(env) is env
+
+
+def test_a_record_whose_fields_were_replaced_is_checked_again():
+    env = make_env(walk())
+    with pytest.raises(TypeError, match=r"walk.reset: obs has shape \(1,\), wanted \(7,\)"):
+        make_env(env._replace(obs_shape=(7,)))
+    with pytest.raises(ValueError, match="an episode took more than 3 steps"):
+        make_env(env._replace(max_episode_steps=3))
+
+
+class Walk(equinox.Module):
+    """Methods of a module with arrays have no hash."""
+
+    pace: jax.Array
+
+    def reset(self, key):
+        return walk().reset(key)
+
+    def step(self, state, action, key, fresh=None):
+        return walk().step(state, action, key, fresh)
+
+
+def test_methods_of_a_module_with_arrays_are_taken():
+    module = Walk(jnp.ones(2))
+    env = walk()._replace(reset=module.reset, step=module.step)
     assert make_env(env) is env
 
 
