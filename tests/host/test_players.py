@@ -288,6 +288,28 @@ def test_a_tuple_of_masks_forbids_actions():
     assert rollout.obs["action_mask"].shape[-1] == 5
 
 
+class RewardsInArrays(Script):
+    def __init__(self, size=1):
+        super().__init__()
+        self.size = size
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, np.full(self.size, reward), *rest
+
+
+def test_a_reward_may_be_an_array_of_one():
+    player = side_by_side(RewardsInArrays, 4)
+    player.reset()
+    assert player.step(np.zeros(4, int)).reward.tolist() == [1, 1, 1, 1]
+    player = side_by_side(RewardsInArrays, 4, size=2)
+    player.reset()
+    with pytest.raises(
+        PlayedError, match=r"RewardsInArrays .*a reward of shape \(2,\), wanted one"
+    ):
+        player.step(np.zeros(4, int))
+
+
 def test_a_state_without_a_legal_action_is_named():
     with pytest.raises(PlayedError, match=r"environment 0 of seed 0 failed.*allows no action"):
         purerl.run(experiment(env=Illegal), **QUIET)

@@ -184,11 +184,11 @@ class Singles:
         begun: dict[int, Any] = {}  # what new episodes begin with, by the place among the rows
         for place, row in enumerate(rows):
             got = self._call(row, self.envs[row].step, raw[place])
-            obs, reward, terminated, truncated, _ = got
-            after.append(self._call(row, self.convert.read, obs))
+            obs, reward, *ends = self._call(row, self._told, got)
+            after.append(obs)
             rewards.append(reward)
-            flags.append((terminated, truncated))
-            if terminated or truncated:
+            flags.append(ends)
+            if any(ends):
                 begun[place] = self._begin(row)
         next_obs = obs = self.convert.observe(stacked(after))
         if begun:
@@ -205,6 +205,15 @@ class Singles:
     def _begin(self, row: int, **kwargs: Any) -> PyTree:
         raw, _ = self._call(row, self.envs[row].reset, **kwargs)
         return self._call(row, self.convert.read, raw)
+
+    def _told(self, got: tuple[Any, ...]) -> tuple[PyTree, float, bool, bool]:
+        """What a step returned; numbers may come as arrays of one."""
+        obs, reward, terminated, truncated, _ = got
+        if not isinstance(reward, float):
+            if np.size(reward) != 1:
+                raise ValueError(f"a reward of shape {np.shape(reward)}, wanted one number")
+            reward = np.asarray(reward, np.float64).item()
+        return self.convert.read(obs), reward, bool(terminated), bool(truncated)
 
     def _call(self, row: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
