@@ -40,10 +40,12 @@ def make_env(env: Any, /, **params: Any) -> Env:
 
     Args:
         env: A name out of :func:`purerl.list_envs`; an :class:`Env`; an object of one of the
-            families, or with gymnax's interface; or a class or function that returns one of these.
+            families, or with gymnax's interface; or a class, function or ``functools.partial`` that
+            returns one of these.
         **params: Fields of the environment's parameters (``max_steps_in_episode=200``), or
-            arguments of its constructor. With ``last_step=True`` of any environment the observation
-            also holds the last action and reward: :func:`purerl.observe_last_step`.
+            arguments of its constructor, which gets all if it has ``**kwargs``. With
+            ``last_step=True`` of any environment the observation also holds the last action and
+            reward: :func:`purerl.observe_last_step`.
 
     Returns:
         The environment as a record of pure functions.
@@ -68,10 +70,11 @@ def make_env(env: Any, /, **params: Any) -> Env:
         return observe_last_step(make_env(env, **params))
     with jax.ensure_compile_time_eval():  # it may be called where a function is traced
         again: Any = None
-        if inspect.isclass(env) or inspect.isroutine(env):
+        if inspect.isclass(env) or inspect.isroutine(env) or isinstance(env, functools.partial):
             accepted = inspect.signature(env).parameters
-            given = {name: params.pop(name) for name in accepted if name in params}
-            again = functools.partial(env, **given)
+            every = any(x.kind is inspect.Parameter.VAR_KEYWORD for x in accepted.values())
+            names = [*params] if every else [name for name in accepted if name in params]
+            again = functools.partial(env, **{name: params.pop(name) for name in names})
             env = again(**({"num_envs": 1} if "num_envs" in accepted else {}))
         own = isinstance(env, Env)
         if own and params:

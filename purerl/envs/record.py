@@ -77,7 +77,8 @@ class Env(NamedTuple):
         name: For messages.
         reset: ``(key) -> (obs [*O], state)``.
         step: ``(state, action, key, fresh=None) -> (Step, state)``.
-        action_space: What ``step`` takes. A finite Box is [-1, 1], whatever the environment's own.
+        action_space: What ``step`` takes. A finite Box is [-1, 1], whatever the environment's own,
+            and ``step`` scales: other finite bounds are refused.
         obs_shape: ``O``; where an observation is a pytree, the same tree of shapes.
         max_episode_steps: Time limit in steps, after which an episode has ended; None if there is
             none, or it is not known.
