@@ -157,7 +157,8 @@ def adapt(env: Any, params: dict[str, Any], name: str | None = None) -> Env:
     # Tests draw with all of these. A wrapper of gymnax's may hold an environment of others.
     if type(env).__module__.startswith("gymnax.environments."):
         reset, step = takes_either(reset), takes_either(step)
-    return Env(name, reset, step, *about, pictures(env, env_params))
+    drawn, observe = pictures(env, env_params), spaces.observer(space)
+    return Env(name, reset, step, *about, drawn, observe=observe)
 
 
 def _step_of_gymnax(name: str, env: Any, params: Any) -> Callable[..., Any]:

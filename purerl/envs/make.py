@@ -12,7 +12,8 @@ from purerl.envs import families
 from purerl.envs.record import Env
 from purerl.envs.trial import check_record, try_out
 
-_checked: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()  # their step functions
+# Of the records that are known to be right: step, reset, and what the check depends on besides.
+_right: list[tuple[weakref.ref[Any], weakref.ref[Any], tuple[Any, ...]]] = []
 
 
 def make_env(env: Any, /, **params: Any) -> Env:
@@ -39,10 +40,12 @@ def make_env(env: Any, /, **params: Any) -> Env:
 
     Args:
         env: A name out of :func:`purerl.list_envs`; an :class:`Env`; an object of one of the
-            families, or with gymnax's interface; or a class or function that returns one of these.
+            families, or with gymnax's interface; or a class, function or ``functools.partial`` that
+            returns one of these.
         **params: Fields of the environment's parameters (``max_steps_in_episode=200``), or
-            arguments of its constructor. With ``last_step=True`` of any environment the observation
-            also holds the last action and reward: :func:`purerl.observe_last_step`.
+            arguments of its constructor, which gets all if it has ``**kwargs``. With
+            ``last_step=True`` of any environment the observation also holds the last action and
+            reward: :func:`purerl.observe_last_step`.
 
     Returns:
         The environment as a record of pure functions.
@@ -67,10 +70,11 @@ def make_env(env: Any, /, **params: Any) -> Env:
         return observe_last_step(make_env(env, **params))
     with jax.ensure_compile_time_eval():  # it may be called where a function is traced
         again: Any = None
-        if inspect.isclass(env) or inspect.isroutine(env):
+        if inspect.isclass(env) or inspect.isroutine(env) or isinstance(env, functools.partial):
             accepted = inspect.signature(env).parameters
-            given = {name: params.pop(name) for name in accepted if name in params}
-            again = functools.partial(env, **given)
+            every = any(x.kind is inspect.Parameter.VAR_KEYWORD for x in accepted.values())
+            names = [*params] if every else [name for name in accepted if name in params]
+            again = functools.partial(env, **{name: params.pop(name) for name in names})
             env = again(**({"num_envs": 1} if "num_envs" in accepted else {}))
         own = isinstance(env, Env)
         if own and params:
@@ -79,13 +83,28 @@ def make_env(env: Any, /, **params: Any) -> Env:
             named = isinstance(env, str)
             env = _adapted(env, params, again)
             if named:  # the families' own are known to be right
-                _checked.add(env.step)
-        if env.step not in _checked:
+                _remember(env)
+        if not _is_right(env):
             check_record(env)
             if env.outside is None and (own or env.resets == "own"):
                 try_out(env)
-            _checked.add(env.step)
+            _remember(env)
         return env
+
+
+def _remember(env: Env) -> None:
+    _right.append((weakref.ref(env.step), weakref.ref(env.reset), _checked_fields(env)))
+
+
+def _is_right(env: Env) -> bool:
+    """Whether the same functions and fields were checked; functions need not be hashable."""
+    _right[:] = [known for known in _right if known[0]() is not None]
+    fields = _checked_fields(env)
+    return any(s() is env.step and r() is env.reset and x == fields for s, r, x in _right)
+
+
+def _checked_fields(env: Env) -> tuple[Any, ...]:
+    return env.action_space, env.obs_shape, env.max_episode_steps, env.resets
 
 
 def _adapted(env: Any, params: dict[str, Any], again: Callable[..., Any] | None) -> Env:

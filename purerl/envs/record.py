@@ -77,7 +77,8 @@ class Env(NamedTuple):
         name: For messages.
         reset: ``(key) -> (obs [*O], state)``.
         step: ``(state, action, key, fresh=None) -> (Step, state)``.
-        action_space: What ``step`` takes. A finite Box is [-1, 1], whatever the environment's own.
+        action_space: What ``step`` takes. A finite Box is [-1, 1], whatever the environment's own,
+            and ``step`` scales: other finite bounds are refused.
         obs_shape: ``O``; where an observation is a pytree, the same tree of shapes.
         max_episode_steps: Time limit in steps, after which an episode has ended; None if there is
             none, or it is not known.
@@ -97,6 +98,9 @@ class Env(NamedTuple):
         pictures: How it is drawn; None where it cannot be.
         outside: Of an environment that the host plays, since it is not written in JAX: how. Its
             ``reset`` then tells shapes only, and its ``step`` raises.
+        observe: ``(raw, many=False) -> obs``, from an observation as the environment itself gives
+            it, or from ``many`` with a leading axis, to what ``obs_shape`` says: a whole number
+            becomes one-hot. TypeError or ValueError: it is none. None: they are the same.
     """
 
     name: str
@@ -111,6 +115,7 @@ class Env(NamedTuple):
     to_env_action: Callable[[jax.Array], jax.Array] = lambda action: action
     pictures: Pictures | None = None
     outside: Outside | None = None
+    observe: Callable[..., PyTree] | None = None
 
 
 def is_shape(x: Any) -> bool:

@@ -4,6 +4,7 @@ Known by the names of their classes, since each package has its own. What is mad
 JAX's and on NumPy's arrays, of one environment or of many: leading axes are left alone.
 """
 
+import functools
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -23,7 +24,8 @@ class Observations(NamedTuple):
 
     Attributes:
         convert: ``(where, obs) -> obs``; raises TypeError, which names ``where``, for another
-            shape than the space's.
+            shape than the space's. NumPy's arrays are new ones: an environment may write to its own
+            at the next step.
         shape: Of one that was converted; a dict or tuple of shapes where it is one of arrays.
         range: Of an array of integers that became floating point, its least and largest number.
     """
@@ -38,7 +40,8 @@ def observations(name: str, space: Any, *, arrays: types.ModuleType = jnp) -> Ob
 
     Numbers become floating point; a discrete observation (from its start on), and each of a
     MultiDiscrete, one-hot; images and other bytes stay uint8, which networks scale by 1/255; a Dict
-    a dict, a Tuple a tuple, and what is called ``action_mask`` booleans.
+    a dict, a Tuple a tuple, and what is called ``action_mask`` one vector of booleans, also where
+    it is a Tuple, of a mask for each choice.
 
     Args:
         name: Of the environment, for messages.
@@ -51,8 +54,60 @@ def observations(name: str, space: Any, *, arrays: types.ModuleType = jnp) -> Ob
     return _observations(name, "", space, arrays)
 
 
+def reader(space: Any, *, arrays: types.ModuleType = jnp) -> Callable[[Any], PyTree]:
+    """A function that makes arrays of an observation as an environment returned it.
+
+    They are where the space has arrays, so that a list is no tuple of numbers, and are new ones: an
+    environment may write to its own at the next step. What else an observation is, is left to
+    :attr:`Observations.convert`, which says what does not fit.
+
+    Args:
+        space: As :func:`observations` takes it.
+        arrays: ``jax.numpy``, or ``numpy``, whose arrays then come out.
+    """
+    kind = type(space).__name__
+    if kind == "Dict":
+        named = {k: reader(x, arrays=arrays) for k, x in space.spaces.items()}
+
+        def read_dict(obs: Any) -> PyTree:
+            if not isinstance(obs, Mapping):
+                return obs
+            return {k: read(obs[k]) for k, read in named.items() if k in obs}
+
+        return read_dict
+    if kind == "Tuple":
+        several = [reader(x, arrays=arrays) for x in space.spaces]
+
+        def read_tuple(obs: Any) -> PyTree:
+            if not isinstance(obs, tuple | list) or len(obs) != len(several):
+                return obs
+            return tuple(read(x) for read, x in zip(several, obs, strict=True))
+
+        return read_tuple
+    return arrays.array
+
+
+def observer(space: Any) -> Callable[..., PyTree] | None:
+    """:attr:`purerl.Env.observe` of a space; None of a Box of arrays, which it leaves as they are.
+
+    Args:
+        space: As :func:`observations` takes it.
+    """
+    if type(space).__name__ == "Box" and space.shape:
+        return None
+    read = reader(space)
+    convert = functools.partial(observations("obs", space).convert, "obs")
+
+    def observe(raw: Any, many: bool = False) -> PyTree:
+        return (jax.vmap(convert) if many else convert)(read(raw))
+
+    return observe
+
+
 def _observations(name: str, path: str, space: Any, xp: Any) -> Observations:
     kind, at = type(space).__name__, f"{name}{path}"
+    if path.endswith(f".{ACTION_MASK}"):
+        return _mask(at, space, xp)
     if kind == "Dict":
         parts = {k: _observations(name, f"{path}.{k}", x, xp) for k, x in space.spaces.items()}
 
@@ -69,22 +124,7 @@ def _observations(name: str, path: str, space: Any, xp: Any) -> Observations:
         return Observations(convert, {k: part.shape for k, part in parts.items()})
     if kind == "Tuple":
         several = [_observations(name, f"{path}[{i}]", x, xp) for i, x in enumerate(space.spaces)]
-
-        def convert_all(where: str, obs: Any) -> PyTree:
-            if not isinstance(obs, tuple | list) or len(obs) != len(several):
-                raise TypeError(f"{where}: an observation is no tuple of {len(several)}.")
-            pairs = zip(several, obs, strict=True)
-            return tuple(x.convert(f"{where}[{i}]", y) for i, (x, y) in enumerate(pairs))
-
-        return Observations(convert_all, tuple(part.shape for part in several))
-    if path.endswith(f".{ACTION_MASK}"):
-        shape = (int(np.prod(_size_of(space))),)
-
-        def as_mask(where: str, obs: Any) -> Any:
-            _check_shape(where, obs, _size_of(space))
-            return _flat(xp.asarray(obs), _size_of(space)).astype(bool)
-
-        return Observations(as_mask, shape)
+        return Observations(_each(several), tuple(part.shape for part in several))
     if kind in ("Discrete", "MultiDiscrete"):
         return _one_hot(space, xp)
     if kind == "MultiBinary" or kind == "Box":
@@ -93,6 +133,39 @@ def _observations(name: str, path: str, space: Any, xp: Any) -> Observations:
         f"{at} has observations of {kind}; Box, Discrete, MultiDiscrete, MultiBinary, Dict and "
         "Tuple fit, so convert them."
     )
+
+
+def _each(parts: list[Observations]) -> Callable[[str, Any], tuple[Any, ...]]:
+    """Converts the parts of a Tuple."""
+
+    def convert(where: str, obs: Any) -> tuple[Any, ...]:
+        if not isinstance(obs, tuple | list) or len(obs) != len(parts):
+            raise TypeError(f"{where}: an observation is no tuple of {len(parts)}.")
+        pairs = zip(parts, obs, strict=True)
+        return tuple(x.convert(f"{where}[{i}]", y) for i, (x, y) in enumerate(pairs))
+
+    return convert
+
+
+def _mask(at: str, space: Any, xp: Any) -> Observations:
+    """One vector of booleans; the masks of a Tuple one after the other."""
+    if type(space).__name__ == "Tuple":
+        parts = [_mask(f"{at}[{i}]", x, xp) for i, x in enumerate(space.spaces)]
+        each = _each(parts)
+
+        def joined(where: str, obs: Any) -> Any:
+            return xp.concatenate(each(where, obs), axis=-1)
+
+        return Observations(joined, (sum(part.shape[0] for part in parts),))
+    if (kind := type(space).__name__) not in ("Box", "MultiBinary", "MultiDiscrete"):
+        raise TypeError(f"{at} is a {kind}, wanted a MultiBinary or Box, or a Tuple of them.")
+    size = _size_of(space)
+
+    def convert(where: str, obs: Any) -> Any:
+        _check_shape(where, obs, size)
+        return _flat(xp.asarray(obs), size).astype(bool)
+
+    return Observations(convert, (int(np.prod(size)),))
 
 
 def _one_hot(space: Any, xp: Any) -> Observations:
@@ -117,8 +190,8 @@ def _numbers(name: str, space: Any, xp: Any) -> Observations:
     def convert(where: str, obs: Any) -> Any:
         _check_shape(where, obs, shape)
         x = xp.asarray(obs)
-        if not (as_bytes and x.dtype == np.uint8):
-            x = x.astype(_real(xp))
+        kept = as_bytes and x.dtype == np.uint8
+        x = x.astype(x.dtype if kept else _real(xp))  # NumPy copies
         return x if shape else x[..., None]
 
     low, high = getattr(space, "low", 0), getattr(space, "high", 1)

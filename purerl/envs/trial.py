@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.checks import by_path, described
+from purerl.config import check_integer
 from purerl.envs.record import Env, Step, is_shape
 from purerl.records import ActionSpace, Box, Discrete, PyTree, action_mask, num_choices
 
@@ -45,15 +46,14 @@ def check_array(where: str, got: Any, shape: tuple[int, ...], kind: Any = None) 
 
 
 def check_record(env: Env) -> None:
-    """Raises TypeError if ``reset`` or ``step``, traced, give what they should not.
+    """Raises TypeError or ValueError if a field is not what it should be, or if ``reset`` or
+    ``step``, traced, give what they should not.
 
     Args:
         env: The record.
     """
+    _check_fields(env)
     name, space, key = env.name, env.action_space, jax.random.key(0)
-    if not isinstance(space, ActionSpace):
-        wanted = "a Discrete, MultiDiscrete or Box of purerl's"
-        raise TypeError(f"{name}.action_space is {space!r}, wanted {wanted}.")
     before = values(f"{name}.reset", jax.eval_shape(env.reset, key), "(obs, state)")
     action = jax.eval_shape(lambda: random_action(space, None, key))
     outputs = jax.eval_shape(env.step, before[1], action, key, before)
@@ -73,6 +73,30 @@ def check_record(env: Env) -> None:
         if was.get(leaf) != now.get(leaf):
             both = f"{was.get(leaf)} after reset and {now.get(leaf)} after step"
             raise TypeError(f"{name}: {leaf} is {both}; cast it in one of them.")
+
+
+def _check_fields(env: Env) -> None:
+    """Raises TypeError or ValueError if a field that is no function is not what it should be."""
+    name, space = env.name, env.action_space
+    if not isinstance(space, ActionSpace):
+        wanted = "a Discrete, MultiDiscrete or Box of purerl's"
+        raise TypeError(f"{name}.action_space is {space!r}, wanted {wanted}.")
+    if isinstance(space, Box):
+        finite = np.isfinite(space.low) & np.isfinite(space.high)
+        if np.any(finite & ((space.low != -1) | (space.high != 1))):
+            raise ValueError(
+                f"{name}.action_space is {space!r}, wanted [-1, 1] where it is finite: give "
+                "Box(shape, -1, 1), and let step scale an action, "
+                "low + (jnp.clip(action, -1, 1) + 1) / 2 * (high - low)."
+            )
+    if env.max_episode_steps is not None:
+        check_integer(name, "max_episode_steps", env.max_episode_steps)
+    for shape in jax.tree.leaves(env.obs_shape, is_leaf=is_shape):
+        if not is_shape(shape):
+            raise TypeError(
+                f"{name}.obs_shape is {env.obs_shape!r}, wanted a tuple of integers, (4,), or a "
+                "dictionary or tuple of such tuples."
+            )
 
 
 def _check_obs(env: Env, where: str, obs: Any) -> None:

@@ -21,7 +21,8 @@ class Policy:
     Attributes:
         init_memory: ``(obs [N, *O]) -> memory``; None without one.
         step: The pure function, for use in JAX's transformations: ``(obs [N, *O], key) -> action``;
-            with a memory ``(obs, key, memory, start [N]) -> (action, memory)``.
+            with a memory ``(obs, key, memory, start [N]) -> (action, memory)``. It takes
+            observations as ``make_env`` gives them.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class Policy:
         """Actions for one raw observation ``[*O]`` or many ``[N, *O]``.
 
         Args:
-            obs: As the environment gives them.
+            obs: As the environment itself gives them (a Discrete's whole numbers, a Dict, lists for
+                arrays), or as ``make_env`` does (one-hot). Where both fit, such as 16 numbers of a
+                Discrete of 16, whole numbers are the environment's own: 16 observations.
             key: PRNG key, for sampled actions.
         """
         obs, one = _batch_of(self._env, obs)
@@ -94,20 +97,50 @@ class Policy:
 def _batch_of(env: Env, obs: Any) -> tuple[PyTree, bool]:
     """Observations ``[N, *O]`` in the dtypes that a learner sees; and whether it was one alone."""
     like = jax.eval_shape(env.reset, jax.random.key(0))[0]
-    try:
-        obs = jax.tree.map(lambda leaf, x: jnp.asarray(x, leaf.dtype), like, obs)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"policy: obs is not of shape {shape_of(like)}: {error}") from error
-    shapes, wanted = shape_of(obs), shape_of(like)
-    one = shapes == wanted
-    if one:
-        obs = jax.tree.map(lambda x: x[None], obs)
-    elif jax.tree.map(lambda x: x.shape[1:], obs) != wanted:
-        many = jax.tree.map(lambda x: ("N", *x.shape), like)
-        raise ValueError(f"policy: obs has shape {shapes}, wanted {wanted} or a batch {many}.")
+    leaves = jax.tree.leaves(obs)
+    floating = all(jnp.issubdtype(getattr(x, "dtype", type(x)), jnp.floating) for x in leaves)
+    errors = []
+    for read in (_seen, _own) if floating else (_own, _seen):
+        try:
+            obs, one = read(env, like, obs)
+            break
+        except (TypeError, ValueError) as error:
+            errors.append(f"{error}")
+    else:
+        raise ValueError("policy: " + " ".join(filter(None, errors)))
     mask = action_mask(obs)
     if mask is None or isinstance(mask, jax.core.Tracer):
         return obs, one
     if len(dead := np.flatnonzero(~np.asarray(mask).any(axis=-1))):
         raise ValueError(f"policy: action_mask allows no action in observation {dead[0]}.")
     return obs, one
+
+
+def _own(env: Env, like: PyTree, obs: Any) -> tuple[PyTree, bool]:
+    """The same of observations as the environment itself gives them."""
+    if env.observe is None:
+        raise ValueError
+    try:
+        seen, one = env.observe(obs), True
+    except (TypeError, ValueError) as error:
+        try:
+            seen, one = env.observe(obs, many=True), False
+        except (TypeError, ValueError):
+            raise ValueError(f"As the environment itself gives it: {error}") from error
+    seen = jax.tree.map(lambda leaf, x: x.astype(leaf.dtype), like, seen)
+    return jax.tree.map(lambda x: x[None], seen) if one else seen, one
+
+
+def _seen(env: Env, like: PyTree, obs: Any) -> tuple[PyTree, bool]:
+    """The same of observations as the record gives them."""
+    try:
+        obs = jax.tree.map(lambda leaf, x: jnp.asarray(x, leaf.dtype), like, obs)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"obs is not of shape {shape_of(like)}: {error}") from error
+    shapes, wanted = shape_of(obs), shape_of(like)
+    if shapes == wanted:
+        return jax.tree.map(lambda x: x[None], obs), True
+    if jax.tree.map(lambda x: x.shape[1:], obs) != wanted:
+        many = jax.tree.map(lambda x: ("N", *x.shape), like)
+        raise ValueError(f"obs has shape {shapes}, wanted {wanted} or a batch {many}.")
+    return obs, False

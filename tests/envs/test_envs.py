@@ -1,9 +1,11 @@
 """The adapter to gymnax: names, casts, clipping, errors, and dynamics equal to Gymnasium's."""
 
+import functools
 import subprocess
 import sys
 from typing import Any, NamedTuple
 
+import equinox
 import gymnasium
 import gymnax
 import jax
@@ -407,6 +409,32 @@ def test_a_record_of_ones_own_is_checked_once(monkeypatch):
     assert make_env(env) is env
 
 
+def test_a_record_whose_fields_were_replaced_is_checked_again():
+    env = make_env(walk())
+    with pytest.raises(TypeError, match=r"walk.reset: obs has shape \(1,\), wanted \(7,\)"):
+        make_env(env._replace(obs_shape=(7,)))
+    with pytest.raises(ValueError, match="an episode took more than 3 steps"):
+        make_env(env._replace(max_episode_steps=3))
+
+
+class Walk(equinox.Module):
+    """Methods of a module with arrays have no hash."""
+
+    pace: jax.Array
+
+    def reset(self, key):
+        return walk().reset(key)
+
+    def step(self, state, action, key, fresh=None):
+        return walk().step(state, action, key, fresh)
+
+
+def test_methods_of_a_module_with_arrays_are_taken():
+    module = Walk(jnp.ones(2))
+    env = walk()._replace(reset=module.reset, step=module.step)
+    assert make_env(env) is env
+
+
 @pytest.mark.parametrize(
     ("env", "message"),
     [
@@ -510,16 +538,29 @@ def test_a_step_of_ones_own_has_to_obey_the_time_limit_that_is_given():
         ),
         (walk()._replace(step=lambda *args: (0, 1, 2)), r"gives 3 values, wanted \(Step, state"),
         (walk()._replace(step=lambda *args: (0, 1)), "first, wanted a Step"),
+        (walk()._replace(obs_shape=[1]), r"walk.obs_shape is \[1\], wanted a tuple of integers"),
+        (walk()._replace(max_episode_steps=4.0), "max_episode_steps=4.0 is no integer; write 4"),
+        (
+            walk()._replace(action_space=Box((2,), [-1, 0], [1, 2])),
+            r"walk.action_space is Box.*wanted \[-1, 1\] where it is finite: give Box",
+        ),
     ],
 )
 def test_what_a_record_owes_is_told(env, message):
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make_env(env)
+
+
+def test_a_box_that_is_bounded_on_one_side_is_taken():
+    space = Box((2,), [-1, 0], [1, np.inf])
+    assert make_env(walk()._replace(action_space=space)).action_space == space
 
 
 def test_what_makes_an_environment_is_called():
     assert make_env(Own, limit=2, max_steps_in_episode=2).max_episode_steps == 2
     assert make_env(walk, limit=3, told=3).max_episode_steps == 3
+    assert make_env(functools.partial(walk, limit=9), limit=3, told=3).max_episode_steps == 3
+    assert make_env(lambda **options: walk(**options), limit=3, told=3).max_episode_steps == 3
     with pytest.raises(TypeError, match=r"walk is an Env record, which has no param.*'x': 1"):
         make_env(walk(), x=1)
 

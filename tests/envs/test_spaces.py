@@ -8,6 +8,7 @@ import pytest
 
 import purerl
 from purerl.envs import spaces
+from purerl.records import action_mask
 
 BOTH = pytest.mark.parametrize("arrays", [np, jnp], ids=["numpy", "jax"])
 OBSERVATIONS = {
@@ -51,6 +52,22 @@ def test_bytes_stay_bytes_masks_booleans_and_trees_trees(arrays):
     assert got["action_mask"].dtype == bool
     assert got["several"][0].dtype == np.uint8
     np.testing.assert_array_equal(got["several"][0], raw["several"][0])
+
+
+@BOTH
+def test_a_tuple_of_masks_is_one_mask(arrays):
+    choices = gym.Tuple([gym.MultiBinary(3), gym.Tuple([gym.MultiBinary(2)])])
+    space = gym.Dict({"action_mask": choices, "at": gym.Discrete(2)})
+    seen = spaces.observations("env", space, arrays=arrays)
+    masks = arrays.array([1, 0, 0], np.int8), (arrays.array([0, 1], np.int8),)
+    got = seen.convert("env.reset", {"action_mask": masks, "at": arrays.asarray(1)})
+    assert action_mask(got).dtype == bool
+    assert action_mask(got).tolist() == [True, False, False, False, True]
+    assert seen.shape["action_mask"] == (5,)
+    with pytest.raises(
+        TypeError, match=r"env.action_mask\[0\] is a Discrete, wanted a MultiBinary"
+    ):
+        spaces.observations("env", gym.Dict({"action_mask": gym.Tuple([gym.Discrete(2)])}))
 
 
 @BOTH

@@ -88,9 +88,9 @@ def experiment(algorithm="a2c", env=Script, **options):
 QUIET = {"seeds": 2, "progress": False}
 
 
-def played(name, **options):
+def played(env, **options):
     """A driver that has collected two rollouts, and they, of both seeds ``[S, 2 T, N]``."""
-    made = experiment(env=MAKERS[name], **options)
+    made = experiment(env=env, **options)
     keys = jax.random.split(jax.random.key(0), 2)
     driver = PlayedDriver(made, {}, keys, purerl.RunOptions())
     driver.compile()
@@ -103,7 +103,7 @@ def played(name, **options):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_rollout_is_what_happened(name):
-    driver, rollout, statistics = played(name)
+    driver, rollout, statistics = played(MAKERS[name])
     driver.close()
     valid = np.ones(rollout.reward.shape, bool) if rollout.valid is None else rollout.valid
     assert (name == "NEXT_STEP") == (not valid.all())
@@ -137,7 +137,7 @@ def test_a_rollout_is_what_happened(name):
 def test_seeds_play_episodes_of_their_own_and_the_same_again():
     numbers = []
     for _ in range(2):
-        driver, rollout, _ = played("singles")
+        driver, rollout, _ = played(Script)
         driver.close()
         numbers.append(rollout.obs[..., 0, :, 0])
     np.testing.assert_array_equal(*numbers)
@@ -265,6 +265,51 @@ class Illegal(Script):
         return {"at": self.time, "action_mask": np.full(2, self.time < 2, np.int8)}
 
 
+class OneIsLegal(gymnasium.Env):
+    """Of its two choices, whose masks are a tuple, it takes only 0 and 1."""
+
+    masks = spaces.Tuple([spaces.MultiBinary(3), spaces.MultiBinary(2)])
+    observation_space = spaces.Dict({"at": spaces.Box(0, 9, (2,)), "action_mask": masks})
+    action_space = spaces.MultiDiscrete([3, 2])
+
+    def reset(self, *, seed=None, options=None):
+        masks = np.array([1, 0, 0], np.int8), np.array([0, 1], np.int8)
+        return {"at": np.zeros(2, np.float32), "action_mask": masks}, {}
+
+    def step(self, action):
+        assert action.tolist() == [0, 1]
+        return self.reset()[0], 1.0, True, False, {}
+
+
+def test_a_tuple_of_masks_forbids_actions():
+    driver, rollout, _ = played(OneIsLegal, rollout_length=8)
+    driver.close()
+    assert rollout.obs["action_mask"].dtype == bool
+    assert rollout.obs["action_mask"].shape[-1] == 5
+
+
+class RewardsInArrays(Script):
+    def __init__(self, size=1):
+        super().__init__()
+        self.size = size
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, np.full(self.size, reward), *rest
+
+
+def test_a_reward_may_be_an_array_of_one():
+    player = side_by_side(RewardsInArrays, 4)
+    player.reset()
+    assert player.step(np.zeros(4, int)).reward.tolist() == [1, 1, 1, 1]
+    player = side_by_side(RewardsInArrays, 4, size=2)
+    player.reset()
+    with pytest.raises(
+        PlayedError, match=r"RewardsInArrays .*a reward of shape \(2,\), wanted one"
+    ):
+        player.step(np.zeros(4, int))
+
+
 def test_a_state_without_a_legal_action_is_named():
     with pytest.raises(PlayedError, match=r"environment 0 of seed 0 failed.*allows no action"):
         purerl.run(experiment(env=Illegal), **QUIET)
@@ -289,6 +334,78 @@ def test_no_jitted_function_plays_it():
     made = experiment()
     with pytest.raises(TypeError, match=r"Script is not written in JAX.*purerl.run"):
         jax.jit(made.build().train)(jax.random.key(0))
+
+
+class Counter(gymnasium.Env):
+    """Observes the step and 9; cut off after three. It writes to one array, or returns lists."""
+
+    observation_space, action_space = spaces.Box(0, 9, (2,)), spaces.Discrete(2)
+
+    def __init__(self, listed=False):
+        self.obs, self.listed = np.zeros(2, np.float32), listed
+
+    def reset(self, *, seed=None, options=None):
+        self.obs[:] = 0, 9
+        return self._obs(), {}
+
+    def step(self, action):
+        self.obs[0] += 1
+        return self._obs(), 1.0, False, bool(self.obs[0] == 3), {}
+
+    def _obs(self):
+        return self.obs.tolist() if self.listed else self.obs
+
+
+def side_by_side(env, count=2, **params):
+    return purerl.make_env(env, **params).outside.make(count, np.arange(count))
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["writes to one array", "returns lists"])
+def test_what_an_environment_returned_stays_what_it_was(listed):
+    player = side_by_side(Counter, listed=listed)
+    first = player.reset()
+    moved = [player.step(np.zeros(2, int)) for _ in range(3)][-1]
+    np.testing.assert_array_equal(first, [[0, 9], [0, 9]])
+    np.testing.assert_array_equal(moved.next_obs, [[3, 9], [3, 9]])
+    np.testing.assert_array_equal(moved.obs, first)
+
+
+def test_the_last_step_is_observed_of_what_the_host_plays():
+    env = purerl.observe_last_step(purerl.make_env(Script))
+    player = env.outside.make(2, np.arange(2))
+    nothing = {"last_action": [[0, 0]], "last_reward": [[0]]}
+
+    def last(obs, row=slice(None)):
+        return {name: obs[name][row].tolist() for name in nothing}
+
+    first = player.reset()
+    shapes = jax.tree.map(lambda x: (2, *x.shape), jax.eval_shape(env.reset, jax.random.key(0))[0])
+    assert jax.tree.map(np.shape, first) == shapes
+    assert last(first, [1]) == nothing
+    moved = player.step(np.array([0, 1]))
+    assert last(moved.obs) == {"last_action": [[1, 0], [0, 1]], "last_reward": [[1], [1]]}
+    player.step(np.array([1]), np.array([1]))
+    moved = player.step(np.array([0, 1]))  # the second one's third step, its last
+    assert last(moved.obs, [1]) == nothing
+    assert last(moved.obs, [0]) == {"last_action": [[1, 0]], "last_reward": [[2]]}
+    assert last(moved.next_obs, [1]) == {"last_action": [[0, 1]], "last_reward": [[3]]}
+
+
+def test_a_step_that_is_a_reset_is_no_last_step():
+    env = purerl.observe_last_step(purerl.make_env(MAKERS["NEXT_STEP"]))
+    player = env.outside.make(1, np.arange(1))
+    player.reset()
+    moved = [player.step(np.array([1])) for _ in range(4)]
+    assert [step.valid.tolist() for step in moved] == [[True]] * 3 + [[False]]
+    assert moved[2].next_obs["last_reward"].tolist() == [[3]]
+    assert moved[3].obs["last_action"].tolist() == [[0, 0]]
+
+
+def test_some_numbers_are_observed_of_what_the_host_plays():
+    env = purerl.observe_only(purerl.make_env(Script), [2])
+    player = env.outside.make(2, np.arange(2))
+    assert player.reset().tolist() == [[0], [0]]
+    assert player.step(np.array([0, 1])).obs.tolist() == [[1], [1]]
 
 
 def test_finished_environments_are_left_alone():

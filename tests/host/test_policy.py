@@ -1,9 +1,13 @@
-"""Policies with a memory in a user's hands."""
+"""Policies in a user's hands: what they remember, and what they are given."""
 
+import collections
+
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 import purerl
 from purerl.host.acting import Policy
@@ -64,3 +68,63 @@ def test_its_pure_function_can_be_traced(policy):
         return policy.step(obs, key, memory, ~start)[0]
 
     np.testing.assert_array_equal(twice(obs, jax.random.key(0)), [2, 2, 2])
+
+
+class Mixed(gymnasium.Env):
+    masks = spaces.Tuple([spaces.MultiBinary(2), spaces.MultiBinary(1)])
+    observation_space = spaces.Dict(
+        at=spaces.Discrete(5, start=1), level=spaces.Box(0, 9, ()), action_mask=masks
+    )
+    action_space = spaces.MultiDiscrete([2, 1])
+
+
+def given(env):
+    """A policy of an environment, and the batches that its pure function is given."""
+    batches = []
+
+    def step(obs, key):
+        batches.append(obs)
+        return jnp.zeros(len(jax.tree.leaves(obs)[0]))
+
+    return Policy(step, purerl.make_env(env), True), batches
+
+
+def test_a_policy_takes_what_the_environment_itself_gives():
+    policy, batches = given(Mixed)
+    masks = np.array([1, 0], np.int8), np.array([1], np.int8)
+    raw = collections.OrderedDict(more=0, level=2.0, at=np.int64(3), action_mask=masks)
+    assert policy(raw).shape == ()
+    hot, level = [0, 0, 1, 0, 0], [2.0]
+    wanted = {"action_mask": [[True, False, True]], "at": [hot], "level": [level]}
+    assert jax.tree.map(lambda x: x.tolist(), batches[-1]) == wanted
+    own = jax.tree.map(lambda x: x[0], batches[-1])
+    assert policy(own).shape == ()
+    assert jax.tree.map(lambda x: x.tolist(), batches[-1]) == wanted
+    many = {"level": [2.0, 4.0], "at": [3, 1], "action_mask": [np.stack([x, x]) for x in masks]}
+    assert policy(many).shape == (2,)
+    np.testing.assert_array_equal(batches[-1]["at"], [hot, [1, 0, 0, 0, 0]])
+    assert jax.jit(policy)(jax.tree.map(jnp.asarray, dict(raw))).shape == ()
+    with pytest.raises(ValueError, match=r"obs.at: .* shape \(1, 1\), wanted \(\).* obs is not of"):
+        policy(raw | {"at": np.ones((1, 1), int)})
+    with pytest.raises(ValueError, match=r"a dict without 'level', wanted a dict"):
+        policy({"at": 3, "action_mask": masks})
+
+
+def test_whole_numbers_are_states_and_floating_point_ones_are_one_hot():
+    policy, batches = given("gymnasium:FrozenLake-v1")
+    assert policy(np.arange(16)).shape == (16,)
+    np.testing.assert_array_equal(batches[-1], np.eye(16))
+    assert policy(np.eye(16)[2]).shape == ()
+    np.testing.assert_array_equal(batches[-1], np.eye(16)[2:3])
+    assert [policy(2).shape, policy([2]).shape] == [(), (1,)]
+    np.testing.assert_array_equal(batches[-1], np.eye(16)[2:3])
+
+
+def test_lists_of_bytes_are_bytes():
+    class Pictures(Mixed):
+        observation_space = spaces.Dict(picture=spaces.Box(0, 255, (2,), np.uint8))
+
+    policy, batches = given(Pictures)
+    policy({"picture": [7, 255], "more": 0})
+    assert batches[-1]["picture"].dtype == np.uint8
+    assert batches[-1]["picture"].tolist() == [[7, 255]]

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium
-import jax
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
@@ -175,8 +174,7 @@ class Singles:
     def reset(self) -> PyTree:
         """Begins an episode in each; the first one by its seed."""
         seeds, self.seeds = self.seeds, [None] * len(self.seeds)  # type: ignore[list-item]
-        pairs = zip(self.envs, seeds, strict=True)
-        raw = [self._call(i, env.reset, seed=s)[0] for i, (env, s) in enumerate(pairs)]
+        raw = [self._begin(row, seed=seed) for row, seed in enumerate(seeds)]
         return self.convert.observe(stacked(raw))
 
     def step(self, action: np.ndarray, rows: np.ndarray | None = None) -> Moved:
@@ -186,12 +184,12 @@ class Singles:
         begun: dict[int, Any] = {}  # what new episodes begin with, by the place among the rows
         for place, row in enumerate(rows):
             got = self._call(row, self.envs[row].step, raw[place])
-            obs, reward, terminated, truncated, _ = got
+            obs, reward, *ends = self._call(row, self._told, got)
             after.append(obs)
             rewards.append(reward)
-            flags.append((terminated, truncated))
-            if terminated or truncated:
-                begun[place] = self._call(row, self.envs[row].reset)[0]
+            flags.append(ends)
+            if any(ends):
+                begun[place] = self._begin(row)
         next_obs = obs = self.convert.observe(stacked(after))
         if begun:
             obs = self.convert.observe(stacked([begun.get(i, x) for i, x in enumerate(after)]))
@@ -203,6 +201,19 @@ class Singles:
         """Closes each."""
         for env in self.envs:
             env.close()
+
+    def _begin(self, row: int, **kwargs: Any) -> PyTree:
+        raw, _ = self._call(row, self.envs[row].reset, **kwargs)
+        return self._call(row, self.convert.read, raw)
+
+    def _told(self, got: tuple[Any, ...]) -> tuple[PyTree, float, bool, bool]:
+        """What a step returned; numbers may come as arrays of one."""
+        obs, reward, terminated, truncated, _ = got
+        if not isinstance(reward, float):
+            if np.size(reward) != 1:
+                raise ValueError(f"a reward of shape {np.shape(reward)}, wanted one number")
+            reward = np.asarray(reward, np.float64).item()
+        return self.convert.read(obs), reward, bool(terminated), bool(truncated)
 
     def _call(self, row: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
@@ -239,7 +250,7 @@ class Vector:
         """Begins an episode in each; the first one by its seed."""
         seeds, self.seeds = self.seeds, None
         self.resets[:] = False
-        return self.convert.observe(self._raw(self.env.reset(seed=seeds)[0]))
+        return self.convert.observe(self.env.reset(seed=seeds)[0])
 
     def step(self, action: np.ndarray, rows: np.ndarray | None = None) -> Moved:
         """As :class:`purerl.host.players.player.Player` says; all are stepped."""
@@ -251,12 +262,12 @@ class Vector:
         raw = self.convert.act(action)
         got, reward, terminated, truncated, info = self.env.step(raw)
         done = terminated | truncated
-        obs = next_obs = self.convert.observe(self._raw(got))
+        obs = next_obs = self.convert.observe(got)
         if done.any() and self.mode is AutoresetMode.SAME_STEP:
             next_obs = self._with_last(obs, info["final_obs"], done)
         if done.any() and self.mode is AutoresetMode.DISABLED:
             again, _ = self.env.reset(options={"reset_mask": done.copy()})
-            obs = self.convert.observe(self._raw(again))
+            obs = self.convert.observe(again)
         if self.mode is AutoresetMode.NEXT_STEP:
             self.resets = done.copy()
         moved = Moved(obs, next_obs, np.asarray(reward, np.float64), terminated, truncated, valid)
@@ -269,8 +280,5 @@ class Vector:
     def _with_last(self, obs: PyTree, final: Any, done: np.ndarray) -> PyTree:
         """Observations, with the last ones of the episodes that ended."""
         rows = np.flatnonzero(done)
-        return with_rows(obs, rows, self.convert.observe(stacked([final[row] for row in rows])))
-
-    def _raw(self, obs: Any) -> Any:
-        """A copy: some vectors use the same memory again at each step."""
-        return jax.tree.map(np.array, obs)
+        last = stacked([self.convert.read(final[row]) for row in rows])
+        return with_rows(obs, rows, self.convert.observe(last))

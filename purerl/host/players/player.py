@@ -103,7 +103,8 @@ def played_env(
     told = notes if np.dtype(np.float64) in wide and not _x64() else ()
     outside = Outside(make, idle, told, filmed)
     about: Any = dict(to_env_action=to_env, resets="own", outside=outside)
-    return Env(name, reset, step, actions, seen.shape, limit, **about)
+    observe = spaces.observer(raw_obs)
+    return Env(name, reset, step, actions, seen.shape, limit, observe=observe, **about)
 
 
 def _x64() -> bool:
@@ -124,10 +125,12 @@ class Converter(NamedTuple):
     """Observations and actions between a player's environments and a learner, in NumPy.
 
     Attributes:
-        observe: ``(raw [R, *]) -> obs [R, *O]``.
+        read: ``(raw [*]) -> raw [*]``, of one environment, with arrays that are copies.
+        observe: ``(raw [R, *]) -> obs [R, *O]``, copies too.
         act: ``(action [R, *A]) -> raw [R, *]``.
     """
 
+    read: Callable[[Any], PyTree]
     observe: Callable[[Any], PyTree]
     act: Callable[[np.ndarray], Any]
 
@@ -157,7 +160,7 @@ def make_converter(name: str, observation_space: Any, action_space: Any) -> Conv
         raw = to_env(np.asarray(action))
         return raw if kind is None else raw.astype(kind)
 
-    return Converter(observe, act)
+    return Converter(spaces.reader(observation_space, arrays=np), observe, act)
 
 
 def rows_of(tree: PyTree, rows: Any) -> PyTree:
@@ -191,9 +194,9 @@ def stacked(observations: list[PyTree]) -> PyTree:
     """Observations of single environments, side by side.
 
     Args:
-        observations: Raw or converted.
+        observations: What :attr:`Converter.read` made, or converted.
     """
-    return jax.tree.map(lambda *x: np.stack([np.asarray(leaf) for leaf in x]), *observations)
+    return jax.tree.map(lambda *x: np.stack(x), *observations)
 
 
 class Watch:

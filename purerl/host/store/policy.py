@@ -47,11 +47,12 @@ def load_policy(
             that it names by import paths is imported.
 
     Returns:
-        ``policy(obs, key=None) -> action``, for one raw observation ``[*O]`` or many ``[N, *O]``;
-        the run's normalization is applied to them, frozen. Actions are what the environment takes,
-        as NumPy's numbers and arrays; under a JAX transformation they are traced. A policy with a
-        memory keeps it from call to call: ``policy.reset()`` where an episode begins, or
-        ``policy.reset(ended)`` with a bool ``[N]``.
+        ``policy(obs, key=None) -> action``, for one raw observation ``[*O]`` or many ``[N, *O]``,
+        as the environment itself gives them or as ``make_env`` does (where both fit, whole numbers
+        are the environment's own); the run's normalization is applied to them, frozen. Actions are
+        what the environment takes, as NumPy's numbers and arrays; under a JAX transformation they
+        are traced. A policy with a memory keeps it from call to call: ``policy.reset()`` where an
+        episode begins, or ``policy.reset(ended)`` with a bool ``[N]``.
 
     Raises:
         FileNotFoundError: If the folder holds no run, or one without a checkpoint.
