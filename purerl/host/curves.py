@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from purerl.host import env_params
 from purerl.host.brought import short_name
 from purerl.host.result import RunResult
 from purerl.host.store.folder import RunFolder
@@ -69,7 +70,8 @@ def _read(source: Any, top: int) -> Iterator[tuple[str, str, Curve]]:
         made = source.experiment
         seconds = source.steps * len(source.returns) / source.steps_per_second
         curve = Curve(source.steps, source.returns, seconds)
-        task = _named(made.env, made.env_params, made.loop.max_episode_steps)
+        asked = env_params.described(made.env_params)  # as a folder has them
+        task = _named(made.env, asked, made.loop.max_episode_steps)
         yield short_name(made.algorithm), task, curve
         return
     path = pathlib.Path(source).expanduser()

@@ -217,14 +217,15 @@ def test_curves_from_elsewhere_have_no_seconds():
 
 def test_an_environment_of_other_parameters_is_another_task(tmp_path):
     """CartPole-v1 of 50 steps has other returns, wherever they are read from."""
-    asked = {"env": "X", "env_params": {"goal": 3}, "loop": {"max_episode_steps": 50}}
+    asked = {"env": "X", "env_params": {"goal": [3, 4]}, "loop": {"max_episode_steps": 50}}
     file = result_file(tmp_path, "a", "X", LOW, experiment=asked)
     folder = run_folder(tmp_path / "run", "b", "X", LOW)
     (folder / "config.json").write_text(json.dumps({"algorithm": "b"} | asked))
     result = in_memory("c", "X", LOW)
-    result.experiment.env_params, result.experiment.loop.max_episode_steps = {"goal": 3}, 50
+    result.experiment.env_params = {"goal": (3, 4)}
+    result.experiment.loop.max_episode_steps = 50
     plain = in_memory("a", "X", LOW)
     curves = read_curves((file, folder, result, plain), 1)
     tasks = {name: [*of] for name, of in curves.items()}
-    named = "X (goal=3, max_episode_steps=50)"
+    named = "X (goal=[3, 4], max_episode_steps=50)"
     assert tasks == {"a": [named, "X"], "b": [named], "c": [named]}
