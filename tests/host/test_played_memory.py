@@ -14,7 +14,7 @@ GRU = purerl.NetworkConfig(hidden_sizes=(4,), memory="gru", memory_size=4)
 @pytest.mark.parametrize("name", ["singles", "NEXT_STEP"])
 def test_a_played_rollout_holds_the_memories(name):
     """Step by step from the first one; a row that is no transition leaves it as it was."""
-    driver, rollout, _ = test_players.played(name, network=GRU)
+    driver, rollout, _ = test_players.played(test_players.MAKERS[name], network=GRU)
     driver.close()
     # The second rollout goes on from where the first ended, so one of the two rows is left out.
     half = rollout.reward.shape[1] // 2
