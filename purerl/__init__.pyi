@@ -74,6 +74,7 @@ from purerl.policies.distributions import (
     Categorical as Categorical,
     DiagGaussian as DiagGaussian,
     Distribution as Distribution,
+    MultiCategorical as MultiCategorical,
 )
 from purerl.policies.memory import (
     RecurrentActorCritic as RecurrentActorCritic,

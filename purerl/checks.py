@@ -122,6 +122,16 @@ def by_path(tree: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(tree)}
 
 
+def named(tree: PyTree) -> dict[str, Any]:
+    """The leaves by their names: ``params/Dense_0/kernel``.
+
+    Args:
+        tree: Parameters.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+
+
 def described(arrays: dict[str, Any]) -> dict[str, str]:
     """Dtype and shape of each array.
 

@@ -12,7 +12,10 @@ Shape letters, used throughout the package:
 """
 
 import dataclasses
+import functools
+import itertools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -160,6 +163,25 @@ def action_mask(obs: PyTree) -> jax.Array | None:
         if path and _name(path[-1]) == ACTION_MASK:
             return x
     return None
+
+
+def allows_choice(mask: Any, space: ActionSpace) -> Any:
+    """Whether a mask allows an action, bool ``[...]``: of a MultiDiscrete, one in each choice.
+
+    Args:
+        mask: Bool ``[..., K]``, of JAX's or NumPy's arrays.
+        space: Of the actions.
+
+    Example:
+        >>> mask = np.array([[True, False, True], [True, True, False]])
+        >>> allows_choice(mask, MultiDiscrete((2, 1))).tolist()
+        [True, False]
+    """
+    if not isinstance(space, MultiDiscrete):
+        return mask.any(axis=-1)
+    ends = [0, *itertools.accumulate(space.counts)]
+    choices = (mask[..., i:j].any(axis=-1) for i, j in itertools.pairwise(ends))
+    return functools.reduce(operator.and_, choices)
 
 
 def inputs_of(obs: PyTree) -> list[jax.Array]:

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import optax
 
 from purerl.checks import check_rollout
-from purerl.config import Config, Number, Schedule, Shape, field, scheduled
+from purerl.config import Config, Number, Schedule, Shape, check_kind, field, scheduled
 from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.rows import mean
 from purerl.policies import acting, networks
@@ -206,6 +206,7 @@ def acktr(
         >>> [factor.shape for factor in state.opt_state[0].factors.a[:3]]
         [(5, 5), (65, 65), (5, 5)]
     """
+    check_kind("acktr", config, ACKTRConfig)
     acting.check_memoryless("acktr", config.network, network)
     network = acting.default_network(action_space, config.network, network)
 
@@ -299,7 +300,8 @@ class ACKTRConfig(Config):
     critic_std: Number | None = field(None, "sigma, in units of the return.", "(0, inf)")
     damping: Number = field(0.01, "epsilon, added to the Fisher matrix's diagonal.", "(0, inf)")
     damping_kind: kfac.DampingKind = field(
-        "factored", "To each factor, as in the paper; exactly; or to a measured diagonal."
+        "factored",
+        "eigenbasis: to F; factored: to each factor, as the paper; ekfac: to a measured diagonal.",
     )
     decay: Number = field(0.99, "Decay of the factors' moving averages.", "[0, 1)")
     stats_every: int = field(1, "Updates between two measurements of the factors.")
@@ -328,6 +330,6 @@ class ACKTRConfig(Config):
         least = 4 * self.target_kl
         if not isinstance(self.kl_clip + least, jax.core.Tracer) and self.kl_clip <= least:
             raise ValueError(
-                f"ACKTRConfig: kl_clip={self.kl_clip} keeps every KL below half of it, and "
-                f"target_kl={self.target_kl} out of reach; set kl_clip above {least}."
+                f"ACKTRConfig: kl_clip={self.kl_clip} predicts no KL above twice "
+                f"target_kl={self.target_kl}, so eta_max would only grow; set it above {least}."
             )

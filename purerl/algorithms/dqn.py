@@ -291,7 +291,7 @@ class DQNConfig(Config):
         1.0, "Probability of a random action at the run's start.", "[0, 1]"
     )
     epsilon_end: Number = field(0.05, "The same at the end of the exploration.", "[0, 1]")
-    epsilon_schedule: Shape = field("linear", "Its way from start to end.")
+    epsilon_schedule: Shape = field("linear", "Its way from start to end; constant: it stays.")
     exploration: Number = field(0.2, "Fraction of the run in which epsilon changes.", "[0, 1]")
     alpha: Number = field(0.6, "Exponent of the priorities.", "[0, 1]")
     beta: Number = field(

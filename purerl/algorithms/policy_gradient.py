@@ -25,7 +25,7 @@ to end within a fixed number of steps are the short ones. With a critic, episode
 to rollout, and its value continues what the rollout cuts off.
 
 Q is regressed on :math:`r + \gamma E_{a' \sim \pi} Q(s', a')`, the expectation over the policy:
-exact for discrete actions, over samples for Box actions (expected Sarsa; Sutton and Barto 2018,
+exact for Discrete actions, over samples for others (expected Sarsa; Sutton and Barto 2018,
 eq. 6.9).
 
 The gradient of the discounted objective has another factor :math:`\gamma^t` (Sutton and Barto,
@@ -313,7 +313,7 @@ class PolicyGradientConfig(Config):
     value_coef: Number = field(0.5, "Weight of the critic's loss.", "[0, inf)")
     entropy_coef: Schedule = field(0.0, "Weight of the entropy bonus.", "[0, inf)")
     entropy_coef_schedule: Shape = field("linear", "How it falls to 0 at the run's end.")
-    q_samples: int = field(8, "Actions that estimate an expectation of Q over a Gaussian policy.")
+    q_samples: int = field(8, "Actions that estimate an expectation of Q that is not Discrete's.")
     network: networks.NetworkConfig = field(networks.NetworkConfig(), "Of the default network.")
 
     @property

@@ -133,7 +133,9 @@ def _make_algorithm(
         beta: Any = ()
         if isinstance(config, PPOPenaltyConfig):
             beta = jnp.asarray(config.initial_beta, jnp.result_type(float))
-        return PPOState(params, opt_state, opt_state if config.value_epochs else (), beta)
+        # Not the same twice: a state that is donated has each array once.
+        critics = optimizer.init(params) if config.value_epochs else ()
+        return PPOState(params, opt_state, critics, beta)
 
     def policy(params: PyTree, obs: Any) -> Any:
         return acting.apply_network(network, params, obs)[0]

@@ -41,7 +41,7 @@ import jax.numpy as jnp
 import optax
 
 from purerl.checks import check_rollout, check_samples
-from purerl.config import Config, Number, Schedule, Shape, field, scheduled
+from purerl.config import Config, Number, Schedule, Shape, check_kind, field, scheduled
 from purerl.pieces import advantages, gradient, losses
 from purerl.pieces.rows import mean
 from purerl.policies import acting, networks
@@ -151,7 +151,8 @@ def make_policy_step(
         def evaluate(params: PyTree) -> tuple[jax.Array, jax.Array]:
             return surrogate(params, batch), mean(old.kl(policy(params, batch.obs)), batch.valid)
 
-        objective = jnp.where(multiplier > 0, objective, jnp.inf)  # a step of zero is refused
+        # A step of zero is refused: nothing exceeds inf, nor, without a line search, inf - inf.
+        objective = jnp.where(multiplier > 0, objective, jnp.inf)
         found = backtracking_line_search(evaluate, params, step, objective=objective, **search)
 
         norm = optax.tree.norm(g)
@@ -293,6 +294,7 @@ def trpo(config: "TRPOConfig", action_space: ActionSpace, network: Any = None) -
         >>> sorted(state.params["params"])
         ['actor', 'critic', 'policy_head', 'value_head']
     """
+    check_kind("trpo", config, TRPOConfig)
     return _build(config, action_space, network)
 
 
@@ -321,6 +323,7 @@ def npg(config: "NPGConfig", action_space: ActionSpace, network: Any = None) -> 
         Kakade 2001; Rajeswaran et al. 2017, "Towards Generalization and Simplicity in Continuous
         Control", eq. 5, for the length of the step.
     """
+    check_kind("npg", config, NPGConfig)
     if isinstance(config, TRPOConfig):
         raise TypeError("npg got a TRPOConfig, but has no line search; give an NPGConfig.")
     return _build(config, action_space, network)

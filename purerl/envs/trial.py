@@ -10,7 +10,15 @@ import numpy as np
 from purerl.checks import by_path, described
 from purerl.config import check_integer
 from purerl.envs.record import Env, Step, is_shape
-from purerl.records import ActionSpace, Box, Discrete, PyTree, action_mask, num_choices
+from purerl.records import (
+    ActionSpace,
+    Box,
+    Discrete,
+    PyTree,
+    action_mask,
+    allows_choice,
+    num_choices,
+)
 
 LANES = 8  # environments of the trial
 TRIAL = 1000  # its most steps
@@ -237,7 +245,7 @@ def _play(env: Env, length: int, key: jax.Array) -> tuple[Any, ...]:
             mask = action_mask(obs)
             told = (
                 *(result.terminated, result.truncated),
-                jnp.array(True) if mask is None else mask.any(),
+                jnp.array(True) if mask is None else allows_choice(mask, env.action_space),
                 jax.vmap(equal, (0, None))(starts[0], result.next_obs).any(),
                 *(equal(result.obs, result.next_obs), equal(fresh[0], result.next_obs)),
                 each((result.obs, state), fresh),

@@ -9,7 +9,7 @@ import numpy as np
 
 from purerl.checks import shape_of
 from purerl.envs.record import Env
-from purerl.records import PyTree, action_mask, num_rows
+from purerl.records import PyTree, action_mask, allows_choice, num_rows
 
 
 class Policy:
@@ -111,7 +111,7 @@ def _batch_of(env: Env, obs: Any) -> tuple[PyTree, bool]:
     mask = action_mask(obs)
     if mask is None or isinstance(mask, jax.core.Tracer):
         return obs, one
-    if len(dead := np.flatnonzero(~np.asarray(mask).any(axis=-1))):
+    if len(dead := np.flatnonzero(~allows_choice(np.asarray(mask), env.action_space))):
         raise ValueError(f"policy: action_mask allows no action in observation {dead[0]}.")
     return obs, one
 

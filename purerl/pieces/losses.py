@@ -1,8 +1,9 @@
 r"""The losses, one equation each.
 
-Each returns one number a sample, ``[B]``, to be *minimized*; the caller takes the mean, so that
-masks and importance weights need no second version of an equation. Gradients flow through what is
-computed from the parameters (``log_prob``, ``value``); everything else is treated as constant.
+Each equation is one number a sample, ``[B]``, to be *minimized*; the caller takes the mean, so that
+masks and importance weights need no second version of it. ``critic_loss`` and ``actor_critic_loss``
+are such means. Gradients flow through what is computed from the parameters (``log_prob``,
+``value``); everything else is treated as constant.
 """
 
 from collections.abc import Callable

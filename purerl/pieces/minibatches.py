@@ -15,7 +15,7 @@ def permutation(key: jax.Array, n: int) -> jax.Array:
     A keyed bijection of ``[0, 2^k)``, rounds of multiplication by odd numbers and xor-shifts, is
     applied again to what falls outside ``[0, n)`` until all is inside. ``jax.random.permutation``
     sorts, which takes a large part of a small PPO update; this is as even for shuffling data (each
-    pair of positions is tested), but reaches at most 2^96 of the n! permutations.
+    pair of positions is tested), but reaches at most 2^64 (JAX's keys) of the n! permutations.
 
     Args:
         key: PRNG key.
@@ -39,7 +39,7 @@ def permutation(key: jax.Array, n: int) -> jax.Array:
         for i in range(rounds):
             x = (x + constants[i, 0]) & mask
             x = (x * (constants[i, 1] | 1)) & mask
-            x = x ^ (x >> (bits // 2 + bits % 2 if bits > 1 else 1))
+            x = x ^ (x >> ((bits + 1) // 2))
         return x
 
     x = mix(jnp.arange(n, dtype=jnp.uint32))

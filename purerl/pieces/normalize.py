@@ -91,8 +91,10 @@ def init_obs_moments(obs: PyTree) -> PyTree:
     """
 
     def init(x: jax.Array) -> Moments | None:
-        real = jnp.issubdtype(x.dtype, jnp.floating)
-        return init_moments(x.shape[1:], x.dtype) if real else None
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return None
+        # Sums of many: in float16 they are infinite soon.
+        return init_moments(x.shape[1:], jnp.promote_types(x.dtype, jnp.float32))
 
     return jax.tree.map(init, obs)
 

@@ -21,6 +21,8 @@ References:
 import jax
 import jax.numpy as jnp
 
+UNROLL = 8  # turns of a loop whose body is a few flops
+
 
 def linear_recurrence(
     a: jax.Array, factor: float | jax.Array, goes_on: jax.Array, last: jax.Array
@@ -46,7 +48,7 @@ def linear_recurrence(
 
     # Unrolled: the body is two flops, so a loop iteration on its own is nearly all overhead.
     start, terms = jnp.asarray(last, dtype), (jnp.asarray(a, dtype), goes_on)
-    return jax.lax.scan(step, start, terms, reverse=True, unroll=8)[1]
+    return jax.lax.scan(step, start, terms, reverse=True, unroll=UNROLL)[1]
 
 
 def return_to_go(
@@ -157,12 +159,14 @@ def n_step_return(
     n = min(n, reward.shape[0])  # the rollout holds no more
     goes_on = ~jnp.logical_or(terminated, truncated)[:-1]
     bootstrap = jnp.where(terminated, 0, next_value)
-    result = reward + gamma * bootstrap
-    for _ in range(n - 1):
-        # One reward more where the episode goes on and the rollout holds the next step.
+
+    def one_more(_: int, result: jax.Array) -> jax.Array:
+        """A reward more, where the episode goes on and the rollout holds the next step."""
         following = jnp.where(goes_on, result[1:], bootstrap[:-1])
-        result = jnp.concatenate([reward[:-1] + gamma * following, result[-1:]])
-    return result
+        return jnp.concatenate([reward[:-1] + gamma * following, result[-1:]])
+
+    # A loop: XLA ends the process by a crash where some forty of these are written out.
+    return jax.lax.fori_loop(1, n, one_more, reward + gamma * bootstrap, unroll=UNROLL)
 
 
 def lambda_return(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from purerl.checks import named
 from purerl.policies.acting import STATELESS
 from purerl.records import PyTree
 
@@ -69,7 +70,7 @@ def from_nnx(
     join = _joined(weights)
 
     def init(key: jax.Array, obs: jax.Array, *args: Any) -> PyTree:
-        return _named(nnx.state(make(nnx.Rngs(key)), nnx.Param))
+        return named(nnx.state(make(nnx.Rngs(key)), nnx.Param))
 
     def apply(params: PyTree, obs: jax.Array, *args: Any) -> Any:
         return nnx.merge(graph, join(params))(obs, *args)
@@ -102,7 +103,7 @@ def from_equinox(
     join = _joined(weights)
 
     def init(key: jax.Array, obs: jax.Array, *args: Any) -> PyTree:
-        return _named(equinox.filter(make(key), _is_weight))
+        return named(equinox.filter(make(key), _is_weight))
 
     def apply(params: PyTree, obs: jax.Array, *args: Any) -> Any:
         return jax.vmap(equinox.combine(join(params), rest))(obs, *args)
@@ -115,17 +116,12 @@ def _is_weight(x: Any) -> bool:
 
 
 def _check_rest(rest: PyTree) -> None:
-    names = [name for name, leaf in _named(rest).items() if hasattr(leaf, "dtype")]
+    names = [name for name, leaf in named(rest).items() if hasattr(leaf, "dtype")]
     if names:
         raise TypeError(f"the network keeps {', '.join(names)}, {STATELESS}")
 
 
-def _named(tree: PyTree) -> dict[str, Any]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
 def _joined(like: PyTree) -> Callable[[dict[str, Any]], PyTree]:
-    """The inverse of :func:`_named` for trees like this one."""
-    names, structure = list(_named(like)), jax.tree.structure(like)
+    """The inverse of :func:`purerl.checks.named` for trees like this one."""
+    names, structure = list(named(like)), jax.tree.structure(like)
     return lambda params: jax.tree.unflatten(structure, [params[name] for name in names])

@@ -208,8 +208,8 @@ def forbid_values(q: jax.Array, mask: jax.Array | None) -> jax.Array:
 class DiagGaussian(NamedTuple):
     r"""Independent normals :math:`N(\mu_i, \sigma_i^2)`, over the last axis.
 
-    Finite in float32, with its gradients, for scales between 1e-13 and 1e13, and actions and other
-    means within 1e5 of its own.
+    Finite in float32, with its gradients, for scales between 1e-13 and 1e13, actions and other
+    means within 1e5 of its own, and in a divergence two scales whose ratio is below 1e19.
 
     Attributes:
         mean: :math:`\mu`, ``[..., D]``.

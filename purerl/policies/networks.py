@@ -5,6 +5,7 @@ drops it.
 """
 
 import dataclasses
+import math
 from typing import Any, Literal, Protocol
 
 import flax.linen as nn
@@ -92,8 +93,12 @@ class NetworkConfig(Config):
         False, "A Gaussian's log-std as an output; else the same in all states, a parameter."
     )
     initial_log_std: float = field(0.0, "A Gaussian's log-std at the start.", "(-inf, inf)")
-    min_log_std: float | None = field(None, "Bound on a Gaussian's log-std.", "(-inf, inf)")
-    max_log_std: float | None = field(None, "Bound on a Gaussian's log-std.", "(-inf, inf)")
+    min_log_std: float | None = field(
+        None, "Least log-std of a Gaussian; a parameter that reached it stays.", "(-inf, inf)"
+    )
+    max_log_std: float | None = field(
+        None, "Largest log-std of a Gaussian; a parameter that reached it stays.", "(-inf, inf)"
+    )
     orthogonal_init: bool = field(
         True, "Orthogonal weights (sqrt 2, policy head 0.01, value head 1); else flax's default."
     )
@@ -104,6 +109,17 @@ class NetworkConfig(Config):
     memory_span: int | None = field(
         None, "Most steps that a unit keeps its state at first; None: as if it were 2."
     )
+
+    def check(self) -> None:
+        """Refuses a log-std that begins beyond its bounds, where its gradient is zero."""
+        low = -math.inf if self.min_log_std is None else self.min_log_std
+        high = math.inf if self.max_log_std is None else self.max_log_std
+        if not low <= self.initial_log_std <= high:
+            raise ValueError(
+                f"NetworkConfig: initial_log_std={self.initial_log_std} is not from "
+                f"min_log_std={self.min_log_std} to max_log_std={self.max_log_std}, where it could "
+                "learn; move it or the bounds."
+            )
 
 
 def dense(features: int, scale: float, orthogonal: bool = True, name: str | None = None):

@@ -190,7 +190,7 @@ def prioritized(
 def _empty(item: PyTree, capacity: int, tree: Any) -> ReplayState:
     items = jax.tree.map(lambda x: jnp.zeros((capacity, *jnp.shape(x)), jnp.result_type(x)), item)
     zero = jnp.zeros((), jnp.int32)
-    return ReplayState(items, Cursor(zero, zero), tree)
+    return ReplayState(items, Cursor(zero, jnp.zeros_like(zero)), tree)
 
 
 def _add(state: ReplayState, items: PyTree, capacity: int) -> tuple[ReplayState, jax.Array]:

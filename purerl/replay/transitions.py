@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from purerl.config import Number, check_integer
 from purerl.pieces import rows
+from purerl.pieces.returns import UNROLL
 from purerl.records import Clock, OffPolicyBatch, PyTree, Transition, flatten_time
 from purerl.replay.buffers import Replay, ReplayState, Sample
 from purerl.replay.packed import empty, pack, take_fields
@@ -174,14 +175,23 @@ def replay_memory(
         age = (state.replay.cursor.next - 1 - last) % capacity  # items added after it
         first: Transition = take_fields(items, last, field)
         reward, terminated, truncated = first.reward, first.terminated, first.truncated
-        discount = jnp.full_like(reward, gamma)
-        for _ in range(1, n_step):
+
+        def one_more(_: int, so_far: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            """A step more, where the episode goes on and the buffer holds it."""
+            last, age, reward, terminated, truncated, discount = so_far
             on = ~(terminated | truncated) & (age >= num_envs)
             last = jnp.where(on, (last + num_envs) % capacity, last)
             age = jnp.where(on, age - num_envs, age)
             later, terminated, truncated = take_fields(items, last, flags)
             reward = reward + jnp.where(on, discount * later, 0)
             discount = jnp.where(on, discount * gamma, discount)
+            return last, age, reward, terminated, truncated, discount
+
+        discount = jnp.full_like(reward, gamma)
+        so_far = last, age, reward, terminated, truncated, discount
+        # A loop: written out, thirty of these take XLA minutes.
+        so_far = jax.lax.fori_loop(1, n_step, one_more, so_far, unroll=UNROLL)
+        last, age, reward, terminated, truncated, discount = so_far
 
         following = take_fields(items, (last + num_envs) % capacity, field.obs)
         time, env = state.steps.iteration - 1 - age // num_envs, num_envs - 1 - age % num_envs

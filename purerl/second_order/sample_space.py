@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.linalg import cho_factor, cho_solve
 
+from purerl.checks import named
 from purerl.config import check_range
 from purerl.pieces.gradient import all_finite
 from purerl.records import PyTree, Sequences
 from purerl.second_order.conjugate_gradient import CGResult, CGStop
-from purerl.second_order.kfac.layers import find_layers, named
+from purerl.second_order.kfac.layers import find_layers
 from purerl.second_order.kfac.regions import reaching
 from purerl.second_order.kfac.tapping import tap
 from purerl.second_order.products import Policy, cast_like, subsample

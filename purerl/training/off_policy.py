@@ -90,7 +90,7 @@ def make_loop(algorithm: OffPolicyAlgorithm, env: Env, sizes: OffPolicyLoopConfi
                 batch = batch._replace(reward=sizes.reward_scale * batch.reward)
             updated = algorithm.update(learner, batch, update_key, progress=progress)
             new, info = states.checked_update(learner, updated, td_error=(size,))
-            learner, info = refuse_without_choice(learner, new, info, batch)
+            learner, info = refuse_without_choice(learner, new, info, batch, space)
             td_error = info["td_error"]
             replay = memory.update_priorities(replay, batch.indices, td_error)
             return (learner, replay), info | {"td_error": jnp.mean(jnp.abs(td_error))}

@@ -75,7 +75,10 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
             return {}
         if not (np.isfinite(space.low).any() or np.isfinite(space.high).any()):
             return {}
-        best, _ = algorithm.act(learner, obs, jax.random.key(0), greedy=True)
+        given: dict[str, Any] = {}
+        if algorithm.init_memory is not None:
+            given = {"memory": algorithm.init_memory(obs), "start": jnp.ones(num_envs, bool)}
+        best, _ = algorithm.act(learner, obs, jax.random.key(0), greedy=True, **given)
         beyond = (best < jnp.asarray(space.low)) | (best > jnp.asarray(space.high))
         return {"mean_outside": jnp.mean(beyond.any(axis=-1), dtype=best.dtype)}
 
@@ -88,7 +91,8 @@ def make_loop(algorithm: OnPolicyAlgorithm, env: Env, sizes: OnPolicyLoopConfig)
         progress = state.clock.iteration / sizes.iterations
         updated = algorithm.update(state.learner, rollout, keys(state)[2], progress=progress)
         learner, info = states.checked_update(state.learner, updated)
-        learner, info = refuse_without_choice(state.learner, learner, info, rollout)
+        before, space = state.learner, env.action_space
+        learner, info = refuse_without_choice(before, learner, info, rollout, space)
         info |= outside(state.learner, jax.tree.map(lambda x: x[0], rollout.obs))
         clock = Clock(state.clock.iteration + 1)
         refused = state.refused + ~info["finite"]

@@ -224,7 +224,7 @@ def start(algorithm: Any, env: Any, sizes: LoopConfig, key: jax.Array) -> TrainS
         moments.init_reward_scaler(sizes.num_envs, real) if reward else None,
     )
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(Clock(zero), run_key, learner, actors, normalizer, zero)
+    return TrainState(Clock(zero), run_key, learner, actors, normalizer, jnp.zeros_like(zero))
 
 
 _OWED = {

@@ -209,8 +209,11 @@ def test_step_stays_within_its_bounds():
     [
         ({}, "target_kl adapts the learning rate; set learning_rate_schedule="),
         ({"learning_rate": lambda p: 0.1}, "and a number for learning_rate"),
-        ({"learning_rate_schedule": "constant"}, r"kl_clip=0.001 keeps every KL below half of it"),
-        ({"learning_rate_schedule": "constant", "kl_clip": 0.008}, r"set kl_clip above 0.008"),
+        (
+            {"learning_rate_schedule": "constant"},
+            r"kl_clip=0.001 predicts no KL above twice target_kl=0.002",
+        ),
+        ({"learning_rate_schedule": "constant", "kl_clip": 0.008}, r"set it above 0.008"),
     ],
 )
 def test_a_wanted_kl_that_cannot_be_reached_is_refused(changes, message):

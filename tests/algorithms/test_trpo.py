@@ -465,6 +465,21 @@ def test_npg_goes_where_trpo_does_not(x64):
     assert info["kl"] > 5
 
 
+@pytest.mark.parametrize(
+    ("make", "config"),
+    [
+        (purerl.trpo, purerl.NPGConfig()),
+        (purerl.npg, purerl.PPOClipConfig()),
+        (purerl.acktr, purerl.A2CConfig()),
+        (purerl.acktr, purerl.ACKTRConfig),
+    ],
+)
+def test_a_configuration_of_another_algorithm_is_refused(make, config):
+    """NPG's is all that TRPO asks for, but for the line search."""
+    with pytest.raises(TypeError, match=f"{make.__name__}: config is .* wanted an object"):
+        make(config, Discrete(2))
+
+
 def test_npg_refuses_a_config_with_a_line_search():
     with pytest.raises(TypeError, match="npg got a TRPOConfig, but has no line search"):
         purerl.npg(purerl.TRPOConfig(), Discrete(2))

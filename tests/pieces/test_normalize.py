@@ -11,6 +11,7 @@ import purerl
 from purerl.envs.record import Env, Step
 from purerl.pieces.normalize import (
     init_moments,
+    init_obs_moments,
     init_reward_scaler,
     merge_moments,
     normalize,
@@ -186,3 +187,13 @@ def test_the_sign_of_a_reward_stays():
     for _ in range(2):
         scaled, scaler = scale_rewards(scaler, reward, jnp.zeros((8, 2), bool), 0.9)
         assert jnp.all(scaled < 0)
+
+
+def test_moments_of_half_precision_are_of_single_precision():
+    """Sums of 2,560 samples are beyond float16."""
+    obs = jnp.broadcast_to(jnp.arange(4, dtype=jnp.float16), (64, 4))
+    moments = init_obs_moments(obs)
+    for _ in range(40):
+        moments = merge_moments(moments, obs)
+    assert moments.mean.dtype == jnp.float32
+    np.testing.assert_allclose(moments.mean, np.arange(4), rtol=1e-3)

@@ -344,3 +344,11 @@ def test_a_perfect_critic_leaves_no_advantage(flags, gamma, lam):
     np.testing.assert_allclose(
         ours("gae", data.cast(np.float32), gamma, lam, n=3), np.zeros(7), atol=1e-5
     )
+
+
+def test_an_n_step_return_may_be_long(x64):
+    """XLA crashed where forty steps and more were written out."""
+    data = oracles.random_transitions(4, (120,), ends=0.02)
+    wanted = oracles.estimate(oracles, "n_step_return", data, n=100)
+    got = jax.jit(lambda: oracles.estimate(returns, "n_step_return", data, n=100))()
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)

@@ -374,15 +374,27 @@ def test_network_for_other_actions_is_refused(space, message):
 def test_the_standard_deviation_of_a_gaussian_is_chosen():
     space, obs = Box((2,)), jnp.linspace(-1, 1, 12).reshape(4, 3)
 
-    def log_std(**options):
+    def log_std(become=None, **options):
         network = ActorCritic(space, NetworkConfig(hidden_sizes=(8,), **options))
         params = network.init(jax.random.key(0), obs)
+        if become is not None:  # by learning
+            params["params"]["policy_head"]["log_std"] = jnp.full(2, become)
         return network.apply(params, obs)[0].log_std
 
     assert not log_std().any()
     np.testing.assert_allclose(log_std(initial_log_std=-0.5), -0.5)
-    np.testing.assert_allclose(log_std(initial_log_std=3.0, max_log_std=2.0), 2.0)
-    np.testing.assert_allclose(log_std(initial_log_std=-9.0, min_log_std=-5.0), -5.0)
+    np.testing.assert_allclose(log_std(3.0, max_log_std=2.0), 2.0)
+    np.testing.assert_allclose(log_std(-9.0, min_log_std=-5.0), -5.0)
     depends = log_std(state_dependent_std=True, initial_log_std=-1.0)
     np.testing.assert_allclose(depends, -1.0, atol=0.1)
     assert np.ptp(depends, axis=0).min() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "bounds", [{"max_log_std": -0.5}, {"min_log_std": 1.0}, {"min_log_std": 1.0, "max_log_std": -1}]
+)
+def test_a_log_std_begins_within_its_bounds(bounds):
+    """Beyond them its gradient is zero: it would never change."""
+    with pytest.raises(ValueError, match=r"initial_log_std=0\.0 is not from min_log_std"):
+        NetworkConfig(**bounds)
+    NetworkConfig(min_log_std=-1.0, max_log_std=0.5)

@@ -158,6 +158,17 @@ def test_long_runs_are_the_list(capacity, num_envs, interval, n_step):
     assert any(step.truncated.any() for step in steps)
 
 
+def test_returns_of_many_steps_are_the_list():
+    """Thirty steps and more that are written out took XLA minutes."""
+    memory = compiled(120, 2, 1, 48)
+    state, steps = memory.init(item()), []
+    actors = Actors(2, 1, 0.01, 0.5)
+    for _ in range(70):
+        steps.append(actors.step())
+        state = memory.add(state, stack(steps[-1:]))
+    assert_is_the_list(memory, state, steps, 120, 2, 48)
+
+
 def test_each_interval_may_hold_a_truncation():
     """The most that the interval allows: all environments are cut off every four steps."""
     memory = compiled(24, 2, 4, 1)

@@ -10,6 +10,7 @@ from gymnax.environments import spaces as gymnax_spaces
 import purerl
 from purerl import NetworkConfig
 from purerl.envs import Step, make
+from purerl.training.choices import refuse_without_choice, without_choice
 
 GAMMA = 0.5
 REWARDS = [0.0, 0.5, 1.0]
@@ -297,3 +298,18 @@ def test_a_box_far_from_zero_is_learned(name):
     action = algorithm.act(result.state.learner, jnp.ones((1, 1)), jax.random.key(0), greedy=True)
     np.testing.assert_allclose(env.to_env_action(action[0][0]), [80, -20], atol=5)
     assert "mean_outside" in result.metrics.info
+
+
+def test_of_several_choices_each_needs_a_legal_one():
+    """An update is refused where one of them has none, though others do."""
+    mask = jnp.array([[True, False, True, False, True], [True, True, True, False, False]])
+    space = purerl.MultiDiscrete([3, 2])
+    obs = {"x": jnp.zeros((1, 2, 3)), "action_mask": mask[None]}
+    flags = jnp.zeros((1, 2), bool)
+    numbers = jnp.zeros((1, 2))
+    action = jnp.zeros((1, 2, 2), jnp.int32)
+    rollout = purerl.Rollout(obs, action, numbers, numbers, flags, flags, obs, flags)
+    none = without_choice(rollout, space)
+    np.testing.assert_array_equal(none, [[False, True]])
+    learner, info = refuse_without_choice(0.0, 1.0, {"finite": jnp.array(True)}, rollout, space)
+    assert (float(learner), bool(info["finite"])) == (0.0, False)

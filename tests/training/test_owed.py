@@ -1,5 +1,7 @@
 """What an algorithm and the sizes of its run owe, told when the run is made."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -221,3 +223,22 @@ def test_a_bool_of_python_is_a_bool():
         algorithm(update=updating(lambda s: (s, {"finite": True}))), NOISY, 48, **SIZES
     )
     assert not jax.jit(train.train)(jax.random.key(0)).failed
+
+
+@pytest.mark.parametrize(
+    ("builder", "config"),
+    [
+        (purerl.ppo_clip, purerl.PPOClipConfig(value_epochs=1)),
+        (purerl.acktr, purerl.ACKTRConfig()),
+        (purerl.dqn, purerl.DQNConfig(capacity=64, batch_size=8)),
+    ],
+    ids=["ppo_clip", "acktr", "dqn"],
+)
+def test_a_state_has_no_array_twice(builder, config):
+    """What is donated may not be: a state that is made outside jit, too."""
+    small = dataclasses.replace(config, network=purerl.NetworkConfig(hidden_sizes=(4,)))
+    own = builder(small, NOISY.action_space)
+    sizes = OFF if isinstance(own, OffPolicyAlgorithm) else SIZES
+    state = make_train(own, NOISY, 480, **sizes).init(jax.random.key(0))
+    leaves = jax.tree.leaves(state)
+    assert len({id(x) for x in leaves}) == len(leaves)

@@ -181,3 +181,16 @@ def test_a_part_of_an_observation():
         ValueError, match=r"indices=\(4,\) of observations \[4\]; give some of 0 to 3"
     ):
         purerl.observe_only(whole, (4,))
+
+
+def test_an_own_act_with_a_memory_gets_it_wherever_it_acts():
+    """Also where a Box policy's best actions are compared with the bounds."""
+    env = purerl.make_env("Pendulum-v1")
+    of_ours = purerl.a2c(purerl.A2CConfig(network=MEMORY), env.action_space)
+
+    def act(state, obs, key, *, memory, start, greedy=False, progress=1.0):
+        return of_ours.act(state, obs, key, memory=memory, start=start, greedy=greedy)
+
+    own = of_ours._replace(act=act, ahead=None)
+    sizes = {"num_envs": 2, "rollout_length": 4, "evaluation_episodes": 1}
+    purerl.make_train(own, env, 16, **sizes)

@@ -12,7 +12,7 @@ import numpy as np
 
 from purerl.envs import spaces
 from purerl.envs.record import Env, Outside, Step
-from purerl.records import PyTree, action_mask
+from purerl.records import PyTree, action_mask, allows_choice
 
 
 class Moved(NamedTuple):
@@ -144,13 +144,13 @@ def make_converter(name: str, observation_space: Any, action_space: Any) -> Conv
         action_space: Of one environment.
     """
     seen = spaces.observations(name, observation_space, arrays=np)
-    to_env, _ = spaces.actions(name, action_space, arrays=np)
+    to_env, space = spaces.actions(name, action_space, arrays=np)
     kind = getattr(action_space, "dtype", None)
 
     def observe(raw: Any) -> PyTree:
         obs = seen.convert(name, raw)
         mask = action_mask(obs)
-        if mask is not None and len(dead := np.flatnonzero(~mask.any(axis=-1))):
+        if mask is not None and len(dead := np.flatnonzero(~allows_choice(mask, space))):
             error = PlayedError(f"{name}: its action_mask allows no action.")
             error.row = int(dead[0])
             raise error

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purerl.checks import named
 from purerl.records import PyTree
 from purerl.second_order.kfac.equations import inner_program
 from purerl.second_order.kfac.finder import Data, Finder, Layout, Use, Weight, regroup
@@ -51,16 +52,6 @@ class Layer(NamedTuple):
     def rows(self) -> int:
         """d, and one more for a bias."""
         return self.inputs + (self.bias is not None)
-
-
-def named(tree: PyTree) -> dict[str, Any]:
-    """The leaves by their names: ``params/Dense_0/kernel``.
-
-    Args:
-        tree: Parameters.
-    """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
 def find_layers(

@@ -155,7 +155,7 @@ def scale_by_kfac(
             weight=jnp.zeros_like(one),
             factors=jax.tree.map(jnp.zeros_like, identity),
             inverse=invert(identity, jnp.asarray(damping, one.dtype)),
-            trust=dict.fromkeys(jax.tree.leaves(regions), one),
+            trust={label: jnp.ones_like(one) for label in jax.tree.leaves(regions)},
         )
 
     def update(
