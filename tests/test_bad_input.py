@@ -118,6 +118,7 @@ def test_ranges(config, name, spec, default):
 NEEDS = {
     ("DQNConfig", "capacity"): {"batch_size": 1},
     ("ACKTRConfig", "target_kl"): {"learning_rate_schedule": "constant", "kl_clip": 3.0},
+    ("NetworkConfig", "min_log_std"): {"initial_log_std": 9.0},
 }
 
 
