@@ -120,6 +120,17 @@ ACKTR_LATE_DOUBLE_PENDULUM: Variants = {
 } | _BOUNDED
 PPO_LATE_DOUBLE_PENDULUM: Variants = {"preset": _HALF} | _BOUNDED
 
+# Whether the other tasks of MuJoCo pay for that bound.
+LOG_STD = {
+    f"{algorithm}_log_std_{task.lower()}": (
+        algorithm,
+        f"envpool:{task}-v5",
+        {"preset": _HALF, **_BOUNDED},
+    )
+    for task in ("Hopper", "HalfCheetah")
+    for algorithm in ("trpo", "ppo_clip", "acktr", "npg")
+}
+
 QUESTIONS: dict[str, tuple[str, str, Variants]] = {
     # Seeds end anywhere between 10 and 89 bricks.
     "breakout": ("ppo_clip", "Breakout-MinAtar", BREAKOUT),
@@ -155,6 +166,7 @@ QUESTIONS: dict[str, tuple[str, str, Variants]] = {
         "envpool:InvertedDoublePendulum-v5",
         PPO_LATE_DOUBLE_PENDULUM,
     ),
+    **LOG_STD,
     # Not asked yet.
     "trpo_hopper": ("trpo", "envpool:Hopper-v5", TRPO_ACCURACY),
     "trpo_halfcheetah": ("trpo", "envpool:HalfCheetah-v5", TRPO_ACCURACY),
