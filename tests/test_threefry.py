@@ -61,6 +61,27 @@ def test_the_cipher_against_the_vectors_of_its_authors(key, number, hashed):
     assert tuple(int(x) for x in threefry(key, *number)) == hashed
 
 
+def test_the_cipher_is_an_operation_that_jax_transforms_as_any_other():
+    def loss(x, key):
+        return jnp.sum(jnp.tanh(x * jax.random.normal(key, (3,))))
+
+    keys = jax.random.split(jax.random.key(3), 4)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("seeds",))
+    spread = {"mesh": mesh, "in_specs": jax.P("seeds"), "out_specs": jax.P("seeds")}
+    of_one = lambda key: jax.random.normal(key, (3,))  # noqa: E731
+    for transformed in (
+        jax.vmap(jax.grad(loss), in_axes=(None, 0)),
+        jax.jit(jax.vmap(jax.jacfwd(jax.grad(jax.checkpoint(loss))), in_axes=(None, 0))),
+        lambda _, keys: jax.jit(jax.shard_map(jax.vmap(of_one), **spread))(keys),
+        lambda _, keys: jax.lax.map(of_one, keys),
+        lambda x, keys: jax.vmap(jax.vmap(loss, (0, None)), (None, 0))(x[:, None], keys),
+    ):
+        x = jnp.array([0.5, 1.0, 2.0])
+        np.testing.assert_array_equal(transformed(x, unrolled(keys)), transformed(x, keys))
+    with jax.disable_jit():
+        np.testing.assert_array_equal(of_one(unrolled(keys[0])), of_one(keys[0]))
+
+
 def test_other_keys_and_other_arrays_stay_as_they_are():
     tree = {"key": jax.random.key(0), "other": jax.random.key(0, impl="rbg"), "x": jnp.ones(2)}
     there = unrolled(tree)

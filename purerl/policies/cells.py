@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purerl.policies.networks import NetworkConfig
+from purerl.policies.networks import NetworkConfig, orthogonal_weights
 from purerl.records import PyTree, flatten_time
 
 Arrays = tuple[jax.Array, ...]
@@ -64,7 +64,7 @@ def make_cell(config: NetworkConfig, name: str | None = None) -> nn.RNNCellBase:
     """
     options: dict[str, Any] = {"name": name, "param_dtype": jnp.result_type(float)}
     if config.orthogonal_init:
-        options["kernel_init"] = nn.initializers.orthogonal(1.0)
+        options["kernel_init"] = orthogonal_weights(1.0)
     return CELLS[config.memory].kind(config.memory_size, **options)
 
 

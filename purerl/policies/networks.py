@@ -5,7 +5,9 @@ drops it.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import flax.linen as nn
@@ -134,10 +136,23 @@ def dense(features: int, scale: float, orthogonal: bool = True, name: str | None
     # flax's own default is float32 also where JAX works in float64.
     options: dict[str, Any] = {"name": name, "param_dtype": jnp.result_type(float)}
     if orthogonal:
-        options["kernel_init"] = nn.initializers.orthogonal(scale)
+        options["kernel_init"] = orthogonal_weights(scale)
     if features <= NARROW:
         options["dot_general"] = _narrow_product
     return nn.Dense(features, **options)
+
+
+@functools.cache
+def orthogonal_weights(scale: float) -> Callable[..., jax.Array]:
+    """The initialization ``(key, shape, dtype) -> weights``, of this gain.
+
+    Under jit it is traced once for each shape: whenever a network is applied, flax asks the
+    initialization of each parameter for its shape.
+
+    Args:
+        scale: Gain.
+    """
+    return jax.jit(nn.initializers.orthogonal(scale), static_argnums=(1, 2))
 
 
 NARROW = 4  # columns
