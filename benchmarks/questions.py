@@ -3,6 +3,7 @@
 from typing import Any
 
 from purerl.host.presets import preset
+from purerl.policies.networks import NetworkConfig
 
 Variants = dict[str, dict[str, Any]]
 
@@ -118,14 +119,16 @@ ACKTR_LATE_DOUBLE_PENDULUM: Variants = {
     "preset": _HALF,
     "raw advantages": _HALF | {"normalize_advantage": False},
 } | _BOUNDED
-PPO_LATE_DOUBLE_PENDULUM: Variants = {"preset": _HALF} | _BOUNDED
+# PPO's preset has had the bound since.
+_UNBOUNDED = _HALF | {"min_log_std": NetworkConfig.min_log_std}
+PPO_LATE_DOUBLE_PENDULUM: Variants = {"preset": _UNBOUNDED} | _BOUNDED
 
 # Whether the other tasks of MuJoCo pay for that bound.
 LOG_STD = {
     f"{algorithm}_log_std_{task.lower()}": (
         algorithm,
         f"envpool:{task}-v5",
-        {"preset": _HALF, **_BOUNDED},
+        {"preset": _UNBOUNDED, **_BOUNDED},
     )
     for task in ("Hopper", "HalfCheetah")
     for algorithm in ("trpo", "ppo_clip", "acktr", "npg")

@@ -201,24 +201,29 @@ def percent(shown):
     return int(re.search(r"(\d+)%\|", shown)[1])
 
 
-def test_two_processes_give_the_bytes_of_one(tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of two processes that nothing disturbs, and what each prints."""
+    folder = tmp_path_factory.mktemp("two") / "whole"
+    return folder, [output(process) for process in two_processes(folder)]
+
+
+def test_two_processes_give_the_bytes_of_one(whole, tmp_path):
     """With as many devices; their program is the same, and has no collective."""
-    for process in two_processes(tmp_path / "two"):
-        output(process)
+    two, _ = whole
     one = tmp_path / "one"
     output(started(PROCESS, "4", f"{one}.txt", "train", *RUN, "--out", str(one)))
-    assert final(one) == final(tmp_path / "two")
+    assert final(one) == final(two)
     found = opcodes(tmp_path / "one.txt")
     assert found["while"] > 3  # it is a training program that was read
     assert not set(found) & set(COLLECTIVES)
     for i in range(2):
-        assert opcodes(tmp_path / f"two-{i}.txt") == found
+        assert opcodes(two.with_name(f"whole-{i}.txt")) == found
 
 
-def test_two_processes_are_killed_and_resume_to_the_same_bytes(tmp_path):
+def test_two_processes_are_killed_and_resume_to_the_same_bytes(whole, tmp_path):
     """They train, log and checkpoint together, and end together when one is told to."""
-    whole = tmp_path / "whole"
-    outputs = [output(process) for process in two_processes(whole)]
+    whole, outputs = whole
     assert "return" in outputs[0]
     # One of them speaks; the lines of Gloo itself may run into one another.
     said = [x for x in outputs[1].splitlines() if "Gloo" not in x and "peer ranks" not in x]
