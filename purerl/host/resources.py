@@ -11,7 +11,6 @@ import numpy as np
 
 from purerl.host.devices import from_hosts
 from purerl.records import PyTree
-from purerl.training.state import Train
 
 
 def tree_bytes(tree: PyTree) -> int:
@@ -43,22 +42,21 @@ def _host_memory() -> int:
     return memory if limit == "max" else min(memory, int(limit))
 
 
-def check_replay(train: Train, seeds: int, *, checkpoints: bool, replicas: int = 1) -> int:
+def check_replay(replay: PyTree, seeds: int, *, checkpoints: bool, replicas: int = 1) -> int:
     """Bytes of all seeds' replay buffers.
 
     Args:
-        train: The run.
-        seeds: How many of it.
+        replay: Shapes and dtypes of all seeds' buffers (:attr:`TrainState.replay`), or None.
+        seeds: How many.
         checkpoints: Whether there are any: while one is written the buffers are there twice.
         replicas: Devices that hold all buffers each, which is what sharding environments does.
 
     Raises:
         ValueError: If the memory is smaller.
     """
-    replay = jax.eval_shape(train.init, jax.random.key(0)).replay
     if replay is None:
         return 0
-    each, memory = seeds * tree_bytes(replay) * replicas, memory_bytes()
+    each, memory = tree_bytes(replay) * replicas, memory_bytes()
     copies = 2 if checkpoints else 1
     if copies * each > memory:
         capacity = replay.replay.items.count

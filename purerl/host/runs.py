@@ -252,7 +252,8 @@ def _train(
     keys = jax.random.split(jax.random.key(seed), seeds)
     driver = make(experiment, {}, keys, options)
     replicas = jax.device_count() if options.shard == "environments" else 1
-    needed = check_replay(driver.train, seeds, checkpoints=folder is not None, replicas=replicas)
+    replay = driver.template()[0].replay
+    needed = check_replay(replay, seeds, checkpoints=folder is not None, replicas=replicas)
     learned, recorded = learned_of(start_from, experiment, seeds, folder, config)
     description = experiment.to_json() | {"seeds": seeds, "seed": seed, "start_from": recorded}
     if folder and config:
