@@ -141,8 +141,9 @@ def _critic_bound(config: "ACKTRConfig", batch: OnPolicyBatch) -> Number | None:
 
 def _trust_regions(network: Any, params: PyTree, obs: jax.Array) -> PyTree:
     """``actor`` or ``critic`` for each parameter; ``all`` if both outputs depend on one of them."""
-    of_actor = kfac.reaching(lambda p: network.apply(p, obs)[0], params)
-    of_critic = kfac.reaching(lambda p: network.apply(p, obs)[1], params)
+    apply = jax.jit(lambda p: network.apply(p, obs))  # traced once for both
+    of_actor = kfac.reaching(lambda p: apply(p)[0], params)
+    of_critic = kfac.reaching(lambda p: apply(p)[1], params)
     if any(jax.tree.leaves(jax.tree.map(lambda a, c: a and c, of_actor, of_critic))):
         return kfac.ALL
     return jax.tree.map(lambda a: "actor" if a else "critic", of_actor)
