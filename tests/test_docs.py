@@ -12,6 +12,7 @@ import pytest
 
 import purerl
 from purerl.cli import main
+from purerl.host.presets import preset
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,6 +31,7 @@ SMALLER = {
     r"--seeds (64|32|16)": "--seeds 2",
     r"--samples 32": "--samples 2",
     r"--episodes 1000": "--episodes 2",
+    r"\.gif --episodes 2": ".gif --episodes 1",
     r"\[3e-4, 1e-3, 3e-3\]": "[1e-3]",
     r"1e-4,3e-4,1e-3,3e-3": "1e-3,3e-3",
 }
@@ -59,7 +61,15 @@ def smaller(text):
     return text
 
 
+@pytest.fixture
+def few_episodes(monkeypatch):
+    """Evaluations of two episodes, where a page does not say how many."""
+    few = {"evaluation_episodes": 2}
+    monkeypatch.setattr("purerl.host.experiment.preset", lambda *of: preset(*of) | few)
+
+
 @pages_with(BLOCKS)
+@pytest.mark.usefixtures("few_episodes")
 def test_python_blocks_of_a_page_run_one_after_another(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = dict(GIVEN.get(page.name, {}))
@@ -71,6 +81,7 @@ def test_python_blocks_of_a_page_run_one_after_another(page, tmp_path, monkeypat
 
 
 @pages_with(COMMANDS, PAGES[1:])
+@pytest.mark.usefixtures("few_episodes")
 def test_commands_of_a_page_run_one_after_another(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in COMMANDS.findall(page.read_text()):
