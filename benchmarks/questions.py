@@ -134,6 +134,20 @@ LOG_STD = {
     for algorithm in ("trpo", "ppo_clip", "acktr", "npg")
 }
 
+# Both critics bootstrap, and the preset gives them a gradient step a thousand samples, 300 in all.
+_SHORT: dict[str, Any] = {"rollout_length": 5}
+BOOTSTRAPPED: Variants = {
+    name: changes
+    for estimator in ("q_critic", "td_error")
+    for name, changes in {
+        estimator: {"estimator": estimator},
+        f"{estimator}, raw weights": {"estimator": estimator, "normalize_weight": False},
+        f"{estimator}, rollouts of 5": _SHORT | {"estimator": estimator},
+        f"{estimator}, rollouts of 5, raw weights": _SHORT
+        | {"estimator": estimator, "normalize_weight": False},
+    }.items()
+}
+
 QUESTIONS: dict[str, tuple[str, str, Variants]] = {
     # Seeds end anywhere between 10 and 89 bricks.
     "breakout": ("ppo_clip", "Breakout-MinAtar", BREAKOUT),
@@ -170,6 +184,8 @@ QUESTIONS: dict[str, tuple[str, str, Variants]] = {
         PPO_LATE_DOUBLE_PENDULUM,
     ),
     **LOG_STD,
+    # Where they are at 9 and 80, and REINFORCE at 500.
+    "bootstrapped": ("policy_gradient", "CartPole-v1", BOOTSTRAPPED),
     # Not asked yet.
     "trpo_hopper": ("trpo", "envpool:Hopper-v5", TRPO_ACCURACY),
     "trpo_halfcheetah": ("trpo", "envpool:HalfCheetah-v5", TRPO_ACCURACY),
