@@ -24,7 +24,7 @@ EXPERIMENTS = (
     *("variants/ppo_clip_log_std_halfcheetah", "variants/trpo_log_std_hopper"),
     *("seeds_needed", "breakout_plateaus"),
     *("trust_region", "ppo_kfac", "kl_clip", "acktr_momentum", "second_order_worth"),
-    *("sample_space", "kfac_cost"),
+    *("sample_space", "kfac_cost", "startup"),
 )
 Results = dict[str, dict[str, Any]]  # by the name of their cell
 

@@ -4,9 +4,9 @@
 
 Each algorithm runs in fresh processes with a cache of programs that is empty (cold) or holds all of
 them (warm), by turns. The parts: ``start`` until the run begins to compile (Python, imports, the
-environment), ``trace`` (what JAX says that tracing and lowering the run's programs took),
-``compile`` (the rest of the time until they are there; one is compiled while another is traced),
-``train``, ``evaluate``, and ``write``: all else, to the end of the process.
+environment) without what is traced until then, ``trace`` (what JAX says that tracing and lowering
+the run's programs took), ``compile`` (the rest of the time until they are there; one is compiled
+while another is traced), ``train``, ``evaluate``, and ``write``: all else, to the end.
 """
 
 import dataclasses
@@ -37,9 +37,15 @@ def listen(event, duration, fun_name="", **kw):
     if traced and "mapped" in fun_name:  # what purerl.vectorize returns; events nest
         seconds.append(duration)
 jax.monitoring.register_event_duration_secs_listener(listen)
+from purerl.host.programs import Driver
+compile, before = Driver.compile, []
+def noted(self):
+    before.append(sum(seconds))
+    compile(self)
+Driver.compile = noted
 from purerl.cli import main
 status = main(sys.argv[1:])
-print(sum(seconds))
+print(before[0], sum(seconds) - before[0])
 sys.exit(status)
 """
 TRACING = (
@@ -80,12 +86,13 @@ def measure(algorithm: str, cache: Path, out: Path) -> dict[str, float]:
         raise RuntimeError(line + child.stderr.read())
     start = time.perf_counter() - begin
     child.stderr.read()
-    trace = float(child.stdout.read().splitlines()[-1])
+    before, after = map(float, child.stdout.read().splitlines()[-1].split())  # seconds of tracing
     if child.wait():
         raise RuntimeError(f"the run ended with status {child.returncode}")
     total = time.perf_counter() - begin
     seconds = read_host(RunFolder(out))["seconds"]
-    parts = {"start": start, "trace": trace, "compile": max(seconds["compiling"] - trace, 0.0)}
+    parts = {"start": start - before, "trace": before + after}
+    parts["compile"] = max(seconds["compiling"] - after, 0.0)
     parts |= {"train": seconds["training"], "evaluate": seconds["evaluating"]}
     return parts | {"write": total - sum(parts.values()), "total": total}
 
