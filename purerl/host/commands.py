@@ -293,7 +293,8 @@ def _curves(path: pathlib.Path, top: int) -> tuple[str, dict[str, Any]]:
         return short_name(config["env"]), {label: folder.read_curve()}
     if not (curves := load_sweep(path).curves(top)):
         raise ValueError(f"{path}: nothing was evaluated yet, so there is no curve.")
-    return short_name(config["experiments"][0]["env"]), curves
+    names = dict.fromkeys(short_name(made["env"]) for made in config["experiments"])
+    return ", ".join(names), curves
 
 
 MANY = 100  # names of a family, which are then not all printed

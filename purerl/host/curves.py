@@ -12,7 +12,7 @@ from purerl.host import env_params
 from purerl.host.brought import short_name
 from purerl.host.result import RunResult
 from purerl.host.store.folder import RunFolder
-from purerl.host.sweep.result import load_sweep
+from purerl.host.sweep.result import SweepResult, load_sweep
 
 
 class Curve(NamedTuple):
@@ -74,6 +74,10 @@ def _read(source: Any, top: int) -> Iterator[tuple[str, str, Curve]]:
         task = _named(made.env, asked, made.loop.max_episode_steps)
         yield short_name(made.algorithm), task, curve
         return
+    if isinstance(source, SweepResult):
+        raise TypeError(
+            "a SweepResult does not say what was trained; give compare the sweep's folder (out=)."
+        )
     path = pathlib.Path(source).expanduser()
     if path.suffix == ".json":
         yield _result_file(path)
@@ -81,10 +85,10 @@ def _read(source: Any, top: int) -> Iterator[tuple[str, str, Curve]]:
     folder = RunFolder(path)
     config = folder.read_config()
     if "experiments" in config:
-        made = config["experiments"][0]
-        algorithm, task = short_name(made["algorithm"]), _task(made)
-        for label, of_point in load_sweep(path).curves(top).items():
-            yield f"{algorithm} {label}", task, Curve(*of_point)
+        sweep = load_sweep(path)
+        for row, (label, of_point) in zip(sweep.ranked(), sweep.curves(top).items(), strict=False):
+            made = config["experiments"][row["point"]]  # each point may have a task of its own
+            yield f"{short_name(made['algorithm'])} {label}", _task(made), Curve(*of_point)
     else:
         curve = Curve(*folder.read_curve(), folder.read_seconds())
         yield short_name(config["algorithm"]), _task(config), curve

@@ -184,7 +184,9 @@ class Experiment:
         given |= own
         if given:
             raise ValueError(
-                f"{', '.join(given)} need not be given again. {suggest(next(iter(given)), PARTS)}"
+                f"{', '.join(given)} need not be given again, and cannot be changed here: a run "
+                "keeps its numbers (resume has steps=, evaluate_run episodes=; for others begin "
+                f"a new run, with start_from). {suggest(next(iter(given)), PARTS)}"
             )
         return made
 

@@ -1,5 +1,6 @@
 """``purerl compare``: what it reads, what it says, what it refuses."""
 
+import functools
 import json
 import types
 
@@ -229,3 +230,23 @@ def test_an_environment_of_other_parameters_is_another_task(tmp_path):
     tasks = {name: [*of] for name, of in curves.items()}
     named = "X (goal=[3, 4], max_episode_steps=50)"
     assert tasks == {"a": [named, "X"], "b": [named], "c": [named]}
+
+
+def test_each_point_of_a_sweep_is_on_the_task_that_it_was_trained_on(tmp_path):
+    sizes = {"steps": 64, "num_envs": 4, "rollout_length": 8, "hidden_sizes": (4,)}
+    sizes |= {"evaluations": 1, "evaluation_episodes": 2}
+    made = functools.partial(purerl.make_experiment, "a2c", "CartPole-v1", **sizes)
+    limits = [{"max_steps_in_episode": 5}, {"max_steps_in_episode": 20}]
+    options = {"seeds": 2, "out": tmp_path / "sweep", "progress": False}
+    result = purerl.sweep(made, {"env_params": limits}, **options)
+    curves = read_curves((tmp_path / "sweep",), 2)
+    tasks = {label: list(of) for label, of in curves.items()}
+    assert len(tasks) == 2
+    for label, (task,) in tasks.items():
+        limit = 5 if label.startswith("a2c 0:") else 20
+        assert task == f"CartPole-v1 (max_steps_in_episode={limit})"
+        np.testing.assert_array_equal(curves[label][task].returns, result.returns[int(limit == 20)])
+    with pytest.raises(ValueError, match="no task is common to all"):
+        purerl.compare(tmp_path / "sweep", top=2)
+    with pytest.raises(TypeError, match="a SweepResult does not say what was trained; give"):
+        purerl.compare(result)
