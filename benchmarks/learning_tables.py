@@ -22,6 +22,7 @@ EXPERIMENTS = (
     *("variants/late_double_pendulum", "variants/acktr_late_double_pendulum"),
     *("variants/ppo_late_double_pendulum", "variants/ppo_clip_log_std_hopper"),
     *("variants/ppo_clip_log_std_halfcheetah", "variants/trpo_log_std_hopper"),
+    "variants/bootstrapped",
     *("seeds_needed", "breakout_plateaus"),
     *("trust_region", "ppo_kfac", "kl_clip", "acktr_momentum", "second_order_worth"),
     *("sample_space", "kfac_cost", "startup"),
