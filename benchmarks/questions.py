@@ -76,6 +76,7 @@ ACKTR_HOPPER: Variants = {
 
 # Where the KL clip binds hard from the first step on (benchmarks/kl_clip.py).
 _OF_MUJOCO = preset("acktr", "envpool:Hopper-v5") | {"steps": 100_000, "evaluation_episodes": 16}
+_OF_MUJOCO |= {"min_log_std": NetworkConfig.min_log_std}  # there was no bound yet
 _MOMENTUM = {"momentum": 0.9}  # the default before this was asked
 ACKTR_DOUBLE_PENDULUM: Variants = {
     "momentum 0.9": _MOMENTUM,
@@ -101,8 +102,10 @@ PPO_DOUBLE_PENDULUM: Variants = {
 # Every algorithm balances within 200,000 steps, and most of its policies fail again later: once the
 # reward is the same at every step, what is left of the advantages is noise.
 _HALF = {"steps": 500_000, "evaluations": 10}
+# The presets of that time; they have had the bound since.
+_UNBOUNDED = _HALF | {"min_log_std": NetworkConfig.min_log_std}
 LATE_DOUBLE_PENDULUM: Variants = {
-    name: _HALF | changes
+    name: _UNBOUNDED | changes
     for name, changes in {
         "preset": {},
         "raw observations": {"normalize_obs": False},
@@ -116,11 +119,9 @@ LATE_DOUBLE_PENDULUM: Variants = {
 # What keeps TRPO's up, and of ACKTR that its steps may be as small as its advantages.
 _BOUNDED = {"log-std at least -1": _HALF | {"min_log_std": -1.0}}
 ACKTR_LATE_DOUBLE_PENDULUM: Variants = {
-    "preset": _HALF,
-    "raw advantages": _HALF | {"normalize_advantage": False},
+    "preset": _UNBOUNDED,
+    "raw advantages": _UNBOUNDED | {"normalize_advantage": False},
 } | _BOUNDED
-# PPO's preset has had the bound since.
-_UNBOUNDED = _HALF | {"min_log_std": NetworkConfig.min_log_std}
 PPO_LATE_DOUBLE_PENDULUM: Variants = {"preset": _UNBOUNDED} | _BOUNDED
 
 # Whether the other tasks of MuJoCo pay for that bound.
@@ -135,7 +136,10 @@ LOG_STD = {
 }
 
 # Both critics bootstrap, and the preset gives them a gradient step a thousand samples, 300 in all.
+# Without a baseline, which action is taken is what Q rises for, and Q of no other.
 _SHORT: dict[str, Any] = {"rollout_length": 5}
+_ENTROPY = {"entropy_coef_schedule": "constant"}
+_WITH_BASELINE = {"estimator": "advantage", "advantage": "q_minus_v"}
 BOOTSTRAPPED: Variants = {
     name: changes
     for estimator in ("q_critic", "td_error")
@@ -146,6 +150,15 @@ BOOTSTRAPPED: Variants = {
         f"{estimator}, rollouts of 5, raw weights": _SHORT
         | {"estimator": estimator, "normalize_weight": False},
     }.items()
+} | {
+    **{
+        f"q_critic, rollouts of 5, entropy {x:g}": _SHORT
+        | {"estimator": "q_critic", "entropy_coef": x}
+        | _ENTROPY
+        for x in (0.01, 0.1, 0.3)
+    },
+    "Q with its mean as baseline": _WITH_BASELINE,
+    "Q with its mean as baseline, rollouts of 5": _SHORT | _WITH_BASELINE,
 }
 
 QUESTIONS: dict[str, tuple[str, str, Variants]] = {
@@ -164,7 +177,9 @@ QUESTIONS: dict[str, tuple[str, str, Variants]] = {
         "acktr",
         "envpool:Hopper-v5",
         {
-            name: {"kl_clip": 0.001, "normalize_advantage": False, "momentum": 0.9} | changes
+            name: {"kl_clip": 0.001, "normalize_advantage": False, "momentum": 0.9}
+            | {"min_log_std": NetworkConfig.min_log_std}
+            | changes
             for name, changes in ACKTR_HOPPER.items()
         },
     ),

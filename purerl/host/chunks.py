@@ -122,6 +122,7 @@ class Session:
             driver.compile()
         if (late := self.signals.late()) is not None:  # it came while the programs were compiled
             raise KeyboardInterrupt if late == "SIGINT" else Terminated
+        self.signals.training = True
         if folder is not None:
             if self.main and begun:
                 folder.update(self.description)

@@ -14,7 +14,8 @@ import numpy as np
 from purerl.host.devices import begin_from_devices, from_hosts
 from purerl.host.options import Stopped
 
-AFTER_CTRL_C = b"\nthe run stops after the chunk it has begun; Ctrl-C again ends it at once\n"
+WHILE_TRAINING = b"\nthe run stops after the chunk it has begun; Ctrl-C again ends it at once\n"
+WHILE_COMPILING = b"\nthe run ends as soon as its programs are compiled\n"
 TRIAL = 0.5  # of the wished time of a chunk: what takes less is too short to be measured
 
 
@@ -72,6 +73,7 @@ class Signals:
         """
         self.seconds, self.mesh = seconds, mesh
         self.saved_at = time.perf_counter()
+        self.training = False  # until then programs are compiled, which nothing interrupts
         self._received: set[int] = set()
         self._before: Any = np.zeros((1, 3), bool)  # wishes of all hosts, a chunk ago
 
@@ -90,7 +92,7 @@ class Signals:
             self._received.add(number)
             if number == signal.SIGINT:
                 signal.signal(number, signal.default_int_handler)
-                os.write(2, AFTER_CTRL_C)
+                os.write(2, WHILE_TRAINING if self.training else WHILE_COMPILING)
 
         before = {}
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -5,6 +5,7 @@ import functools
 import gc
 import json
 import shutil
+import signal
 import sys
 
 import jax
@@ -305,6 +306,28 @@ def test_a_sweep_is_resumed(swept, tmp_path):
         purerl.sweep(make, VALUES, **options)
 
 
+def test_ctrl_c_while_a_later_program_is_compiled_loses_no_point_before(tmp_path, capsys):
+    """Without a folder they would be gone."""
+    trained = []
+
+    class Interrupting:
+        """A network during whose compilation, after another point, Ctrl-C is pressed."""
+
+        def __init__(self, space):
+            self.network = small_network(space)
+            self.init = self.network.init
+
+        def apply(self, params, obs):
+            if trained:
+                signal.raise_signal(signal.SIGINT)
+            return self.network.apply(params, obs)
+
+    values = {"network": [small_network, Interrupting]}
+    result = purerl.sweep(make, values, seeds=2, progress=False, on_row=trained.append)
+    assert (result.stopped, result.finished.tolist()) == ("SIGINT", [True, False])
+    assert np.isfinite(result.returns[0]).all()
+
+
 def test_overwriting_loses_nothing_before_the_new_sweep_trains(swept, tmp_path):
     """Numbers of NumPy are Python's; what cannot be described or does not fit deletes nothing; and
     what was finished before counts for nothing.
@@ -332,6 +355,14 @@ def test_points_with_values_of_different_names():
     names = {"point", "learning_rate", "gamma", "step", "iqm", "low", "high", "min", "failed"}
     assert {frozenset(row) for row in result.ranked()} == {frozenset(names)}
     assert len(result.table().splitlines()) == 5
+
+
+def test_points_of_several_tasks_are_ranked_one_task_after_another():
+    points = [{"env": "A", "clip": 0.1}, {"env": "B", "clip": 0.1}, {"env": "A", "clip": 0.2}]
+    result = made_up(points=points, finished=np.ones(3, bool))
+    assert [row["point"] for row in result.ranked()] == [2, 0, 1]  # though B's return is 2, A's 1
+    assert "2 tasks" in result.table()
+    assert "2 tasks" not in made_up().table()
 
 
 def test_no_column_hides_a_swept_number():

@@ -17,7 +17,7 @@ from purerl.host.chunks import OnRow, Session
 from purerl.host.compilation import cached_programs
 from purerl.host.devices import agreed, from_hosts, make_layout
 from purerl.host.experiment import Experiment, make_experiment
-from purerl.host.options import RunOptions
+from purerl.host.options import RunOptions, Stopped, Terminated
 from purerl.host.players.driver import make_driver
 from purerl.host.programs import Driver
 from purerl.host.report import frame
@@ -126,6 +126,7 @@ def sweep(
     with cached_programs(chosen.cache):
         records = list(driven.train(groups))
     result = collect(description["points"], seeds, records, driven.compilations)
+    result = result._replace(stopped=result.stopped or driven.stopped)
     return finish(result, folder, _write_table)
 
 
@@ -198,6 +199,7 @@ class _Sweep:
     memory: int | None  # in bytes
     on_row: OnRow | None
     compilations: int = 0
+    stopped: Stopped | None = None  # what ended it between two parts
     driver: Driver | None = None
 
     def __post_init__(self):
@@ -207,10 +209,22 @@ class _Sweep:
     def train(self, groups: list[Group]) -> Iterator[dict[str, Any]]:
         """Trains parts until one is stopped; yields what the last checkpoint of each says.
 
+        A signal that comes while the program of a later part is compiled loses none before it.
+
         Args:
             groups: Of points. Each is trained in as few parts as fit into memory; parts of one size
                 are trained by one program.
         """
+        parts = self._parts(groups)
+        yield next(parts)
+        try:
+            yield from parts
+        except KeyboardInterrupt:
+            self.stopped = "SIGINT"
+        except Terminated:
+            self.stopped = "SIGTERM"
+
+    def _parts(self, groups: list[Group]) -> Iterator[dict[str, Any]]:
         for number, group in enumerate(groups):
             self.driver = None  # frees its memory, before another one takes some
             rows = len(group.points) * self.seeds

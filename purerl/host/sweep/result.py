@@ -42,7 +42,7 @@ class SweepResult(NamedTuple):
         return self.table(top=10)
 
     def ranked(self) -> list[dict[str, Any]]:
-        """A row a point, the best first.
+        """A row a point, the best first; of points that vary the environment, task after task.
 
         Each row holds the point's number and values (``swept_low`` for one whose name is a column's
         here), IQM of the last evaluation, interval, worst seed, failed seeds; of a sweep that was
@@ -71,11 +71,19 @@ class SweepResult(NamedTuple):
                 }
             )
 
-        def order(row: dict[str, Any]) -> tuple[bool, bool, float, float]:
+        tasks = self._tasks()
+
+        def order(row: dict[str, Any]) -> tuple[int, bool, bool, float, float]:
             late = not self.finished[row["point"]], not np.isfinite(row["iqm"])
-            return *late, -row["iqm"], -row["low"]
+            return tasks[row["point"]], *late, -row["iqm"], -row["low"]
 
         return sorted(rows, key=order)
+
+    def _tasks(self) -> list[int]:
+        """The number of each point's task; points of one environment share one."""
+        named = [str([point.get(x) for x in ("env", "env_params")]) for point in self.points]
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(named))}
+        return [numbers[name] for name in named]
 
     def table(self, top: int | None = None) -> str:
         """The ranking as text.
@@ -95,7 +103,11 @@ class SweepResult(NamedTuple):
             elif name not in ("low", "high"):
                 columns.append([name, *(_short(row[name]) for row in rows)])
         lines = [aligned([*zip(*columns, strict=True)], left=0)]
-        if (alike := sum(row["high"] >= rows[0]["low"] for row in rows)) > 1:
+        if several := max(self._tasks()):
+            lines.append(
+                f"{several + 1} tasks, ranked one after another: returns of two do not compare"
+            )
+        elif (alike := sum(row["high"] >= rows[0]["low"] for row in rows)) > 1:
             lines.append(
                 f"{alike} of these rows are not told apart by their intervals (purerl compare)"
             )
