@@ -451,3 +451,12 @@ class Cursor(NamedTuple):
 
     next: jax.Array
     size: jax.Array
+
+
+def is_clock(x: Any) -> bool:
+    """Whether this part of a state is never batched.
+
+    Args:
+        x: A node of a pytree.
+    """
+    return isinstance(x, Clock | Cursor)

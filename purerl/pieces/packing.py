@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.records import PyTree
+from purerl.records import PyTree, is_clock
 
 SMALL = 64  # elements of a leaf, at most; larger ones are left as they are
 SHORT = 2**16  # elements of an array that joins others for a reduction, at most
@@ -26,7 +26,7 @@ class Packing(NamedTuple):
     Attributes:
         pack: ``(tree) -> arrays [..., W]``: all small leaves of each floating-point type in one,
             through which gradients pass; all small integers and booleans as words of 32
-            bits; and each other leaf, by itself.
+            bits; and each other leaf, by itself, as those of clocks are, which are never batched.
         unpack: The inverse.
     """
 
@@ -58,11 +58,13 @@ def make_packing(tree: PyTree, axes: int, packed: bool | None = None) -> Packing
     """
     kinds = [jax.ShapeDtypeStruct(x.shape[axes:], x.dtype) for x in jax.tree.leaves(tree)]
     structure = jax.tree.structure(tree)
+    nodes = jax.tree.leaves(tree, is_leaf=is_clock)
+    of_clock = [is_clock(node) for node in nodes for _ in jax.tree.leaves(node)]
     alone: list[int] = []  # leaves that are not packed
     together: dict[Any, list[int]] = {}  # and those that are, by the type that they get
     packed = pays() if packed is None else packed
     for i, kind in enumerate(kinds):
-        small = packed and 0 < math.prod(kind.shape) <= SMALL
+        small = packed and 0 < math.prod(kind.shape) <= SMALL and not of_clock[i]
         as_type = _packed_type(kind.dtype) if small else None
         (alone if as_type is None else together.setdefault(as_type, [])).append(i)
 
@@ -91,7 +93,7 @@ def packed_scan(
     axes: int = 0,
     unroll: int = 1,
 ) -> tuple[Any, PyTree]:
-    """``jax.lax.scan`` whose results are written packed.
+    """``jax.lax.scan`` whose carry is packed, and whose results are written so.
 
     Args:
         step: ``(carry, row of the inputs) -> (carry, results)``.
@@ -105,17 +107,18 @@ def packed_scan(
     Returns:
         ``(carry, results [T, ...])``.
     """
+    carried = make_packing(start, 0)
     written: list[Packing] = []  # known when the step is traced
 
     def packed(carry, row):
-        carry, results = step(carry, row)
+        carry, results = step(carried.unpack(carry), row)
         results = jax.tree.map(jnp.asarray, results)
         written.append(make_packing(results, axes))
-        return carry, written[-1].pack(results)
+        return carried.pack(carry), written[-1].pack(results)
 
     turn = unroll if pays() else 1
-    carry, rows = jax.lax.scan(packed, start, inputs, length, unroll=turn)
-    return carry, written[-1].unpack(rows)
+    carry, rows = jax.lax.scan(packed, carried.pack(start), inputs, length, unroll=turn)
+    return carried.unpack(carry), written[-1].unpack(rows)
 
 
 def joined(arrays: Sequence[jax.Array]) -> list[jax.Array]:

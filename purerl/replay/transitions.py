@@ -28,7 +28,7 @@ from purerl.pieces.returns import UNROLL
 from purerl.records import Clock, OffPolicyBatch, PyTree, Transition, flatten_time
 from purerl.replay.buffers import Replay, ReplayState, Sample
 from purerl.replay.packed import empty, pack, take_fields
-from purerl.replay.tree import put, take
+from purerl.replay.tree import take
 
 
 class ReplayMemoryState(NamedTuple):
@@ -134,16 +134,17 @@ def replay_memory(
                 "give replay_memory the right num_envs."
             )
         items = pack(flatten_time(steps._replace(next_obs=nothing)), state.replay.items)
+        envs = jnp.tile(jnp.arange(num_envs), 2)
 
         def remember(last_obs, step):
             time, truncated, next_obs = step
-            window = window_of(time)
-            rows = jnp.stack([window, jnp.int32(windows)])
+            # Into the window where truncated (else nowhere), and into the newest's place.
+            rows = jnp.where(truncated, window_of(time), windows + 1)
+            rows = jnp.concatenate([rows, jnp.full_like(rows, windows)])
 
             def write(last: jax.Array, new: jax.Array) -> jax.Array:
-                new = new.astype(last.dtype)
-                after = jnp.where(_like(truncated, new), new, last[window])
-                return put(last, rows, jnp.stack([after, new]))
+                twice = jnp.concatenate([new, new]).astype(last.dtype)
+                return last.at[rows, envs].set(twice, mode="drop", wrap_negative_indices=False)
 
             return jax.tree.map(write, last_obs, next_obs), None
 

@@ -155,7 +155,7 @@ def conjugate_gradient(
         new = _Carry(x, residual, direction, rz, rr, iterations, reason(rr, iterations))
         # Where rr = 0 the new direction may be 0 / 0, but it is not used any more.
         bad = jnp.where(curvature <= 0, CGStop.NON_POSITIVE_CURVATURE, CGStop.NON_FINITE)
-        good = (curvature > 0) & all_finite((x, rz, rr))
+        good = (curvature > 0) & all_finite(x) & jnp.isfinite(rz) & jnp.isfinite(rr)
         old = c._replace(reason=bad.astype(jnp.int32))
         return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 

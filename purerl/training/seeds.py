@@ -12,7 +12,7 @@ import scipy.linalg  # noqa: F401  (its LAPACK is what JAX calls; loaded, it can
 from jax.sharding import PartitionSpec
 from threadpoolctl import threadpool_limits
 
-from purerl.records import Clock, Cursor
+from purerl.records import Clock, Cursor, is_clock
 
 GROUP = 8  # seeds that one CPU core trains side by side, at most
 _AXIS = "seeds"
@@ -180,15 +180,6 @@ def _alone(of_one: Callable[..., Any]) -> Callable[..., Any]:
         return [jnp.asarray(x)[None] for x in out], out_clocks
 
     return of_many
-
-
-def is_clock(x: Any) -> bool:
-    """Whether this part of a state is never batched.
-
-    Args:
-        x: A node of a pytree.
-    """
-    return isinstance(x, Clock | Cursor)
 
 
 def _split(tree: Any) -> tuple[list[Any], list[Clock | Cursor], Callable[..., Any]]:

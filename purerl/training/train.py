@@ -13,7 +13,7 @@ from purerl.config import suggest
 from purerl.envs.make import make_env
 from purerl.envs.record import Env
 from purerl.pieces.gradient import all_finite
-from purerl.pieces.packing import packed_scan
+from purerl.pieces.packing import make_packing, packed_scan
 from purerl.records import Clock, OffPolicyAlgorithm, OnPolicyAlgorithm
 from purerl.threefry import as_others_take, rolled, unrolled
 from purerl.training import off_policy, on_policy, state as states
@@ -154,12 +154,15 @@ def _assemble(
         return Totals(none, sums)
 
     def accumulate(state: TrainState, totals: Totals, count: Clock) -> tuple[TrainState, Totals]:
-        def step(_, carry):
-            state, totals = carry
-            state, metrics = iterate(state)
-            return state, totals.plus(metrics)
+        carried = make_packing((state, totals), 0)
 
-        return jax.lax.fori_loop(0, count.iteration, step, (state, totals))
+        def step(_, carry):
+            state, totals = carried.unpack(carry)
+            state, metrics = iterate(state)
+            return carried.pack((state, totals.plus(metrics)))
+
+        first = carried.pack((state, totals))
+        return carried.unpack(jax.lax.fori_loop(0, count.iteration, step, first))
 
     def evaluate_state(state: TrainState) -> Evaluation:
         state = drawing(state)

@@ -368,9 +368,15 @@ def test_a_run_whose_loops_are_packed_is_the_same_to_rounding(name, monkeypatch)
         train = purerl.make_train(
             algorithm, NOISY, 120, num_envs=4, rollout_length=8, normalize_obs=True, **sizes
         )
-        run = jax.jit(lambda key, train=train: train.advance(train.init(key), 2))
-        text = run.lower(jax.random.key(0)).as_text()
-        ends.append((run(jax.random.key(0)), text.count("bitcast_convert")))
+
+        def one(key, train=train):
+            state = train.init(key)
+            return train.accumulate(state, train.totals(state), Clock(jnp.int32(2)))
+
+        run, keys = jax.jit(purerl.vectorize(one)), jax.random.split(jax.random.key(0), 2)
+        text = run.lower(keys).as_text()
+        ends.append((run(keys), text.count("bitcast_convert")))
+        assert ends[-1][0][0].clock.iteration.shape == ()
     assert_close(ends[0][0], ends[1][0], rtol=1e-4, atol=1e-5)
     assert ends[0][1] < ends[1][1]  # it was packed
 

@@ -18,9 +18,9 @@ from purerl.host.players.driver import evaluate_played
 from purerl.host.store.checkpoint import Checkpoints
 from purerl.host.store.folder import RunFolder, check_run, read_run
 from purerl.host.sweep.result import load_sweep, sweep_parts
-from purerl.records import Clock, PyTree
+from purerl.records import Clock, PyTree, is_clock
 from purerl.training.evaluation import Evaluation
-from purerl.training.seeds import is_clock, take_seeds, use_all_cores, vectorize
+from purerl.training.seeds import take_seeds, use_all_cores, vectorize
 from purerl.training.state import TrainState
 
 
