@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import purerl
 from purerl.host.presets import preset
 from purerl.policies.networks import NetworkConfig
 
@@ -161,6 +162,44 @@ BOOTSTRAPPED: Variants = {
     "Q with its mean as baseline, rollouts of 5": _SHORT | _WITH_BASELINE,
 }
 
+# Without normalization the general defaults stay at -200, where nothing is ever learned.
+_NORMAL: dict[str, Any] = {"steps": 500_000, "normalize_obs": True, "normalize_reward": True}
+_SMOOTH = _NORMAL | {"gae_lambda": 0.98}
+# What the presets have had since, as it was.
+_BEFORE: dict[str, dict[str, Any]] = {
+    "ppo_clip": {},
+    "a2c": {"rollout_length": 5, "gae_lambda": purerl.A2CConfig().gae_lambda},
+    "acktr": {"rollout_length": 20, "gae_lambda": purerl.ACKTRConfig().gae_lambda}
+    | {"kl_clip": purerl.ACKTRConfig().kl_clip, "normalize_advantage": False},
+}
+MOUNTAINCAR: dict[str, Variants] = {
+    "ppo_clip": {
+        "8 envs, rollouts of 256, 10 epochs": _SMOOTH
+        | {"num_envs": 8, "rollout_length": 256, "num_epochs": 10},
+        "4 envs, rollouts of 512, 10 epochs, rate 1e-3": _SMOOTH
+        | {"num_envs": 4, "rollout_length": 512, "num_epochs": 10, "learning_rate": 1e-3},
+        "16 envs, rollouts of 16, 4 epochs": _SMOOTH
+        | {"num_envs": 16, "rollout_length": 16, "num_epochs": 4},
+    },
+    "a2c": {
+        "16 envs": _NORMAL | {"num_envs": 16},
+        "16 envs, rollouts of 16": _SMOOTH | {"num_envs": 16, "rollout_length": 16},
+        "16 envs, rollouts of 16, normalized advantage": _SMOOTH
+        | {"num_envs": 16, "rollout_length": 16, "normalize_advantage": True},
+        "8 envs, rollouts of 64, adam 3e-3, normalized advantage": _SMOOTH
+        | {"num_envs": 8, "rollout_length": 64, "optimizer": "adam", "learning_rate": 3e-3}
+        | {"normalize_advantage": True},
+    },
+    "acktr": {
+        "16 envs": _NORMAL | {"num_envs": 16},
+        "16 envs, rollouts of 50": _SMOOTH | {"num_envs": 16, "rollout_length": 50},
+        "16 envs, rollouts of 50, normalized advantage": _SMOOTH
+        | {"num_envs": 16, "rollout_length": 50, "normalize_advantage": True},
+        "4 envs, rollouts of 256, normalized advantage, kl_clip 0.01": _SMOOTH
+        | {"num_envs": 4, "rollout_length": 256, "normalize_advantage": True, "kl_clip": 0.01},
+    },
+}
+
 QUESTIONS: dict[str, tuple[str, str, Variants]] = {
     # Seeds end anywhere between 10 and 89 bricks.
     "breakout": ("ppo_clip", "Breakout-MinAtar", BREAKOUT),
@@ -199,6 +238,15 @@ QUESTIONS: dict[str, tuple[str, str, Variants]] = {
         PPO_LATE_DOUBLE_PENDULUM,
     ),
     **LOG_STD,
+    # Where each stayed at -200, and TRPO reached -109.
+    **{
+        f"{algorithm.removesuffix('_clip')}_mountaincar": (
+            algorithm,
+            "MountainCar-v0",
+            {name: _BEFORE[algorithm] | changes for name, changes in variants.items()},
+        )
+        for algorithm, variants in MOUNTAINCAR.items()
+    },
     # Where they are at 9 and 80, and REINFORCE at 500.
     "bootstrapped": ("policy_gradient", "CartPole-v1", BOOTSTRAPPED),
     # Not asked yet.
