@@ -247,6 +247,15 @@ QUESTIONS: dict[str, tuple[str, str, Variants]] = {
         )
         for algorithm, variants in MOUNTAINCAR.items()
     },
+    # Where it was at -369 with the general defaults.
+    "policy_gradient_acrobot": (
+        "policy_gradient",
+        "Acrobot-v1",
+        {
+            "8 envs, rollouts of 125": _NORMAL | {"num_envs": 8, "rollout_length": 125},
+            "16 envs, rollouts of 32": _NORMAL | {"num_envs": 16, "rollout_length": 32},
+        },
+    ),
     # Where they are at 9 and 80, and REINFORCE at 500.
     "bootstrapped": ("policy_gradient", "CartPole-v1", BOOTSTRAPPED),
     # Not asked yet.
