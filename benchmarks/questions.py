@@ -167,7 +167,7 @@ _NORMAL: dict[str, Any] = {"steps": 500_000, "normalize_obs": True, "normalize_r
 _SMOOTH = _NORMAL | {"gae_lambda": 0.98}
 # What the presets have had since, as it was.
 _BEFORE: dict[str, dict[str, Any]] = {
-    "ppo_clip": {},
+    "ppo_clip": {"learning_rate": purerl.PPOClipConfig().learning_rate},
     "a2c": {"rollout_length": 5, "gae_lambda": purerl.A2CConfig().gae_lambda},
     "acktr": {"rollout_length": 20, "gae_lambda": purerl.ACKTRConfig().gae_lambda}
     | {"kl_clip": purerl.ACKTRConfig().kl_clip, "normalize_advantage": False},
