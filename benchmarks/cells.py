@@ -211,7 +211,7 @@ def mujoco_cells() -> list[Cell]:
         for algorithm, bound, suffix in (
             ("ppo_clip", None, "[no bound]"),
             ("trpo", None, "[no bound]"),
-            ("acktr", -1.0, "[bound]"),
+            ("acktr", None, "[no bound]"),
             ("npg", -1.0, "[bound]"),
         )
         for task in MUJOCO[:4]
