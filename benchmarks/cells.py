@@ -196,8 +196,8 @@ def mujoco_cells() -> list[Cell]:
         for algorithm, wanted in MUJOCO_WANTED.items()
         if i < len(wanted)
     ]
-    # Of some it was, of others it is not yet the preset, that the log-std has a bound, which keeps
-    # InvertedDoublePendulum up (questions.py).
+    # A bound on the log-std keeps InvertedDoublePendulum up (questions.py): three algorithms as
+    # they were without it, and NPG, whose preset has none yet, with it.
     others = [
         Cell(
             group="mujoco",

@@ -16,7 +16,7 @@ from test_resume import make
 
 import purerl
 from purerl.cli import main
-from purerl.host.pacing import ChunkLength
+from purerl.host.pacing import ChunkLength, Signals
 from purerl.host.programs import Driver
 from purerl.host.report.log import named
 from purerl.host.report.progress import Progress
@@ -295,6 +295,15 @@ def test_chunks_are_even(left, most):
     assert max(lengths) <= most
     assert max(lengths) - min(lengths) <= 1
     assert len(lengths) == -(-left // most)
+
+
+@pytest.mark.parametrize(("training", "said"), [(False, "are compiled"), (True, "the chunk")])
+def test_ctrl_c_says_what_is_waited_for(training, said, capfd):
+    signals = Signals(1.0, None)
+    signals.training = training
+    with signals.caught():
+        signal.raise_signal(signal.SIGINT)
+    assert said in capfd.readouterr().err
 
 
 def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):

@@ -306,7 +306,7 @@ def test_a_sweep_is_resumed(swept, tmp_path):
         purerl.sweep(make, VALUES, **options)
 
 
-def test_ctrl_c_while_a_later_program_is_compiled_loses_no_point_before(tmp_path, capsys):
+def test_ctrl_c_while_a_later_program_is_compiled_loses_no_point_before():
     """Without a folder they would be gone."""
     trained = []
 
